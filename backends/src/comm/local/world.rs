@@ -1,0 +1,197 @@
+//! What all ranks of a world share: where each rank was last seen, how it sleeps and wakes, and whether all must stop.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::channel::Channel;
+use super::rendezvous::Rendezvous;
+use crate::comm::{CommFault, CommKind, Group, Site};
+
+/// How often a waiting rank looks before it lets others run.
+const N_SPINS: usize = 50;
+
+/// How often it then lets others run before it sleeps: where there are more ranks than cores, giving the core to a rank
+/// that is still on its way is several times cheaper than sleeping and being woken.
+const N_YIELDS: usize = 50;
+
+/// The state shared by the ends of one world.
+pub(super) struct World {
+    /// How long a call waits for its peers.
+    pub(super) timeout: Duration,
+    seats: Vec<Seat>,
+    /// From rank `i` to rank `j` at `i * n + j`.
+    channels: Vec<Channel>,
+    meetings: Mutex<BTreeMap<Group, Arc<Rendezvous>>>,
+    aborted: AtomicBool,
+    /// The first rank that failed and its reason; set before `aborted`.
+    cause: OnceLock<(usize, String)>,
+}
+
+/// What others need to know of one rank. Aligned so that the seats share no cache line.
+#[repr(align(128))]
+#[derive(Default)]
+struct Seat {
+    /// Whether the rank sleeps or is about to, and has to be woken by whoever changes what it waits for.
+    asleep: AtomicBool,
+    /// The thread that sleeps.
+    thread: Mutex<Option<Thread>>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// None before the first call.
+    kind: Option<CommKind>,
+    node: String,
+    step: u64,
+    /// The rank's end was dropped: it makes no more calls.
+    left: bool,
+}
+
+impl World {
+    pub(super) fn new(n: usize, timeout: Duration, capacity: usize) -> Self {
+        Self {
+            timeout,
+            seats: (0..n).map(|_| Seat::default()).collect(),
+            channels: (0..n * n).map(|_| Channel::new(capacity)).collect(),
+            meetings: Mutex::default(),
+            aborted: AtomicBool::new(false),
+            cause: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn n_ranks(&self) -> usize {
+        self.seats.len()
+    }
+
+    pub(super) fn channel(&self, from: usize, to: usize) -> &Channel {
+        &self.channels[from * self.n_ranks() + to]
+    }
+
+    /// The one meeting point of a group, the same for all its members.
+    pub(super) fn meeting(&self, group: &Group) -> Arc<Rendezvous> {
+        let mut meetings = locked(&self.meetings);
+        Arc::clone(meetings.entry(group.clone()).or_insert_with(|| Arc::new(Rendezvous::new(group))))
+    }
+
+    /// Notes where `rank` is; fails if the world has been aborted.
+    pub(super) fn enter(&self, rank: usize, kind: CommKind, site: &Site<'_>) -> Result<(), CommFault> {
+        let mut seen = locked(&self.seats[rank].seen);
+        seen.kind = Some(kind);
+        seen.node.clear();
+        seen.node.push_str(site.node);
+        seen.step = site.step;
+        drop(seen);
+        self.abort_fault(rank).map_or(Ok(()), Err)
+    }
+
+    /// Notes that `rank` makes no more calls.
+    pub(super) fn leave(&self, rank: usize) {
+        locked(&self.seats[rank].seen).left = true;
+    }
+
+    /// Blocks `rank` until `ready` holds, or at most for `timeout`; then the error is the time waited. `ready` must load
+    /// with `SeqCst` what others store with `SeqCst` before they [`wake`](Self::wake) this rank.
+    pub(super) fn wait(
+        &self,
+        rank: usize,
+        timeout: Option<Duration>,
+        ready: impl Fn() -> bool,
+    ) -> Result<(), Duration> {
+        for look in 0..N_SPINS + N_YIELDS {
+            if ready() {
+                return Ok(());
+            }
+            if look < N_SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+        }
+        let seat = &self.seats[rank];
+        *locked(&seat.thread) = Some(thread::current());
+        let outcome = seat.sleep(timeout, ready);
+        seat.asleep.store(false, Ordering::SeqCst);
+        outcome
+    }
+
+    /// Wakes `rank` if it sleeps, so that it looks again.
+    pub(super) fn wake(&self, rank: usize) {
+        let seat = &self.seats[rank];
+        if seat.asleep.load(Ordering::SeqCst)
+            && seat.asleep.swap(false, Ordering::SeqCst)
+            && let Some(thread) = &*locked(&seat.thread)
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Stops every rank; only the first call has an effect.
+    pub(super) fn abort(&self, by: usize, reason: &str) {
+        if self.cause.set((by, reason.to_owned())).is_ok() {
+            self.aborted.store(true, Ordering::SeqCst);
+            (0..self.n_ranks()).for_each(|rank| self.wake(rank));
+        }
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
+    /// The error for `rank` if the world has been aborted.
+    pub(super) fn abort_fault(&self, rank: usize) -> Option<CommFault> {
+        if !self.is_aborted() {
+            return None;
+        }
+        let (by, reason) = self.cause.get().expect("invariant: the cause is set before the flag");
+        Some(CommFault::Aborted { rank, by: *by, reason: reason.clone() })
+    }
+
+    /// The time-out of `rank`, which has waited for `missing` among the members `ranks`.
+    pub(super) fn timeout_fault(
+        &self,
+        rank: usize,
+        (kind, site): (CommKind, &Site<'_>),
+        waited: Duration,
+        missing: Vec<usize>,
+        ranks: &[usize],
+    ) -> CommFault {
+        let peers = ranks.iter().filter(|&&peer| peer != rank).map(|&peer| (peer, self.place(peer))).collect();
+        CommFault::Timeout { rank, node: site.node.to_owned(), step: site.step, kind, waited, missing, peers }
+    }
+
+    /// Where a rank was last seen, in words.
+    fn place(&self, rank: usize) -> String {
+        let seen = locked(&self.seats[rank].seen);
+        let end = if seen.left { ", and has finished since" } else { "" };
+        match seen.kind {
+            None => format!("its start{end}"),
+            Some(kind) => format!("{kind} at `{}` (step {}){end}", seen.node, seen.step),
+        }
+    }
+}
+
+impl Seat {
+    fn sleep(&self, timeout: Option<Duration>, ready: impl Fn() -> bool) -> Result<(), Duration> {
+        let start = Instant::now();
+        loop {
+            self.asleep.store(true, Ordering::SeqCst);
+            if ready() {
+                return Ok(());
+            }
+            let Some(timeout) = timeout else {
+                thread::park();
+                continue;
+            };
+            let waited = start.elapsed();
+            if waited >= timeout {
+                return Err(waited);
+            }
+            thread::park_timeout(timeout - waited);
+        }
+    }
+}
+
+/// Locks a mutex whose data stays consistent even if a holder panics.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,152 @@
+//! A naive interpreter of the compute and optimizer ops in `f64`: the oracle of the tests.
+//!
+//! Every op is written as its formula reads, one element at a time, without any thought of speed. Integers and bools are
+//! held as `f64` too, and `bf16` is not rounded. [`eval`] runs one op on whole or on local operands, [`run_program`] a whole
+//! program, and [`scatter`] and [`assemble`] go from a tensor to the parts that the ranks of a mesh hold and back.
+
+mod attention;
+mod einsum;
+mod elementwise;
+mod gather;
+mod layout;
+mod loss;
+mod norm;
+mod optimizer;
+mod shards;
+mod special;
+mod tensor;
+
+pub use shards::{assemble, first_index, scatter, scatter_at};
+pub use special::erf;
+pub use tensor::{Tensor, indices, noise};
+
+use galvatron_ir::op::{Effects, Op};
+use galvatron_ir::types::TensorType;
+use galvatron_ir::{NodeId, Program, ValueId};
+use std::collections::BTreeMap;
+
+/// Results of one op.
+///
+/// `results` are the types of the results, local ones when the operands are local. `first_row` is the first row of the table
+/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`); 0 for a whole table and for other ops.
+///
+/// # Errors
+/// When the op communicates, reads or writes what the run supplies, or when a result has not the shape of its type.
+pub fn eval(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) -> Result<Vec<Tensor>, String> {
+    let found = compute(op, args, results, first_row)?;
+    let has: Vec<&[u64]> = found.iter().map(|t| t.shape.as_slice()).collect();
+    let wants: Vec<&[u64]> = results.iter().map(|t| t.shape.as_slice()).collect();
+    if has == wants { Ok(found) } else { Err(format!("`{}` gives shapes {has:?}, not {wants:?}", op.mnemonic())) }
+}
+
+/// Values of all the values of a program, by their ids, where `feeds` gives those that it declares.
+///
+/// A node whose results are all fed is not run, so the learning rate and the step count are fed as the results of their
+/// nodes. `None` stands for a value that is not fed and is no pure function of what is.
+pub fn run_program(program: &Program, feeds: BTreeMap<ValueId, Tensor>) -> Vec<Option<Tensor>> {
+    let mut values: Vec<Option<Tensor>> = vec![None; program.graph.n_values()];
+    for (value, tensor) in feeds {
+        assert_eq!(tensor.shape, program.graph.value(value).ty.shape, "fed `{}`", program.graph.value(value).name);
+        values[value.index()] = Some(tensor);
+    }
+    for &node in &program.body {
+        run_node(program, node, &mut values);
+    }
+    values
+}
+
+fn run_node(program: &Program, id: NodeId, values: &mut [Option<Tensor>]) {
+    let node = program.graph.node(id);
+    let fed = node.results.iter().all(|r| values[r.index()].is_some());
+    let args: Option<Vec<&Tensor>> = node.args.iter().map(|a| values[a.index()].as_ref()).collect();
+    let Some(args) = args.filter(|_| !fed && node.op.effects() == Effects::Pure) else { return };
+    let types: Vec<TensorType> = program.graph.types(&node.results).into_iter().cloned().collect();
+    let found = eval(&node.op, &args, &types, 0).expect("invariant: pure ops of a well-typed program have values");
+    for (result, tensor) in node.results.iter().zip(found) {
+        values[result.index()] = Some(tensor);
+    }
+}
+
+fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) -> Result<Vec<Tensor>, String> {
+    let shape = |i: usize| results[i].shape.as_slice();
+    let one = match op {
+        Op::Einsum(op) => einsum::einsum(op, args[0], args[1], shape(0)),
+        Op::Binary(op) => elementwise::binary(op.kind, args, shape(0)),
+        Op::AddN(_) => elementwise::add_n(args, shape(0)),
+        Op::Unary(op) => elementwise::unary(op.kind, args[0]),
+        Op::UnaryGrad(op) => elementwise::unary_grad(op.kind, args[0], args[1]),
+        Op::Where(_) => elementwise::choose(args, shape(0)),
+        Op::Cast(op) => elementwise::cast(op.to, args[0]),
+        Op::ReduceSum(op) => layout::reduce_sum(&op.dims, args[0], shape(0)),
+        Op::Broadcast(op) => layout::broadcast(&op.dims, args[0], shape(0)),
+        Op::Reshape(_) => Tensor::new(shape(0), args[0].data.clone()),
+        Op::Transpose(op) => layout::transpose(&op.perm, args[0], shape(0)),
+        Op::Slice(op) => layout::slice(op, args[0], shape(0)),
+        Op::Concat(op) => layout::concat(op.dim, args, shape(0)),
+        Op::Full(op) => Tensor::filled(shape(0), op.value.get()),
+        Op::Iota(op) => layout::iota(op, shape(0)),
+        Op::CausalMask(op) => layout::causal_mask(op, shape(0)),
+        Op::Constant(op) => Tensor::new(shape(0), op.values.iter().map(|v| v.get()).collect()),
+        Op::LayerNorm(op) => return Ok(norm::layer_norm(op.eps.get(), args[0], args[1], args[2])),
+        Op::LayerNormGrad(_) => norm::layer_norm_grad(args),
+        Op::LayerNormParamGrad(_) => return Ok(norm::layer_norm_param_grad(args)),
+        Op::Softmax(_) => norm::softmax(args[0]),
+        Op::SoftmaxGrad(_) => norm::softmax_grad(args[0], args[1]),
+        Op::Attention(op) => return Ok(attention::attention(op, args)),
+        Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args)),
+        Op::Embedding(_) => gather::embedding(args[0], args[1], shape(0), first_row),
+        Op::EmbeddingGrad(_) => gather::embedding_grad(args[0], args[1], shape(0), first_row),
+        Op::CrossEntropy(op) => return Ok(loss::cross_entropy(op.ignore, args[0], args[1])),
+        Op::CrossEntropyGrad(op) => loss::cross_entropy_grad(op.ignore, args),
+        Op::CountLabels(op) => loss::count_labels(op.ignore, args[0]),
+        Op::Mse(_) => loss::mse(args[0], args[1]),
+        Op::MseGrad(_) => loss::mse_grad(args[0], args[1], args[2]),
+        Op::SumSquares(_) => loss::sum_squares(args[0]),
+        Op::ClipScale(op) => loss::clip_scale(op.max_norm.get(), args[0]),
+        Op::Sgd(op) => return Ok(optimizer::sgd(op, args)),
+        Op::Adamw(op) => return Ok(optimizer::adamw(op, args)),
+        Op::Reshard(_) | Op::AllReduce(_) | Op::ReduceScatter(_) => return refuse(op),
+        Op::AllGather(_) | Op::AllToAll(_) | Op::Shard(_) => return refuse(op),
+        Op::Load(_) | Op::RunScalar(_) | Op::Accumulate(_) | Op::Update(_) => return refuse(op),
+    };
+    Ok(vec![one])
+}
+
+fn refuse(op: &Op) -> Result<Vec<Tensor>, String> {
+    Err(format!("`{}` is no function of its operands on one rank", op.mnemonic()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use galvatron_ir::op::compute::{Binary, Unary, UnaryKind};
+    use galvatron_ir::op::mem::RunScalar;
+
+    #[test]
+    fn a_program_runs_in_order_and_leaves_out_what_is_not_known() {
+        let mut program = Program::default();
+        let x = program.graph.declare("x", TensorType::f32([2]));
+        let y = program.graph.declare("y", TensorType::f32([2]));
+        for (op, args) in [
+            (Op::from(Unary { kind: UnaryKind::Neg }), vec![x]),
+            (Op::from(Binary::MUL), vec![x, ValueId(2)]),
+            (Op::from(Binary::MUL), vec![x, y]),
+            (Op::from(RunScalar { name: "lr".into() }), vec![]),
+        ] {
+            let node = program.graph.add(op, &args).unwrap();
+            program.body.push(node);
+        }
+        let values = run_program(&program, BTreeMap::from([(x, Tensor::new([2], vec![1.0, -3.0]))]));
+        assert_eq!(values[3], Some(Tensor::new([2], vec![-1.0, -9.0])));
+        assert_eq!(values[4], None);
+        assert_eq!(values[5], None);
+    }
+
+    #[test]
+    fn a_result_of_another_shape_than_its_type_is_an_error() {
+        let x = Tensor::filled([2, 3], 1.0);
+        let op = Op::from(Unary { kind: UnaryKind::Exp });
+        assert!(eval(&op, &[&x], &[TensorType::f32([2, 3])], 0).is_ok());
+        assert!(eval(&op, &[&x], &[TensorType::f32([3, 2])], 0).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! The mesh: named axes, ranks and the groups of ranks along some axes.
+
+use crate::id::AxisId;
+
+/// One axis of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshAxis {
+    /// Name in the text format, for example `a0`; the temporal axis is `mb`.
+    pub name: String,
+    /// Number of positions along the axis.
+    pub size: u32,
+    /// Link level that the axis belongs to (0 = slowest); `None` for the temporal axis.
+    pub level: Option<u32>,
+}
+
+/// A mesh: axis 0 is the temporal axis `mb`, the others are spatial, slowest link first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    axes: Vec<MeshAxis>,
+}
+
+impl Mesh {
+    /// The temporal axis of micro-batches.
+    pub const MB: AxisId = AxisId(0);
+
+    /// A mesh of the given link levels (slowest first) whose sizes are split into prime factors, and a number of micro-batches.
+    pub fn from_levels(level_sizes: &[u32], micro_batches: u32) -> Mesh {
+        let mut axes = vec![MeshAxis { name: "mb".into(), size: micro_batches, level: None }];
+        for (level, &size) in level_sizes.iter().enumerate() {
+            for prime in prime_factors(size) {
+                let name = format!("a{}", axes.len() - 1);
+                axes.push(MeshAxis { name, size: prime, level: Some(level as u32) });
+            }
+        }
+        Mesh { axes }
+    }
+
+    /// A mesh with the given spatial axes.
+    pub fn new(micro_batches: u32, spatial: Vec<MeshAxis>) -> Mesh {
+        let mut axes = vec![MeshAxis { name: "mb".into(), size: micro_batches, level: None }];
+        axes.extend(spatial);
+        Mesh { axes }
+    }
+
+    /// All axes, the temporal one first.
+    pub fn axes(&self) -> &[MeshAxis] {
+        &self.axes
+    }
+
+    /// Ids of the spatial axes, slowest link first.
+    pub fn spatial(&self) -> impl DoubleEndedIterator<Item = AxisId> + use<> {
+        (1..self.axes.len() as u32).map(AxisId)
+    }
+
+    /// Name of an axis.
+    pub fn name(&self, axis: AxisId) -> &str {
+        &self.axes[axis.index()].name
+    }
+
+    /// Size of an axis.
+    pub fn size(&self, axis: AxisId) -> u64 {
+        u64::from(self.axes[axis.index()].size)
+    }
+
+    /// Product of the sizes of some axes.
+    pub fn product(&self, axes: &[AxisId]) -> u64 {
+        axes.iter().map(|&a| self.size(a)).product()
+    }
+
+    /// The axis of that name.
+    pub fn axis(&self, name: &str) -> Option<AxisId> {
+        self.axes.iter().position(|a| a.name == name).map(|i| AxisId(i as u32))
+    }
+
+    /// Micro-batches in one optimizer step.
+    pub fn micro_batches(&self) -> u64 {
+        self.size(Mesh::MB)
+    }
+
+    /// The same mesh with another number of micro-batches.
+    pub fn with_micro_batches(&self, n: u32) -> Mesh {
+        let mut mesh = self.clone();
+        mesh.axes[0].size = n;
+        mesh
+    }
+
+    /// Number of ranks.
+    pub fn world(&self) -> u64 {
+        self.axes[1..].iter().map(|a| u64::from(a.size)).product()
+    }
+
+    /// Position of a rank along each axis; the temporal axis gives 0.
+    pub fn coordinates(&self, rank: u64) -> Vec<u64> {
+        let mut rest = rank;
+        let mut at = vec![0; self.axes.len()];
+        for i in (1..self.axes.len()).rev() {
+            let size = u64::from(self.axes[i].size);
+            at[i] = rest % size;
+            rest /= size;
+        }
+        at
+    }
+
+    /// Rank at the given coordinates.
+    pub fn rank_at(&self, coordinates: &[u64]) -> u64 {
+        self.axes.iter().zip(coordinates).skip(1).fold(0, |r, (a, &c)| r * u64::from(a.size) + c)
+    }
+
+    /// Row-major index of a position along an ordered list of axes.
+    pub fn index_along(&self, axes: &[AxisId], coordinates: &[u64]) -> u64 {
+        axes.iter().fold(0, |r, &a| r * self.size(a) + coordinates[a.index()])
+    }
+
+    /// The ranks that differ from `rank` only along `axes`, in row-major order over `axes`.
+    pub fn group(&self, axes: &[AxisId], rank: u64) -> Vec<u64> {
+        let mut at = self.coordinates(rank);
+        let count = self.product(axes);
+        (0..count)
+            .map(|index| {
+                let mut rest = index;
+                for &a in axes.iter().rev() {
+                    at[a.index()] = rest % self.size(a);
+                    rest /= self.size(a);
+                }
+                self.rank_at(&at)
+            })
+            .collect()
+    }
+}
+
+/// Prime factors in ascending order; empty for 1.
+fn prime_factors(mut n: u32) -> Vec<u32> {
+    let mut factors = Vec::new();
+    let mut p = 2;
+    while n > 1 {
+        while n.is_multiple_of(p) {
+            factors.push(p);
+            n /= p;
+        }
+        p += 1;
+    }
+    factors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_row_major_over_the_spatial_axes() {
+        let mesh = Mesh::from_levels(&[2, 6], 3);
+        assert_eq!(mesh.world(), 12);
+        assert_eq!(mesh.coordinates(7), vec![0, 1, 0, 1]);
+        assert_eq!(mesh.rank_at(&mesh.coordinates(11)), 11);
+        assert_eq!(mesh.group(&[AxisId(3)], 4), vec![3, 4, 5]);
+        assert_eq!(mesh.group(&[AxisId(2), AxisId(1)], 0), vec![0, 6, 3, 9]);
+    }
+}

@@ -1,0 +1,307 @@
+//! Sharding rules: one einsum-like table of factors per op, from which placements, their legality and their duals follow.
+//!
+//! A *factor* is an index that an op runs over. Each dimension of each operand and result is made of factors, major first
+//! (a merged dimension `(b s)` has two). Assigning mesh axes to factors determines the placement of everything the op
+//! touches: a dimension is sharded by the axes of its leading factor; a result is a partial sum over the axes of every
+//! factor that it does not contain. The idea of factor rules is that of Shardy (OpenXLA) and of einsum-based SPMD partitioners.
+
+use super::{Mesh, Sharding};
+use crate::id::AxisId;
+
+/// What sharding a factor means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FactorKind {
+    /// Each part is computed by itself; results without the factor are partial sums.
+    Plain,
+    /// The op must see the whole extent: never sharded.
+    Whole,
+    /// Sharding needs the op's own offset (vocabulary of an embedding); results without the factor are partial sums.
+    Offset,
+}
+
+/// An index that an op runs over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Factor {
+    /// Letter in reports and pins, for example `b`.
+    pub label: String,
+    /// Extent.
+    pub size: u64,
+    /// What sharding it means.
+    pub kind: FactorKind,
+}
+
+/// In which operands an op is linear, so that partial sums may pass through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Linearity {
+    /// Partial operands are errors.
+    None,
+    /// Linear in these operands jointly: all of them partial over the same axes, or none.
+    Joint(Vec<usize>),
+    /// Linear in each of these operands alone: at most one of them is partial.
+    Each(Vec<usize>),
+}
+
+/// The table of factors of one op on given types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardingRule {
+    /// The factors.
+    pub factors: Vec<Factor>,
+    /// For each operand and dimension the factors (indices into `factors`), major first; empty for an extent of 1.
+    pub operands: Vec<Vec<Vec<usize>>>,
+    /// The same for each result.
+    pub results: Vec<Vec<Vec<usize>>>,
+    /// Which operands may be partial.
+    pub linear: Linearity,
+}
+
+/// An assignment of mesh axes to the factors of one op.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FactorMap {
+    /// For each factor its axes, major first.
+    pub axes: Vec<Vec<AxisId>>,
+    /// Axes over which the (jointly linear) operands and the results are partial.
+    pub partial: Vec<AxisId>,
+}
+
+impl FactorMap {
+    /// Nothing is sharded.
+    pub fn replicated(rule: &ShardingRule) -> Self {
+        FactorMap { axes: vec![Vec::new(); rule.factors.len()], partial: Vec::new() }
+    }
+}
+
+impl ShardingRule {
+    /// Placement that the map demands of an operand.
+    pub fn operand_sharding(&self, index: usize, map: &FactorMap) -> Sharding {
+        let mut sharding = Sharding { dims: self.dims_of(&self.operands[index], map), partial: Vec::new() };
+        if let Linearity::Joint(operands) = &self.linear
+            && operands.contains(&index)
+        {
+            sharding.partial = map.partial.clone();
+        }
+        sharding
+    }
+
+    /// Placement of a result under the map.
+    pub fn result_sharding(&self, index: usize, map: &FactorMap) -> Sharding {
+        let dims = &self.results[index];
+        let mut partial = map.partial.clone();
+        for (f, axes) in map.axes.iter().enumerate() {
+            if !dims.iter().flatten().any(|&g| g == f) {
+                partial.extend(axes);
+            }
+        }
+        partial.sort();
+        Sharding { dims: self.dims_of(dims, map), partial }
+    }
+
+    fn dims_of(&self, dims: &[Vec<usize>], map: &FactorMap) -> Vec<Vec<AxisId>> {
+        dims.iter().map(|fs| fs.first().map_or(Vec::new(), |&f| map.axes[f].clone())).collect()
+    }
+
+    /// Whether a factor may be sharded at all: never a whole one, nor one that is minor in a merged dimension.
+    pub fn is_shardable(&self, factor: usize) -> bool {
+        let minor = |dims: &Vec<Vec<usize>>| dims.iter().any(|fs| fs.iter().skip(1).any(|&f| f == factor));
+        self.factors[factor].kind != FactorKind::Whole
+            && !self.operands.iter().any(minor)
+            && !self.results.iter().any(minor)
+    }
+
+    /// The map that gives the operands these placements, or why there is none.
+    ///
+    /// The partial axes of operands are checked against the op's linearity; the result placements then follow.
+    pub fn infer_map(&self, operands: &[&Sharding], mesh: &Mesh) -> Result<FactorMap, MapFault> {
+        let mut map = FactorMap::replicated(self);
+        let mut known = vec![false; self.factors.len()];
+        for (i, sharding) in operands.iter().enumerate() {
+            for (d, factors) in self.operands[i].iter().enumerate() {
+                self.bind(&mut map, &mut known, (i, d), factors, &sharding.dims[d])?;
+                self.check_extent((i, d), factors, &sharding.dims[d], mesh)?;
+            }
+        }
+        map.partial = self.partial_of(operands)?;
+        self.check_distinct(&map)?;
+        Ok(map)
+    }
+
+    fn bind(
+        &self,
+        map: &mut FactorMap,
+        known: &mut [bool],
+        (operand, dim): (usize, usize),
+        factors: &[usize],
+        axes: &[AxisId],
+    ) -> Result<(), MapFault> {
+        let Some(&factor) = factors.first() else {
+            return if axes.is_empty() { Ok(()) } else { Err(MapFault::Whole { operand, dim }) };
+        };
+        if !axes.is_empty() && !self.is_shardable(factor) {
+            return Err(MapFault::Whole { operand, dim });
+        }
+        if known[factor] && map.axes[factor] != axes {
+            return Err(MapFault::Disagree { operand, dim, factor });
+        }
+        known[factor] = true;
+        map.axes[factor] = axes.to_vec();
+        Ok(())
+    }
+
+    /// A merged dimension is sharded within its leading factor only.
+    fn check_extent(
+        &self,
+        (operand, dim): (usize, usize),
+        factors: &[usize],
+        axes: &[AxisId],
+        mesh: &Mesh,
+    ) -> Result<(), MapFault> {
+        let divides = factors.first().is_none_or(|&f| self.factors[f].size.is_multiple_of(mesh.product(axes)));
+        if divides { Ok(()) } else { Err(MapFault::Whole { operand, dim }) }
+    }
+
+    fn partial_of(&self, operands: &[&Sharding]) -> Result<Vec<AxisId>, MapFault> {
+        let is_partial = |i: usize| operands[i].is_partial();
+        let found: Vec<usize> = (0..operands.len()).filter(|&i| is_partial(i)).collect();
+        let Some(&first) = found.first() else { return Ok(Vec::new()) };
+        match &self.linear {
+            Linearity::None => return Err(MapFault::Partial { operand: first }),
+            Linearity::Joint(linear) => {
+                if let Some(&bad) = found.iter().find(|i| !linear.contains(i)) {
+                    return Err(MapFault::Partial { operand: bad });
+                }
+                if let Some(&bad) = linear.iter().find(|&&i| operands[i].partial != operands[first].partial) {
+                    return Err(MapFault::Mixed { operand: bad, other: first });
+                }
+            }
+            Linearity::Each(linear) => {
+                if let Some(&bad) = found.iter().find(|i| !linear.contains(i) || **i != first) {
+                    return Err(MapFault::Partial { operand: bad });
+                }
+            }
+        }
+        Ok(operands[first].partial.clone())
+    }
+
+    fn check_distinct(&self, map: &FactorMap) -> Result<(), MapFault> {
+        let mut seen = map.partial.clone();
+        for (factor, axes) in map.axes.iter().enumerate() {
+            for &axis in axes {
+                if seen.contains(&axis) {
+                    return Err(MapFault::Twice { factor, axis });
+                }
+                seen.push(axis);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why operand placements do not fit a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapFault {
+    /// The op needs the whole extent of this dimension.
+    Whole {
+        /// Operand index.
+        operand: usize,
+        /// Dimension.
+        dim: usize,
+    },
+    /// Two operands shard the same factor differently.
+    Disagree {
+        /// Operand index.
+        operand: usize,
+        /// Dimension.
+        dim: usize,
+        /// The factor.
+        factor: usize,
+    },
+    /// A partial sum where the op needs the value.
+    Partial {
+        /// Operand index.
+        operand: usize,
+    },
+    /// A sum of operands that are partial over different axes.
+    Mixed {
+        /// Operand index.
+        operand: usize,
+        /// The operand it disagrees with.
+        other: usize,
+    },
+    /// One axis shards two factors.
+    Twice {
+        /// The second factor.
+        factor: usize,
+        /// The axis.
+        axis: AxisId,
+    },
+}
+
+/// Builds rules from einsum-like strings.
+pub struct RuleBuilder {
+    rule: ShardingRule,
+}
+
+impl RuleBuilder {
+    /// A rule without factors.
+    pub fn new() -> Self {
+        RuleBuilder {
+            rule: ShardingRule {
+                factors: Vec::new(),
+                operands: Vec::new(),
+                results: Vec::new(),
+                linear: Linearity::None,
+            },
+        }
+    }
+
+    /// Adds a plain factor; returns its index.
+    pub fn factor(&mut self, label: impl Into<String>, size: u64) -> usize {
+        self.factor_of(label, size, FactorKind::Plain)
+    }
+
+    /// Adds a factor of a kind; returns its index.
+    pub fn factor_of(&mut self, label: impl Into<String>, size: u64, kind: FactorKind) -> usize {
+        self.rule.factors.push(Factor { label: label.into(), size, kind });
+        self.rule.factors.len() - 1
+    }
+
+    /// Adds an operand with one factor a dimension.
+    pub fn operand(mut self, dims: &[usize]) -> Self {
+        self.rule.operands.push(dims.iter().map(|&f| vec![f]).collect());
+        self
+    }
+
+    /// Adds a result with one factor a dimension.
+    pub fn result(mut self, dims: &[usize]) -> Self {
+        self.rule.results.push(dims.iter().map(|&f| vec![f]).collect());
+        self
+    }
+
+    /// Adds an operand with any factors a dimension.
+    pub fn operand_dims(mut self, dims: Vec<Vec<usize>>) -> Self {
+        self.rule.operands.push(dims);
+        self
+    }
+
+    /// Adds a result with any factors a dimension.
+    pub fn result_dims(mut self, dims: Vec<Vec<usize>>) -> Self {
+        self.rule.results.push(dims);
+        self
+    }
+
+    /// Says where partial sums may pass.
+    pub fn linear(mut self, linear: Linearity) -> Self {
+        self.rule.linear = linear;
+        self
+    }
+
+    /// The rule.
+    pub fn build(self) -> ShardingRule {
+        self.rule
+    }
+}
+
+impl Default for RuleBuilder {
+    fn default() -> Self {
+        RuleBuilder::new()
+    }
+}

@@ -1,0 +1,239 @@
+//! `attention` and its gradient, each one op: the score matrix is never a value of the program.
+
+use crate::id::ValueId;
+use crate::mesh::{FactorKind, Linearity, RuleBuilder, ShardingRule};
+use crate::op::{AttrReader, AttrValue, Attrs, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
+use crate::types::{Scalar, TensorType};
+
+/// (o, lse) = attention(q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e], mask?): o = softmax(scale q k + mask) v.
+///
+/// h is a multiple of g (grouped queries). With `causal`, query i sees the keys up to i + sk - sq. The optional mask is added
+/// to the scores, [1 or b, 1 or h, sq, sk]. o is [b, sq, h, e]; lse [b, h, sq] is the log of the sum of exponentials. A row
+/// without any visible key gives zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attention {
+    /// Factor on the scores.
+    pub scale: Scalar,
+    /// Whether later keys are hidden.
+    pub causal: bool,
+}
+
+/// (dq, dk, dv) = attention_grad(q, k, v, o, lse, do, mask?).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttentionGrad {
+    /// Factor on the scores.
+    pub scale: Scalar,
+    /// Whether later keys are hidden.
+    pub causal: bool,
+}
+
+fn check_qkv(args: &[&TensorType]) -> Result<(), String> {
+    let [q, k, v] = [args[0], args[1], args[2]];
+    let ranks = [q, k, v].iter().all(|t| t.rank() == 4 && t.dtype == q.dtype && t.dtype.is_float());
+    let fits = ranks
+        && q.shape[0] == k.shape[0]
+        && q.shape[3] == k.shape[3]
+        && k.shape[..3] == v.shape[..3]
+        && k.shape[2] > 0
+        && q.shape[2].is_multiple_of(k.shape[2]);
+    if fits { Ok(()) } else { Err(format!("queries `{q}`, keys `{k}` and values `{v}` do not fit")) }
+}
+
+fn check_mask(mask: Option<&&TensorType>, q: &TensorType, k: &TensorType) -> Result<(), String> {
+    let Some(mask) = mask else { return Ok(()) };
+    let one_or = |d: u64, full: u64| d == 1 || d == full;
+    let fits = mask.rank() == 4
+        && one_or(mask.shape[0], q.shape[0])
+        && one_or(mask.shape[1], q.shape[2])
+        && mask.shape[2..] == [q.shape[1], k.shape[1]];
+    if fits { Ok(()) } else { Err(format!("mask `{mask}` does not fit queries `{q}`")) }
+}
+
+/// Factors of the shared dimensions: batch, groups, heads of a group, lengths, widths.
+struct Factors {
+    b: usize,
+    heads: Vec<usize>,
+    groups: Vec<usize>,
+    sq: usize,
+    sk: usize,
+    d: usize,
+    e: usize,
+}
+
+impl Factors {
+    fn new(builder: &mut RuleBuilder, q: &TensorType, k: &TensorType, v: &TensorType) -> Factors {
+        let b = builder.factor("b", q.shape[0]);
+        let h = builder.factor("h", k.shape[2]);
+        let mut heads = vec![h];
+        if q.shape[2] != k.shape[2] {
+            heads.push(builder.factor("r", q.shape[2] / k.shape[2]));
+        }
+        let mut whole = |label: &str, size| builder.factor_of(label, size, FactorKind::Whole);
+        let (sq, sk) = (whole("q", q.shape[1]), whole("k", k.shape[1]));
+        let (d, e) = (whole("d", q.shape[3]), whole("e", v.shape[3]));
+        Factors { b, heads, groups: vec![h], sq, sk, d, e }
+    }
+
+    fn q(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.b], vec![self.sq], self.heads.clone(), vec![self.d]]
+    }
+
+    fn k(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.b], vec![self.sk], self.groups.clone(), vec![self.d]]
+    }
+
+    fn v(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.b], vec![self.sk], self.groups.clone(), vec![self.e]]
+    }
+
+    fn o(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.b], vec![self.sq], self.heads.clone(), vec![self.e]]
+    }
+
+    fn lse(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.b], self.heads.clone(), vec![self.sq]]
+    }
+
+    fn mask(&self, mask: &TensorType) -> Vec<Vec<usize>> {
+        let one_or = |d: u64, fs: Vec<usize>| if d == 1 { Vec::new() } else { fs };
+        vec![
+            one_or(mask.shape[0], vec![self.b]),
+            one_or(mask.shape[1], self.heads.clone()),
+            vec![self.sq],
+            vec![self.sk],
+        ]
+    }
+}
+
+/// Multiply-adds of one product of the score matrix with vectors of width `width`; causal masks halve it.
+fn score_flops(q: &TensorType, k: &TensorType, width: u64, causal: bool) -> u64 {
+    let full = 2 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * width;
+    if causal { full / 2 } else { full }
+}
+
+fn attrs_of(scale: Scalar, causal: bool) -> Attrs {
+    let mut attrs = vec![("scale", AttrValue::Float(scale))];
+    if causal {
+        attrs.push(("causal", AttrValue::Flag));
+    }
+    attrs
+}
+
+impl OpDef for Attention {
+    named!("attention");
+    pure!();
+    no_alias!();
+
+    fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        if args.len() != 4 {
+            expect_args(args, 3)?;
+        }
+        check_qkv(args)?;
+        check_mask(args.get(3), args[0], args[1])?;
+        let q = args[0];
+        let o = q.with_shape([q.shape[0], q.shape[1], q.shape[2], args[2].shape[3]]);
+        Ok(vec![o, TensorType::f32([q.shape[0], q.shape[2], q.shape[1]])])
+    }
+
+    fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
+        let mut b = RuleBuilder::new();
+        let f = Factors::new(&mut b, args[0], args[1], args[2]);
+        b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
+        if let Some(mask) = args.get(3) {
+            b = b.operand_dims(f.mask(mask));
+        }
+        b.result_dims(f.o()).result_dims(f.lse()).build()
+    }
+
+    fn gradient(&self, cx: &mut GradCx<'_>) -> Result<Vec<Option<ValueId>>, NoGradient> {
+        if cx.grads[1].is_some() {
+            return Err(NoGradient("the log-sum-exp of `attention` has no gradient".into()));
+        }
+        if cx.needs.get(3) == Some(&true) {
+            return Err(NoGradient("the mask of `attention` has no gradient".into()));
+        }
+        let mut args = vec![cx.args[0], cx.args[1], cx.args[2], cx.results[0], cx.results[1], cx.dy()?];
+        args.extend(cx.args.get(3));
+        let grads = cx.emit_all(AttentionGrad { scale: self.scale, causal: self.causal }, &args);
+        let mut all: Vec<Option<ValueId>> = grads.into_iter().map(Some).collect();
+        all.resize(cx.args.len(), None);
+        Ok(all)
+    }
+
+    fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
+        let (q, k, v) = (args[0], args[1], args[2]);
+        let matmul_flops = score_flops(q, k, q.shape[3], self.causal) + score_flops(q, k, v.shape[3], self.causal);
+        let flops = 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        Work { matmul_flops, flops, bytes: traffic(args, results) }
+    }
+
+    fn attrs(&self) -> Attrs {
+        attrs_of(self.scale, self.causal)
+    }
+
+    fn parse(_mnemonic: &str, attrs: &mut AttrReader) -> Result<Self, String> {
+        Ok(Attention { scale: attrs.float("scale")?, causal: attrs.flag("causal") })
+    }
+
+    fn samples() -> Vec<Sample> {
+        let op = |causal| Attention { scale: Scalar::new(0.5), causal };
+        let qkv: [&[u64]; 3] = [&[4, 6, 4, 2], &[4, 6, 4, 2], &[4, 6, 4, 2]];
+        vec![
+            Sample::uniform(op(true), &qkv),
+            Sample::uniform(op(false), &[&[2, 3, 4, 4], &[2, 5, 2, 4], &[2, 5, 2, 3]]),
+            Sample::uniform(op(false), &[&[2, 3, 4, 2], &[2, 3, 4, 2], &[2, 3, 4, 2], &[2, 1, 3, 3]]),
+        ]
+    }
+}
+
+impl OpDef for AttentionGrad {
+    named!("attention_grad");
+    pure!();
+    no_alias!();
+    no_gradient!("second derivatives are not supported");
+
+    fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        if args.len() != 7 {
+            expect_args(args, 6)?;
+        }
+        check_qkv(args)?;
+        check_mask(args.get(6), args[0], args[1])?;
+        if args[3] != args[5] || args[4].rank() != 3 {
+            return Err("expected q, k, v, o, lse, do".into());
+        }
+        Ok(args[..3].iter().map(|t| (*t).clone()).collect())
+    }
+
+    fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
+        let mut b = RuleBuilder::new();
+        let f = Factors::new(&mut b, args[0], args[1], args[2]);
+        b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
+        b = b.operand_dims(f.o()).operand_dims(f.lse()).operand_dims(f.o());
+        if let Some(mask) = args.get(6) {
+            b = b.operand_dims(f.mask(mask));
+        }
+        b.result_dims(f.q()).result_dims(f.k()).result_dims(f.v()).linear(Linearity::None).build()
+    }
+
+    fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
+        let (q, k, v) = (args[0], args[1], args[2]);
+        let matmul_flops =
+            3 * score_flops(q, k, q.shape[3], self.causal) + 2 * score_flops(q, k, v.shape[3], self.causal);
+        let flops = 12 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        Work { matmul_flops, flops, bytes: traffic(args, results) }
+    }
+
+    fn attrs(&self) -> Attrs {
+        attrs_of(self.scale, self.causal)
+    }
+
+    fn parse(_mnemonic: &str, attrs: &mut AttrReader) -> Result<Self, String> {
+        Ok(AttentionGrad { scale: attrs.float("scale")?, causal: attrs.flag("causal") })
+    }
+
+    fn samples() -> Vec<Sample> {
+        let op = |causal| AttentionGrad { scale: Scalar::new(0.5), causal };
+        let qkv: &[u64] = &[4, 6, 4, 2];
+        vec![Sample::uniform(op(true), &[qkv, qkv, qkv, qkv, &[4, 4, 6], qkv])]
+    }
+}

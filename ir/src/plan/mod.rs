@@ -1,0 +1,219 @@
+//! What a plan adds to a program: chunks with phases, residents, a schedule, arenas and a prediction.
+
+pub mod lifetime;
+
+use crate::graph::Graph;
+use crate::id::{NodeId, ValueId};
+use crate::mesh::Mesh;
+use crate::op::Op;
+use crate::types::TensorType;
+
+/// A part of a rank's arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Region {
+    /// Lives across steps: parameters, optimizer state, accumulators.
+    Persistent,
+    /// Lives within one step.
+    Transient,
+}
+
+impl Region {
+    /// All regions with their names in the text format.
+    pub const ALL: [(Region, &'static str); 2] = [(Region::Persistent, "persistent"), (Region::Transient, "transient")];
+
+    /// Name in the text format.
+    pub fn name(self) -> &'static str {
+        Region::ALL.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The region.
+    pub region: Region,
+    /// Byte offset in the region.
+    pub offset: u64,
+}
+
+/// Bytes that every buffer's offset is a multiple of.
+pub const ALIGNMENT: u64 = 64;
+
+/// Phases of a chunk, in the order in which a step runs them; forward and backward once a micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PhaseKind {
+    /// Once a step, before the first micro-batch: what needs the whole batch, such as the count of labels.
+    Prologue,
+    /// Forward of one micro-batch.
+    Forward,
+    /// Backward of one micro-batch, recomputation included.
+    Backward,
+    /// Once a step, after the last micro-batch: gradient reduction.
+    Reduce,
+    /// Optimizer.
+    Step,
+}
+
+impl PhaseKind {
+    /// All phases with their names and letters (in schedules) in the text format.
+    pub const ALL: [(PhaseKind, &'static str, char); 5] = [
+        (PhaseKind::Prologue, "prologue", 'P'),
+        (PhaseKind::Forward, "forward", 'F'),
+        (PhaseKind::Backward, "backward", 'B'),
+        (PhaseKind::Reduce, "reduce", 'R'),
+        (PhaseKind::Step, "step", 'S'),
+    ];
+
+    /// Name in the text format.
+    pub fn name(self) -> &'static str {
+        PhaseKind::ALL.iter().find(|p| p.0 == self).map_or("?", |p| p.1)
+    }
+
+    /// Letter in schedules.
+    pub fn letter(self) -> char {
+        PhaseKind::ALL.iter().find(|p| p.0 == self).map_or('?', |p| p.2)
+    }
+
+    /// Whether the phase runs once a micro-batch.
+    pub fn is_per_micro_batch(self) -> bool {
+        matches!(self, PhaseKind::Forward | PhaseKind::Backward)
+    }
+}
+
+/// One phase of a chunk: its nodes in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// Which phase.
+    pub kind: PhaseKind,
+    /// The nodes.
+    pub body: Vec<NodeId>,
+}
+
+/// Why a value stays in memory between phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ResidentRole {
+    /// A parameter or a frozen buffer: a copy of a weight.
+    Parameter,
+    /// Optimizer state.
+    State,
+    /// A sum over micro-batches.
+    Accumulator,
+}
+
+impl ResidentRole {
+    /// All roles with their names in the text format.
+    pub const ALL: [(ResidentRole, &'static str); 3] = [
+        (ResidentRole::Parameter, "parameter"),
+        (ResidentRole::State, "state"),
+        (ResidentRole::Accumulator, "accumulator"),
+    ];
+
+    /// Name in the text format.
+    pub fn name(self) -> &'static str {
+        ResidentRole::ALL.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
+    }
+}
+
+/// A value that stays in memory between phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// The value, declared in the chunk's graph.
+    pub value: ValueId,
+    /// Why it stays.
+    pub role: ResidentRole,
+}
+
+/// A slice of the model as one SPMD program: every rank of its stage runs it on its own parts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// The graph of all phases.
+    pub graph: Graph,
+    /// What stays in memory.
+    pub residents: Vec<Resident>,
+    /// The phases, each kind at most once, in order.
+    pub phases: Vec<Phase>,
+}
+
+impl Chunk {
+    /// A chunk with empty phases of every kind.
+    pub fn new() -> Chunk {
+        let phases = PhaseKind::ALL.iter().map(|&(kind, ..)| Phase { kind, body: Vec::new() }).collect();
+        Chunk { graph: Graph::new(), residents: Vec::new(), phases }
+    }
+
+    /// The nodes of a phase.
+    pub fn phase(&self, kind: PhaseKind) -> &[NodeId] {
+        self.phases.iter().find(|p| p.kind == kind).map_or(&[], |p| &p.body)
+    }
+
+    /// The nodes of a phase, to change them.
+    pub fn phase_mut(&mut self, kind: PhaseKind) -> &mut Vec<NodeId> {
+        &mut self.phases.iter_mut().find(|p| p.kind == kind).expect("invariant: chunks have all phases").body
+    }
+
+    /// Every node with its phase, in order of execution.
+    pub fn nodes(&self) -> impl Iterator<Item = (PhaseKind, NodeId)> + '_ {
+        self.phases.iter().flat_map(|p| p.body.iter().map(|&n| (p.kind, n)))
+    }
+
+    /// Type of the part of a value that one rank holds.
+    pub fn local_type(&self, value: ValueId, mesh: &Mesh) -> TensorType {
+        let value = self.graph.value(value);
+        match &value.sharding {
+            Some(sharding) => sharding.local_type(&value.ty, mesh),
+            None => value.ty.clone(),
+        }
+    }
+
+    /// Local types of some values.
+    pub fn local_types(&self, values: &[ValueId], mesh: &Mesh) -> Vec<TensorType> {
+        values.iter().map(|&v| self.local_type(v, mesh)).collect()
+    }
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Chunk::new()
+    }
+}
+
+/// One entry of a schedule: a phase of a chunk, for a micro-batch where the phase has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScheduleStep {
+    /// The phase.
+    pub phase: PhaseKind,
+    /// The chunk.
+    pub chunk: u32,
+    /// The micro-batch.
+    pub micro_batch: Option<u32>,
+}
+
+/// Bytes of each region of one rank's arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Arena {
+    /// Persistent bytes.
+    pub persistent: u64,
+    /// Transient bytes.
+    pub transient: u64,
+}
+
+impl Arena {
+    /// All bytes.
+    pub fn bytes(&self) -> u64 {
+        self.persistent + self.transient
+    }
+}
+
+/// What the compiler expects of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Predicted {
+    /// Nanoseconds of one optimizer step.
+    pub step_time_ns: u64,
+    /// Parts in a million by which the searched cost may exceed the optimum of the declared space.
+    pub gap_ppm: u64,
+}
+
+/// Whether an op is a collective of several ranks (not a local cut).
+pub fn is_collective(op: &Op) -> bool {
+    matches!(op, Op::AllReduce(_) | Op::ReduceScatter(_) | Op::AllGather(_) | Op::AllToAll(_))
+}

@@ -1,0 +1,131 @@
+//! The short sections of a module: mesh, training, initializers, arena and prediction.
+
+use super::Parser;
+use super::cursor::Parsed;
+use super::fields::Fields;
+use super::types::tensor_type;
+use crate::diagnostic::Diagnostic;
+use crate::mesh::{Mesh, MeshAxis};
+use crate::module::{Initializer, TrainInfo};
+use crate::plan::{Arena, Predicted};
+use crate::recipe::LrSchedule;
+use crate::text::fault;
+use crate::text::lexer::Token;
+use crate::text::printer::{SCHEDULES, SHIFTS};
+use std::ops::Range;
+
+impl<'t> Parser<'t> {
+    /// `mesh [mb=2, a0=2@0]`; the first word was taken.
+    pub fn mesh(&mut self, first: Token) -> Parsed<()> {
+        self.cursor.sign('[')?;
+        let axes = self.cursor.items(']', |c| {
+            let name = c.word("an axis such as `a0=2@1`")?;
+            c.sign('=')?;
+            let size = c.unsigned32("the size of the axis")?;
+            let level = if c.eats('@') { Some(c.unsigned32("the link level of the axis")?) } else { None };
+            Ok((MeshAxis { name: c.text_of(name).to_string(), size, level }, c.span_from(name)))
+        })?;
+        self.map.mesh = self.cursor.span_from(first);
+        if let Err((message, span)) = check_axes(&axes, &self.map.mesh) {
+            return Err(self.cursor.report(Diagnostic::new(fault::MESH, message).at(span)));
+        }
+        let mut axes = axes.into_iter().map(|(axis, _)| axis);
+        let micro_batches = axes.next().map_or(1, |mb| mb.size);
+        self.module.mesh = Mesh::new(micro_batches, axes.collect());
+        Ok(())
+    }
+
+    /// `train {…}`; the first word was taken.
+    pub fn train(&mut self, first: Token) -> Parsed<()> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        self.map.train = self.cursor.span_from(first);
+        let c = &mut self.cursor;
+        let info = TrainInfo {
+            seed: fields.u64(c, "seed")?,
+            shuffle: fields.choice(c, "shuffle", &[(false, "false"), (true, "true")])?,
+            lr: fields.f64(c, "lr")?,
+            schedule: LrSchedule {
+                kind: fields.choice(c, "schedule", &SCHEDULES)?,
+                warmup_steps: fields.u64(c, "warmup_steps")?,
+                total_steps: fields.u64(c, "total_steps")?,
+                min_lr: fields.f64(c, "min_lr")?,
+            },
+            global_batch: fields.u64(c, "global_batch")?,
+            sequence: fields.u64(c, "sequence")?,
+            labels: fields.string(c, "labels")?,
+            shift: fields.choice(c, "shift", &SHIFTS)?,
+            ignore_index: fields.i64(c, "ignore_index")?,
+        };
+        fields.finish(c)?;
+        self.module.train = Some(info);
+        Ok(())
+    }
+
+    /// `initializer "w" = {file="m.onnx", offset=0} f32[4]`; the first word was taken.
+    pub fn initializer(&mut self, first: Token) -> Parsed<()> {
+        let at = self.cursor.peek();
+        let name = self.cursor.string("the name of the initializer in quotes")?;
+        self.cursor.sign('=')?;
+        let mut fields = Fields::read(&mut self.cursor)?;
+        let file = fields.string(&mut self.cursor, "file")?;
+        let offset = fields.u64(&mut self.cursor, "offset")?;
+        fields.finish(&mut self.cursor)?;
+        let ty = tensor_type(&mut self.cursor)?;
+        let index = self.module.initializers.len();
+        if self.initializer_names.insert(name.clone(), index).is_some() {
+            let message = format!("initializer `{name}` is defined twice");
+            self.cursor.report(Diagnostic::new(fault::REDEFINED, message).at(at.span()));
+        }
+        self.module.initializers.push(Initializer { name, file, offset, ty });
+        self.map.initializers.push(self.cursor.span_from(first));
+        Ok(())
+    }
+
+    /// `arena {persistent=0, transient=0}`; the first word was taken.
+    pub fn arena(&mut self, first: Token) -> Parsed<()> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        self.map.arena = self.cursor.span_from(first);
+        let c = &mut self.cursor;
+        self.module.arena = Arena { persistent: fields.u64(c, "persistent")?, transient: fields.u64(c, "transient")? };
+        fields.finish(c)
+    }
+
+    /// `predicted {step_time_ns=0, gap_ppm=0}`; the first word was taken.
+    pub fn predicted(&mut self, first: Token) -> Parsed<()> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        self.map.predicted = self.cursor.span_from(first);
+        let c = &mut self.cursor;
+        self.module.predicted =
+            Predicted { step_time_ns: fields.u64(c, "step_time_ns")?, gap_ppm: fields.u64(c, "gap_ppm")? };
+        fields.finish(c)
+    }
+}
+
+/// What is wrong with a mesh, and where.
+fn check_axes(axes: &[(MeshAxis, Range<usize>)], all: &Range<usize>) -> Result<(), (String, Range<usize>)> {
+    match axes.first() {
+        Some((mb, span)) if mb.name != "mb" || mb.level.is_some() => {
+            return Err(("the first axis of a mesh is `mb`, the micro-batches, without a link".into(), span.clone()));
+        }
+        Some(_) => {}
+        None => return Err(("a mesh has at least the axis `mb`".into(), all.clone())),
+    }
+    let mut product = 1u64;
+    for (i, (axis, span)) in axes.iter().enumerate() {
+        product *= u64::from(axis.size);
+        let name = &axis.name;
+        let fault = if axis.size == 0 {
+            format!("axis `{name}` has no positions")
+        } else if axes[..i].iter().any(|(a, _)| a.name == *name) {
+            format!("axis `{name}` is given twice")
+        } else if name == "_" || name.contains(['.', '-']) {
+            format!("`{name}` is no name of an axis: letters, digits and `_`")
+        } else if product > u64::from(u32::MAX) {
+            "the product of the sizes does not fit 32 bits".into()
+        } else {
+            continue;
+        };
+        return Err((fault, span.clone()));
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! One small module of each level.
+
+pub const GRAPH: &str = r#"gir 1
+module @"two layers" level=graph {
+  initializer "fc1.weight" = {file="mlp \"v2\".onnx", offset=4096} f32[64, 16]
+  initializer "mask" = {file="mlp.onnx", offset=18446744073709551615} f32[4, 4]
+  program {
+    input %x = "x": f32[8, 16]
+    weight %fc1.weight = "fc1.weight" | transpose{perm=[1, 0]} | reshape{shape=[16, 64]} | slice{dim=1, start=0, len=48}: f32[16, 48]
+    frozen %mask = "mask": f32[4, 4]
+    %h = einsum{spec="bi,io->bo"} %x, %fc1.weight: f32[8, 48] layer=0
+    %g = full{dtype=f32, shape=[48], value=1.0}: f32[48]
+    %y, %mean, %rstd = layer_norm{eps=1e-5} %h, %g, %g: f32[8, 48], f32[8], f32[8] layer=0
+    %low = full{dtype=f32, shape=[], value=-inf}: f32[]
+    %nan = full{dtype=f32, shape=[], value=NaN}: f32[]
+    %q = reshape{shape=[2, 4, 6, 8]} %y: f32[2, 4, 6, 8]
+    %o, %lse = attention{scale=0.125, causal} %q, %q, %q: f32[2, 4, 6, 8], f32[2, 6, 4]
+    output "hidden" %y
+    output "attended" %o
+  }
+}
+"#;
+
+pub const TRAINING: &str = r#"gir 1
+module @mlp level=training {
+  train {seed=18446744073709551615, shuffle=false, lr=0.001, schedule="cosine", warmup_steps=2, total_steps=10, min_lr=1e-5, global_batch=4, sequence=0, labels="t", shift=auto, ignore_index=-100}
+  initializer "w" = {file="mlp.onnx", offset=0} f32[16, 8]
+  program {
+    input %x = "x": f32[4, 16]
+    input %t = "t": f32[4, 8]
+    weight %w = "w": f32[16, 8]
+    state %w.m = "momentum" of %w: f32[16, 8]
+    %one = full{dtype=f32, shape=[], value=1.0}: f32[] grad=%loss fwd=%loss
+    %h = einsum{spec="bi,io->bo"} %x, %w: f32[4, 8] layer=0
+    %y = relu %h: f32[4, 8] layer=0
+    %loss = mse %y, %t: f32[]
+    %dy = mse_grad %y, %t, %one: f32[4, 8] grad=%y fwd=%loss
+    %dh = relu_grad %h, %dy: f32[4, 8] grad=%h fwd=%y layer=0
+    %dw = einsum{spec="bi,bo->io"} %x, %dh: f32[16, 8] grad=%w fwd=%h layer=0
+    %w1 = sub %w, %dw: f32[16, 8]
+    update %w = %w1
+    update %w.m = %dw
+    output "loss" %loss
+  }
+}
+"#;
+
+pub const SHARDED: &str = r#"gir 1
+module @mlp level=sharded {
+  mesh [mb=1, a0=2@0, a1=2]
+  initializer "w" = {file="mlp.onnx", offset=0} f32[16, 8]
+  program {
+    input %x = "x": f32[4, 16]
+    weight %w = "w": f32[16, 8]
+    %h = einsum{spec="bi,io->bo"} %x, %w: f32[4, 8]
+    output "h" %h
+  }
+  chunk 0 {
+    resident parameter %w: f32[16, 8]@[a1, _] of=%w
+    forward {
+      %x = load{input="x", dtype=f32, shape=[4, 16]}: f32[4, 16]@[mb.a0, a1] of=%x
+      %h = einsum{spec="bi,io->bo"} %x, %w: f32[4, 8]@[mb.a0, _]+a1 of=%h
+      %h.1 = comm.reshard %h: f32[4, 8]@[mb.a0, a1] of=%h
+    }
+  }
+}
+"#;
+
+pub const PLAN: &str = r#"gir 1
+module @mlp level=plan {
+  mesh [mb=2, a0=2@0, a1=2@1]
+  train {seed=0, shuffle=true, lr=0.1, schedule="constant", warmup_steps=0, total_steps=0, min_lr=0.0, global_batch=8, sequence=0, labels="labels", shift=false, ignore_index=-100}
+  initializer "w" = {file="mlp.onnx", offset=0} f32[16, 8]
+  program {
+    input %x = "x": f32[8, 16]
+    weight %w = "w": f32[16, 8]
+    %h = einsum{spec="bi,io->bo"} %x, %w: f32[8, 8] layer=0
+    %dw = einsum{spec="bi,bo->io"} %x, %h: f32[16, 8] grad=%w fwd=%h layer=0
+    %n = sum_squares %dw: f32[]
+    %w1 = sub %w, %dw: f32[16, 8]
+    update %w = %w1
+    output "grad_norm" %n
+  }
+  chunk 0 {
+    resident parameter %w: f32[16, 8]@[_, _] of=%w at persistent+0
+    resident accumulator %acc: f32[16, 8]@[_, _]+a0 of=%dw at persistent+512
+    prologue {
+      %lr = run_scalar{name="lr"}: f32[]@[] at transient+0
+    }
+    forward {
+      %x = load{input="x", dtype=f32, shape=[8, 16]}: f32[8, 16]@[mb.a0, _] of=%x at transient+64
+      %h = einsum{spec="bi,io->bo"} %x, %w: f32[8, 8]@[mb.a0, _] of=%h at transient+0 layer=0 workspace=transient+4096
+    }
+    backward {
+      %p = einsum{spec="bi,bo->io"} %x, %h: f32[16, 8]@[_, _]+mb.a0 of=%dw at transient+128 layer=0
+      accumulate %acc, %p
+    }
+    reduce {
+      %g, %n.1 = comm.all_reduce{axes=[a0]} %acc, %acc: f32[16, 8]@[_, _] of=%dw at transient+0, f32[16, 8]@[_, _] of=%dw at transient+512 workspace=transient+1024
+      %g.s = comm.shard{axes=[a0, a1], dim=0} %g: f32[16, 8]@[a0.a1, _] of=%dw at transient+2048
+      %g.g = comm.all_gather{axes=[a1], dim=0} %g.s: f32[16, 8]@[a0, _] of=%dw at transient+2048
+      %g.t = comm.all_to_all{axes=[a0], from=0, to=1} %g.g: f32[16, 8]@[_, a0] of=%dw at transient+2048
+      %g.r = comm.reduce_scatter{axes=[a0], dim=1} %acc: f32[16, 8]@[_, a0] of=%dw at transient+2048
+    }
+    step {
+      %w1 = sub %w, %g: f32[16, 8]@[_, _] of=%w1 at persistent+0
+      update %w, %w1
+    }
+  }
+  schedule P0 F0.0 B0.0 F0.1 B0.1 R0 S0
+  arena {persistent=1024, transient=8192}
+  predicted {step_time_ns=41200, gap_ppm=3}
+}
+"#;
+
+/// All of them.
+pub const ALL: [&str; 4] = [GRAPH, TRAINING, SHARDED, PLAN];

@@ -1,0 +1,9 @@
+//! Element types, tensor types and scalars that can be compared and hashed.
+
+mod dtype;
+mod scalar;
+mod tensor;
+
+pub use dtype::DType;
+pub use scalar::Scalar;
+pub use tensor::{TensorType, element_count};

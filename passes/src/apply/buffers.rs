@@ -1,0 +1,153 @@
+//! `assign-buffers`: every value of every rank gets its place in the arena.
+//!
+//! Residents lie one after the other in the persistent region. All other values live in the transient region for the
+//! intervals that [`lifetimes`] gives; they are packed in order of time, each into the smallest free gap that holds it.
+//! A result that may be written over a dying operand shares its place.
+
+use galvatron_ir::Module;
+use galvatron_ir::plan::lifetime::{Lifetime, Owner, Reuse, lifetimes, reuses};
+use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region};
+use std::collections::BTreeMap;
+
+/// Places all buffers and writes the arena's size.
+pub fn assign_buffers(module: &mut Module) {
+    let mesh = module.mesh.clone();
+    let mut arena = Arena::default();
+    for chunk in &mut module.chunks {
+        let buffers = lifetimes(chunk, &mesh);
+        let reuses = reuses(chunk, &buffers);
+        let (places, size) = pack(&buffers, &reuses);
+        for (buffer, place) in buffers.iter().zip(places) {
+            write_place(chunk, buffer, place);
+        }
+        arena.persistent = arena.persistent.max(size.persistent);
+        arena.transient = arena.transient.max(size.transient);
+    }
+    module.arena = arena;
+}
+
+fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
+    for &value in &buffer.values {
+        chunk.graph.value_mut(value).place = Some(place);
+    }
+    if let Owner::Workspace(node) = buffer.owner {
+        chunk.graph.node_mut(node).workspace = Some(place);
+    }
+}
+
+/// A place for each buffer, and the size of the arena.
+fn pack(buffers: &[Lifetime], reuses: &[Reuse]) -> (Vec<Place>, Arena) {
+    let leader = leaders(buffers.len(), reuses);
+    let mut last: Vec<usize> = buffers.iter().map(|b| b.last).collect();
+    for (i, &l) in leader.iter().enumerate() {
+        last[l] = last[l].max(buffers[i].last);
+    }
+    let mut places = vec![Place { region: Region::Transient, offset: 0 }; buffers.len()];
+    let (mut persistent, mut heap) = (0, Heap::default());
+    // Buffers come in order of their first position.
+    for (i, buffer) in buffers.iter().enumerate().filter(|(i, _)| leader[*i] == *i) {
+        let bytes = buffer.bytes.next_multiple_of(ALIGNMENT);
+        places[i] = if let Owner::Resident(..) = buffer.owner {
+            persistent += bytes;
+            Place { region: Region::Persistent, offset: persistent - bytes }
+        } else {
+            Place { region: Region::Transient, offset: heap.allocate(bytes, buffer.first, last[i]) }
+        };
+    }
+    for i in 0..places.len() {
+        places[i] = places[leader[i]];
+    }
+    (places, Arena { persistent, transient: heap.top })
+}
+
+/// For each buffer the first one of those that share its place.
+fn leaders(n_buffers: usize, reuses: &[Reuse]) -> Vec<usize> {
+    let mut leader: Vec<usize> = (0..n_buffers).collect();
+    for reuse in reuses {
+        leader[reuse.writer] = leader[reuse.over];
+    }
+    leader
+}
+
+/// A heap in simulated time.
+#[derive(Default)]
+struct Heap {
+    /// Free gaps below `top`: length by offset.
+    free: BTreeMap<u64, u64>,
+    /// Buffers in use: (last position, offset) to length.
+    used: BTreeMap<(usize, u64), u64>,
+    /// Highest end so far.
+    top: u64,
+}
+
+impl Heap {
+    fn allocate(&mut self, bytes: u64, first: usize, last: usize) -> u64 {
+        while let Some((&(end, offset), &len)) = self.used.first_key_value() {
+            if end >= first {
+                break;
+            }
+            self.used.remove(&(end, offset));
+            self.release(offset, len);
+        }
+        let fitting = self.free.iter().filter(|(_, len)| **len >= bytes).map(|(&o, &len)| (len, o)).min();
+        let offset = match fitting {
+            Some((len, offset)) => {
+                self.free.remove(&offset);
+                if len > bytes {
+                    self.free.insert(offset + bytes, len - bytes);
+                }
+                offset
+            }
+            None => self.grow(bytes),
+        };
+        if bytes > 0 {
+            self.used.insert((last, offset), bytes);
+        }
+        offset
+    }
+
+    /// Room at the top, a free gap there included.
+    fn grow(&mut self, bytes: u64) -> u64 {
+        let gap = self.free.last_key_value().map(|(&o, &len)| (o, len)).filter(|(o, len)| o + len == self.top);
+        let offset = match gap {
+            Some((offset, _)) => {
+                self.free.remove(&offset);
+                offset
+            }
+            None => self.top,
+        };
+        self.top = offset + bytes;
+        offset
+    }
+
+    /// Gives a gap back and joins it with its neighbours.
+    fn release(&mut self, offset: u64, len: u64) {
+        let (mut offset, mut len) = (offset, len);
+        if let Some((&o, &l)) = self.free.range(..offset).next_back()
+            && o + l == offset
+        {
+            self.free.remove(&o);
+            (offset, len) = (o, len + l);
+        }
+        if let Some(l) = self.free.remove(&(offset + len)) {
+            len += l;
+        }
+        self.free.insert(offset, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_that_do_not_meet_share_memory() {
+        let mut heap = Heap::default();
+        let a = heap.allocate(128, 0, 1);
+        let b = heap.allocate(64, 1, 5);
+        let c = heap.allocate(64, 2, 3);
+        let d = heap.allocate(64, 2, 3);
+        assert_eq!((a, b, c, d, heap.top), (0, 128, 0, 64, 192));
+        assert_eq!(heap.allocate(192, 9, 9), 0);
+    }
+}

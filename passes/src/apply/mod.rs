@@ -1,0 +1,25 @@
+//! Mechanical passes from a training program and a strategy to a plan. They decide nothing.
+
+mod buffers;
+mod checkpoint;
+mod collectives;
+mod schedule;
+pub(crate) mod shard;
+
+pub use buffers::assign_buffers;
+pub use checkpoint::insert_recomputation;
+pub use collectives::lower_reshards;
+pub use schedule::schedule;
+pub use shard::shard;
+
+use crate::strategy::Strategy;
+use galvatron_ir::Module;
+
+/// From level `training` to level `plan`: all passes of this room in order.
+pub fn apply(module: &mut Module, strategy: &Strategy) {
+    shard(module, strategy);
+    insert_recomputation(module, strategy);
+    lower_reshards(module);
+    assign_buffers(module);
+    schedule(module);
+}

@@ -1,0 +1,167 @@
+//! Emitting nodes into phases, and fetching operands in the placement that a node needs.
+
+use super::Sharder;
+use super::copies::Copy;
+use galvatron_ir::mesh::{FactorMap, Sharding, reshard_steps};
+use galvatron_ir::op::comm::Reshard;
+use galvatron_ir::op::mem::{Accumulate, Load};
+use galvatron_ir::op::{Effects, Op};
+use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::{NodeId, ValueId};
+
+impl Sharder<'_> {
+    /// Emits a program node under a map: fetches its operands, places its results.
+    pub fn emit(&mut self, node: NodeId, map: &FactorMap, phase: PhaseKind) {
+        let rule = crate::batch::rule_of(self.program, node);
+        let n = self.program.graph.node(node).clone();
+        let wanted: Vec<Sharding> = (0..n.args.len()).map(|i| rule.operand_sharding(i, map)).collect();
+        let args: Vec<ValueId> = n.args.iter().zip(&wanted).map(|(&a, s)| self.fetch(a, s, phase)).collect();
+        let placements = (0..n.results.len()).map(|i| rule.result_sharding(i, map)).collect();
+        self.emit_node(node, &args, placements, phase);
+    }
+
+    /// Emits a program node whose operands and result placements are known.
+    pub fn emit_node(&mut self, node: NodeId, args: &[ValueId], placements: Vec<Sharding>, phase: PhaseKind) {
+        let n = self.program.graph.node(node);
+        let values = n.results.iter().map(|&r| self.program.graph.value(r));
+        let (types, names) = values.map(|v| (v.ty.clone(), v.name.clone())).unzip();
+        let names: Vec<String> = names;
+        let new = self.chunk.graph.add_typed(n.op.clone(), args, types, &names);
+        self.chunk.graph.node_mut(new).layer = n.layer;
+        self.chunk.phase_mut(phase).push(new);
+        let results = self.chunk.graph.node(new).results.clone();
+        for ((&of, value), sharding) in n.results.iter().zip(results).zip(placements) {
+            self.record(of, value, sharding, phase);
+        }
+    }
+
+    fn record(&mut self, of: ValueId, value: ValueId, sharding: Sharding, phase: PhaseKind) {
+        self.chunk.graph.value_mut(value).of = Some(of);
+        self.chunk.graph.value_mut(value).sharding = Some(sharding.clone());
+        self.copies.add(of, Copy { value, sharding, phase: Some(phase) });
+    }
+
+    /// Emits a node without results.
+    pub fn push(&mut self, op: Op, args: &[ValueId], phase: PhaseKind) {
+        let node = self.chunk.graph.add_typed(op, args, Vec::new(), &[]);
+        self.chunk.phase_mut(phase).push(node);
+    }
+
+    /// The copy of a program value in a placement, for a phase: an existing one, a load, or a reshard of the nearest one.
+    pub fn fetch(&mut self, of: ValueId, wanted: &Sharding, phase: PhaseKind) -> ValueId {
+        if let Some(copy) = self.copies.readable(of, phase).find(|c| c.sharding == *wanted) {
+            return copy.value;
+        }
+        if let Some(resident) = self.resident_copy(of) {
+            return self.reshard(of, &resident, wanted, phase);
+        }
+        if let Some(input) = self.program.inputs.iter().find(|i| i.value == of) {
+            let load = Load { input: input.name.clone(), ty: self.program.graph.value(of).ty.clone() };
+            return self.source(of, load.into(), wanted, phase);
+        }
+        if !phase.is_per_micro_batch() && self.copies.is_sum_over_micro_batches(of) {
+            self.accumulate(of, None);
+        }
+        let nearest = self.nearest(of, wanted, phase);
+        self.reshard(of, &nearest, wanted, phase)
+    }
+
+    fn resident_copy(&self, of: ValueId) -> Option<Copy> {
+        let is_weight = self.program.weights.iter().any(|w| w.value == of);
+        let is_state = self.program.states.iter().any(|s| s.value == of);
+        if !is_weight && !is_state {
+            return None;
+        }
+        let value = self.copies.resident(of);
+        let sharding = self.chunk.graph.value(value).sharding.clone().expect("invariant: residents are placed");
+        Some(Copy { value, sharding, phase: None })
+    }
+
+    fn source(&mut self, of: ValueId, op: Op, sharding: &Sharding, phase: PhaseKind) -> ValueId {
+        let source = self.program.graph.value(of);
+        let node = self.chunk.graph.add_typed(op, &[], vec![source.ty.clone()], std::slice::from_ref(&source.name));
+        self.chunk.phase_mut(phase).push(node);
+        let value = self.chunk.graph.node(node).results[0];
+        self.record(of, value, sharding.clone(), phase);
+        value
+    }
+
+    /// The readable copy from which the placement is reached with the fewest collectives.
+    fn nearest(&self, of: ValueId, wanted: &Sharding, phase: PhaseKind) -> Copy {
+        let distance = |copy: &Copy| {
+            let steps = reshard_steps(&copy.sharding, wanted)?;
+            Some(steps.iter().map(|s| if s.communicates() { 16 } else { 1 }).sum::<usize>())
+        };
+        self.copies
+            .readable(of, phase)
+            .filter_map(|c| Some((distance(c)?, c)))
+            .min_by_key(|(d, _)| *d)
+            .map(|(_, c)| c.clone())
+            .unwrap_or_else(|| {
+                let value = self.program.graph.value(of);
+                panic!("invariant: `%{}` has a copy that reaches {wanted:?} in phase {}", value.name, phase.name())
+            })
+    }
+
+    fn reshard(&mut self, of: ValueId, from: &Copy, wanted: &Sharding, phase: PhaseKind) -> ValueId {
+        if from.sharding == *wanted {
+            return from.value;
+        }
+        let source = self.program.graph.value(of);
+        let names = std::slice::from_ref(&source.name);
+        let node = self.chunk.graph.add_typed(Reshard.into(), &[from.value], vec![source.ty.clone()], names);
+        self.chunk.graph.node_mut(node).layer = self.layer_of(of);
+        self.chunk.phase_mut(phase).push(node);
+        let value = self.chunk.graph.node(node).results[0];
+        self.record(of, value, wanted.clone(), phase);
+        value
+    }
+
+    fn layer_of(&self, of: ValueId) -> Option<u32> {
+        self.program.graph.producer(of).and_then(|n| self.program.graph.node(n).layer)
+    }
+
+    /// The gradient of a weight goes where its accumulator lives as soon as it is computed.
+    pub fn sink_gradient(&mut self, of: ValueId) {
+        if let Some(weight) = self.weight_of_gradient.get(&of) {
+            let placement = self.strategy.weights[weight].accumulator.clone();
+            self.accumulate(of, Some(placement));
+        }
+    }
+
+    /// Sums a value over micro-batches into a resident; with one micro-batch only its placement changes.
+    fn accumulate(&mut self, of: ValueId, placement: Option<Sharding>) {
+        let last = self.copies.all(of).last().cloned().expect("invariant: summed values are computed");
+        let phase = last.phase.expect("invariant: summed values are computed");
+        let is_sum = last.sharding.partial.contains(&galvatron_ir::mesh::Mesh::MB);
+        let placement = placement.unwrap_or_else(|| last.sharding.without(galvatron_ir::mesh::Mesh::MB));
+        let mut before = placement.clone();
+        if is_sum {
+            before.partial.push(galvatron_ir::mesh::Mesh::MB);
+            before.partial.sort();
+        }
+        let value = self.fetch(of, &before, phase);
+        if is_sum && !self.accumulators.contains_key(&of) {
+            let accumulator = self.declare(of, placement.clone(), ResidentRole::Accumulator);
+            self.push(Accumulate.into(), &[accumulator, value], phase);
+            self.accumulators.insert(of, accumulator);
+            self.copies.add(of, Copy { value: accumulator, sharding: placement, phase: Some(PhaseKind::Reduce) });
+        }
+    }
+}
+
+/// Removes the nodes that nothing reads and that write nothing.
+pub fn remove_dead(chunk: &mut Chunk) {
+    let body: Vec<NodeId> = chunk.nodes().map(|(_, n)| n).collect();
+    let outputs = ["loss", "grad_norm"];
+    let keep = |id: NodeId| {
+        let node = chunk.graph.node(id);
+        let is_output = node.results.iter().any(|&r| outputs.contains(&chunk.graph.value(r).name.as_str()));
+        node.op.effects() == Effects::Writes || is_output
+    };
+    let dead: std::collections::BTreeSet<NodeId> =
+        galvatron_ir::graph::dead_nodes(&chunk.graph, &body, keep).into_iter().collect();
+    for phase in &mut chunk.phases {
+        phase.body.retain(|n| !dead.contains(n));
+    }
+}

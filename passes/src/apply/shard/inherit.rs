@@ -1,0 +1,112 @@
+//! A gradient node inherits the map of its forward node: its factors are recognised by the dimensions of what it reads.
+
+use crate::batch::rule_of;
+use galvatron_ir::mesh::{FactorMap, ShardingRule};
+use galvatron_ir::module::Program;
+use galvatron_ir::op::Op;
+use galvatron_ir::{NodeId, ValueId};
+use std::collections::BTreeMap;
+
+/// For each dimension the forward factor that it runs over.
+type Labels = Vec<Option<usize>>;
+
+/// Labels of the temporary values inside the gradient of each forward node.
+#[derive(Default)]
+pub struct Inherited {
+    labels: BTreeMap<(NodeId, ValueId), Labels>,
+}
+
+impl Inherited {
+    /// The map of a backward node; factors that its forward node does not have stay whole.
+    pub fn map<'m>(
+        &mut self,
+        program: &Program,
+        map_of: impl Fn(NodeId) -> Option<&'m FactorMap>,
+        node: NodeId,
+    ) -> FactorMap {
+        let rule = rule_of(program, node);
+        let mut map = FactorMap::replicated(&rule);
+        let n = program.graph.node(node);
+        let Some((fwd, fwd_map)) = n.fwd.and_then(|f| Some((f, map_of(f)?))) else { return map };
+        let fwd_rule = rule_of(program, fwd);
+        let factors = self.recognise(program, node, &rule, fwd, &fwd_rule);
+        for (factor, fwd_factor) in factors.iter().enumerate() {
+            if let Some(f) = fwd_factor
+                && rule.is_shardable(factor)
+                && rule.factors[factor].size == fwd_rule.factors[*f].size
+            {
+                map.axes[factor] = fwd_map.axes[*f].clone();
+            }
+        }
+        for (&result, dims) in n.results.iter().zip(&rule.results) {
+            let labels = dims.iter().map(|fs| fs.first().and_then(|&f| factors[f])).collect();
+            self.labels.insert((fwd, result), labels);
+        }
+        map
+    }
+
+    /// For each factor of a backward node the forward factor.
+    fn recognise(
+        &self,
+        program: &Program,
+        node: NodeId,
+        rule: &ShardingRule,
+        fwd: NodeId,
+        fwd_rule: &ShardingRule,
+    ) -> Vec<Option<usize>> {
+        let n = program.graph.node(node);
+        let mut factors = vec![None; rule.factors.len()];
+        let operands = n.args.iter().zip(&rule.operands).map(|(&v, d)| (self.labels_of(program, v, fwd, fwd_rule), d));
+        let results =
+            n.results.iter().zip(&rule.results).map(|(&v, d)| (gradient_labels(program, v, fwd, fwd_rule), d));
+        for (labels, dims) in operands.chain(results) {
+            for (factor_list, label) in dims.iter().zip(labels) {
+                if let (Some(&factor), Some(label)) = (factor_list.first(), label) {
+                    factors[factor].get_or_insert(label);
+                }
+            }
+        }
+        factors
+    }
+
+    /// Labels of an operand: a forward value, a temporary, or else the gradient of a forward result.
+    fn labels_of(&self, program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Labels {
+        let is_sum = program.graph.producer(value).is_some_and(|p| matches!(program.graph.node(p).op, Op::AddN(_)));
+        if let Some(labels) = forward_labels(program, value, fwd, rule) {
+            return labels;
+        }
+        if let Some(labels) = self.labels.get(&(fwd, value)).filter(|_| !is_sum) {
+            return labels.clone();
+        }
+        let shape = &program.graph.value(value).ty.shape;
+        let results = &program.graph.node(fwd).results;
+        match results.iter().position(|&r| program.graph.value(r).ty.shape == *shape) {
+            Some(i) => leading(&rule.results[i]),
+            None => vec![None; shape.len()],
+        }
+    }
+}
+
+fn leading(dims: &[Vec<usize>]) -> Labels {
+    dims.iter().map(|fs| fs.first().copied()).collect()
+}
+
+/// Labels of an operand or result of the forward node.
+fn forward_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Option<Labels> {
+    let n = program.graph.node(fwd);
+    if let Some(i) = n.args.iter().position(|&a| a == value) {
+        return Some(leading(&rule.operands[i]));
+    }
+    n.results.iter().position(|&r| r == value).map(|i| leading(&rule.results[i]))
+}
+
+/// Labels of a result that is the gradient of an operand of the forward node.
+fn gradient_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Labels {
+    let ty = &program.graph.value(value).ty;
+    program
+        .graph
+        .value(value)
+        .grad_of
+        .and_then(|of| forward_labels(program, of, fwd, rule))
+        .unwrap_or_else(|| vec![None; ty.rank()])
+}

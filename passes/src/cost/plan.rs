@@ -1,0 +1,86 @@
+//! The predicted time of a plan: its nodes one after the other, gradient reduction hidden behind the backward pass as far as
+//! the device allows.
+
+use super::CostModel;
+use galvatron_ir::mesh::Mesh;
+use galvatron_ir::op::comm::step_of_op;
+use galvatron_ir::plan::{Chunk, PhaseKind};
+use galvatron_ir::{Module, NodeId};
+use std::collections::BTreeMap;
+
+/// Nanoseconds and bytes of one phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhaseTimes {
+    /// Ops.
+    pub compute_ns: u64,
+    /// Collectives.
+    pub communication_ns: u64,
+    /// Bytes that one rank puts into collectives.
+    pub sent_bytes: u64,
+}
+
+/// Predicted costs of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanCost {
+    /// Nanoseconds of one optimizer step.
+    pub step_ns: u64,
+    /// Each phase, once.
+    pub phases: BTreeMap<PhaseKind, PhaseTimes>,
+    /// Nanoseconds of each layer (`None`: outside of layers) in one step, by phase.
+    pub layers: BTreeMap<Option<u32>, BTreeMap<PhaseKind, PhaseTimes>>,
+    /// Nanoseconds of gradient reduction that hide behind the backward pass.
+    pub hidden_ns: u64,
+}
+
+/// Nanoseconds of one node of a chunk, and the bytes that it sends.
+pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) -> PhaseTimes {
+    let n = chunk.graph.node(node);
+    let (args, results) = (chunk.local_types(&n.args, mesh), chunk.local_types(&n.results, mesh));
+    match step_of_op(&n.op) {
+        Some(step) => {
+            let from: u64 = args.iter().map(|t| t.bytes()).sum();
+            let to: u64 = results.iter().map(|t| t.bytes()).sum();
+            let ns = model.step_ns(&step, from, to, mesh);
+            match step.communicates() {
+                true => PhaseTimes { compute_ns: 0, communication_ns: ns, sent_bytes: from },
+                false => PhaseTimes { compute_ns: ns, ..PhaseTimes::default() },
+            }
+        }
+        None => {
+            let (args, results): (Vec<_>, Vec<_>) = (args.iter().collect(), results.iter().collect());
+            PhaseTimes { compute_ns: model.op_ns(&n.op, &args, &results), ..PhaseTimes::default() }
+        }
+    }
+}
+
+/// Prices every node of the plan.
+pub fn plan_cost(model: &CostModel, module: &Module) -> PlanCost {
+    let mut cost = PlanCost::default();
+    let mesh = &module.mesh;
+    for chunk in &module.chunks {
+        for (phase, node) in chunk.nodes() {
+            let times = node_cost(model, chunk, mesh, node);
+            let layer = chunk.graph.node(node).layer;
+            add(cost.phases.entry(phase).or_default(), times);
+            add(cost.layers.entry(layer).or_default().entry(phase).or_default(), times);
+        }
+    }
+    let repeats = |phase: PhaseKind| if phase.is_per_micro_batch() { mesh.micro_batches() } else { 1 };
+    let total: u64 = cost.phases.iter().map(|(&p, t)| repeats(p) * (t.compute_ns + t.communication_ns)).sum();
+    cost.hidden_ns = cost.layers.values().map(|phases| hidden(model, phases)).sum();
+    cost.step_ns = total - cost.hidden_ns;
+    cost
+}
+
+fn add(to: &mut PhaseTimes, more: PhaseTimes) {
+    to.compute_ns += more.compute_ns;
+    to.communication_ns += more.communication_ns;
+    to.sent_bytes += more.sent_bytes;
+}
+
+/// A layer's gradient reduction hides behind its backward computation of the last micro-batch.
+fn hidden(model: &CostModel, phases: &BTreeMap<PhaseKind, PhaseTimes>) -> u64 {
+    let of = |phase| phases.get(&phase).copied().unwrap_or_default();
+    let window = of(PhaseKind::Backward).compute_ns as f64 * model.reduction_overlap();
+    of(PhaseKind::Reduce).communication_ns.min(window as u64)
+}

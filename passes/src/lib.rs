@@ -1,0 +1,12 @@
+//! The passes of galvatron: module in, module out; never a device, a file or ONNX.
+//!
+//! A forward program is canonicalised and rewritten, differentiated and given an optimizer ([`train`]), cut into repeated
+//! layers ([`segment`]); the search decides a [`Strategy`](strategy::Strategy); mechanical passes apply it ([`apply`]).
+
+pub mod apply;
+pub mod batch;
+pub mod cost;
+pub mod search;
+pub mod segment;
+pub mod strategy;
+pub mod train;

@@ -1,0 +1,230 @@
+//! From the program to what the search reads, and from what it chose back to a [`Strategy`].
+
+use super::boundary::BoundaryKind;
+use super::candidates::{Choice, Mode};
+use super::price::{Facts, Group, Piece, Recompute};
+use super::solver::Cost;
+use super::weights::{gradient_partial, weight_placement};
+use crate::batch::BatchFactors;
+use crate::cost::CostModel;
+use crate::segment::Segment;
+use crate::strategy::{Strategy, WeightPlacement};
+use galvatron_ir::mesh::{Mesh, Sharding};
+use galvatron_ir::module::Program;
+use galvatron_ir::op::Op;
+use galvatron_ir::{AxisId, NodeId, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What was chosen for one segment, in the usual names.
+#[derive(Clone, Debug)]
+pub struct SegmentChoice {
+    /// Its forward nodes.
+    pub nodes: Vec<NodeId>,
+    /// Ranks over which the boundary batch lies besides the tensor axes.
+    pub dp: u64,
+    /// Ranks of the tensor axes.
+    pub tp: u64,
+    /// Where the tensor axes lie at the boundary.
+    pub boundary: BoundaryKind,
+    /// ZeRO level.
+    pub zero: u8,
+    /// What is recomputed.
+    pub mode: Mode,
+    /// Surrogate cost of one step.
+    pub cost: Cost,
+}
+
+impl SegmentChoice {
+    /// Usual names: `dp 4`, `dp 2 · tp 2 + sequence, zero 1, recompute full`.
+    pub fn name(&self) -> String {
+        let (dp, tp) = match self.boundary {
+            BoundaryKind::Batch => (self.dp * self.tp, 1),
+            _ => (self.dp, self.tp),
+        };
+        let mut name = format!("dp {dp}");
+        if tp > 1 {
+            name += &format!(" · tp {tp}");
+        }
+        if self.boundary == BoundaryKind::Sequence {
+            name += " + sequence";
+        }
+        if self.zero > 0 {
+            name += &format!(", zero {}", self.zero);
+        }
+        if self.mode != Mode::None {
+            name += &format!(", recompute {}", self.mode.name());
+        }
+        name
+    }
+}
+
+/// All decisions in terms of segments.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Micro-batches in one step.
+    pub micro_batches: u32,
+    /// Each segment, in order.
+    pub segments: Vec<SegmentChoice>,
+}
+
+impl Decision {
+    /// Micro-batches and the runs of equal choices.
+    pub fn name(&self) -> String {
+        let mut runs: Vec<(String, usize)> = Vec::new();
+        for segment in &self.segments {
+            let name = segment.name();
+            match runs.last_mut().filter(|(n, _)| *n == name) {
+                Some((_, count)) => *count += 1,
+                None => runs.push((name, 1)),
+            }
+        }
+        let runs: Vec<String> = runs.into_iter().map(|(n, c)| if c > 1 { format!("{c} × ({n})") } else { n }).collect();
+        format!("{} micro-batches: {}", self.micro_batches, runs.join(" | "))
+    }
+}
+
+/// Reads what pricing needs; segments that are not joined by one value each become one piece.
+pub fn read_program<'a>(program: &'a Program, segments: &[Segment], model: &'a CostModel) -> (Facts<'a>, Vec<Piece>) {
+    let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
+    let (saved, has_gradient, backward) = saved_and_gradients(program, &forward);
+    let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
+    let mut readers: BTreeMap<ValueId, BTreeSet<usize>> = BTreeMap::new();
+    for (i, segment) in segments.iter().enumerate() {
+        for &node in &segment.nodes {
+            for &arg in program.graph.node(node).args.iter().filter(|a| weights.contains(a)) {
+                readers.entry(arg).or_default().insert(i);
+            }
+        }
+    }
+    let shared = readers.iter().filter(|(_, s)| s.len() > 1).map(|(w, _)| *w).collect();
+    let facts = Facts {
+        program,
+        model,
+        batch: BatchFactors::of(program, &forward),
+        backward,
+        saved,
+        has_gradient,
+        optimizer: optimizer_nodes(program),
+        shared,
+        weights,
+    };
+    let pieces = pieces(program, segments, &readers);
+    (facts, pieces)
+}
+
+/// Forward values that the backward pass reads, forward values through which a gradient flows, backward nodes by forward node.
+type BackwardFacts = (BTreeSet<ValueId>, BTreeSet<ValueId>, BTreeMap<NodeId, Vec<NodeId>>);
+
+fn saved_and_gradients(program: &Program, forward: &[NodeId]) -> BackwardFacts {
+    let is_forward: BTreeSet<NodeId> = forward.iter().copied().collect();
+    let (mut saved, mut has_gradient) = (BTreeSet::new(), BTreeSet::new());
+    let mut backward: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    for &id in program.body.iter().filter(|n| !is_forward.contains(n)) {
+        let node = program.graph.node(id);
+        let reads = |v: &&ValueId| program.graph.producer(**v).is_some_and(|p| is_forward.contains(&p));
+        saved.extend(node.args.iter().filter(reads));
+        has_gradient.extend(node.results.iter().filter_map(|&r| program.graph.value(r).grad_of));
+        if let Some(fwd) = node.fwd.filter(|_| !matches!(node.op, Op::AddN(_))) {
+            backward.entry(fwd).or_default().push(id);
+        }
+    }
+    (saved, has_gradient, backward)
+}
+
+fn optimizer_nodes(program: &Program) -> BTreeMap<ValueId, NodeId> {
+    let is_optimizer = |n: &&NodeId| matches!(program.graph.node(**n).op, Op::Sgd(_) | Op::Adamw(_));
+    program.body.iter().filter(is_optimizer).map(|&n| (program.graph.node(n).args[0], n)).collect()
+}
+
+fn pieces(program: &Program, segments: &[Segment], readers: &BTreeMap<ValueId, BTreeSet<usize>>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut crossing = None;
+    for (i, segment) in segments.iter().enumerate() {
+        let owned = readers.iter().filter(|(_, s)| s.first() == Some(&i)).map(|(w, _)| *w).collect();
+        let next = if i + 1 < segments.len() { crossing_value(program, segments, i) } else { None };
+        pieces.push(Piece { nodes: segment.nodes.clone(), input: crossing, output: next, owned });
+        crossing = next;
+    }
+    pieces
+}
+
+/// The one value that is computed up to segment `i` and read after it; constants left out.
+fn crossing_value(program: &Program, segments: &[Segment], i: usize) -> Option<ValueId> {
+    let values = crossing_values(program, segments, i);
+    if let [only] = values[..] { Some(only) } else { None }
+}
+
+/// The values that are computed up to segment `i` and read after it; constants left out.
+pub fn crossing_values(program: &Program, segments: &[Segment], i: usize) -> Vec<ValueId> {
+    let before: BTreeSet<NodeId> = segments[..=i].iter().flat_map(|s| s.nodes.iter().copied()).collect();
+    let mut values: Vec<ValueId> = segments[i + 1..]
+        .iter()
+        .flat_map(|s| &s.nodes)
+        .flat_map(|&n| program.graph.node(n).args.iter().copied())
+        .filter(|&v| {
+            let producer = program.graph.producer(v).filter(|p| before.contains(p));
+            producer.is_some_and(|p| !program.graph.node(p).args.is_empty())
+        })
+        .collect();
+    values.sort();
+    values.dedup();
+    values
+}
+
+/// A piece, its candidate, and the options that the candidate's assignment counts.
+pub struct Chosen<'a> {
+    /// The piece.
+    pub piece: &'a Piece,
+    /// Its candidate.
+    pub choice: &'a Choice,
+    /// Its groups.
+    pub groups: Vec<Group>,
+}
+
+/// Writes down what was chosen for each piece.
+pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_batches: u32) -> (Strategy, Decision) {
+    let mut strategy = Strategy { micro_batches, ..Strategy::default() };
+    let mut decision = Decision { micro_batches, segments: Vec::new() };
+    let mut uses: BTreeMap<ValueId, Vec<(Sharding, Vec<AxisId>, u8)>> = BTreeMap::new();
+    for Chosen { piece, choice, groups } in chosen {
+        for (group, &option) in groups.iter().zip(&choice.assignment) {
+            let option = &group.options[option];
+            for &member in &group.members {
+                let node = piece.nodes[member];
+                strategy.maps.insert(node, option.map.clone());
+                for (i, arg) in facts.program.graph.node(node).args.iter().enumerate() {
+                    if facts.weights.contains(arg) {
+                        let used = (
+                            option.operands[i].clone(),
+                            gradient_partial(&option.operands[i], &option.map),
+                            choice.zero,
+                        );
+                        uses.entry(*arg).or_default().push(used);
+                    }
+                }
+            }
+        }
+        strategy.keep.extend(Recompute::of(facts, piece, choice.mode).kept);
+        decision.segments.push(SegmentChoice::of(piece, choice, mesh));
+    }
+    for (&weight, uses) in &uses {
+        let placement = place(facts, weight, uses, mesh);
+        if uses.iter().any(|(used, ..)| *used != placement.parameter) {
+            strategy.regather.insert(weight);
+        }
+        strategy.weights.insert(weight, placement);
+    }
+    (strategy, decision)
+}
+
+/// One user: its own placement. Several: replicated, reduced over the axes that all their gradients are partial over.
+fn place(facts: &Facts<'_>, weight: ValueId, uses: &[(Sharding, Vec<AxisId>, u8)], mesh: &Mesh) -> WeightPlacement {
+    let ty = &facts.program.graph.value(weight).ty;
+    let (first, reduced, zero) = &uses[0];
+    let agree = uses.iter().all(|(s, r, _)| s.dims == first.dims && r == reduced);
+    if agree {
+        return weight_placement(first, reduced, *zero, ty, mesh);
+    }
+    let common: Vec<AxisId> = reduced.iter().copied().filter(|a| uses.iter().all(|(_, r, _)| r.contains(a))).collect();
+    weight_placement(&Sharding::replicated(ty.rank()), &common, *zero, ty, mesh)
+}

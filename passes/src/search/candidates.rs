@@ -1,0 +1,525 @@
+//! Candidates of every class of segments, and the chain over them, for each number of micro-batches.
+
+use super::assemble::{Chosen, Decision, SegmentChoice};
+use super::boundary::{BoundaryKind, boundary_placements};
+use super::options::{NodeOption, Split};
+use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
+use super::price::{Facts, Piece, Priced, Recompute, groups};
+use super::solver::chain::{Candidate, Chain};
+use super::solver::{Cost, Limits, hull};
+use super::{Effort, NoPlan, Rejected};
+use crate::cost::CostModel;
+use crate::segment::Segment;
+use crate::strategy::Strategy;
+use galvatron_ir::mesh::{Mesh, Sharding};
+use galvatron_ir::op::Op;
+use galvatron_ir::{Module, NodeId};
+
+/// What is recomputed in the backward pass of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Nothing.
+    None,
+    /// Everything but the outputs of matrix products and attention.
+    Selective,
+    /// Everything: only the layer's input is kept.
+    Full,
+}
+
+impl Mode {
+    /// Name in strategies and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::None => "none",
+            Mode::Selective => "selective",
+            Mode::Full => "full",
+        }
+    }
+}
+
+/// One way to run a class of segments.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Data and tensor axes.
+    pub split: Split,
+    /// Where the tensor axes lie at the boundary.
+    pub boundary: BoundaryKind,
+    /// ZeRO level.
+    pub zero: u8,
+    /// What is recomputed.
+    pub mode: Mode,
+    /// Option of each group of the class's ops.
+    pub assignment: Vec<usize>,
+    /// Surrogate cost.
+    pub cost: Cost,
+    state: u16,
+}
+
+/// All candidates for one number of micro-batches.
+pub struct Space {
+    /// Micro-batches in one step.
+    pub micro_batches: u32,
+    mesh: Mesh,
+    /// Candidates by variant (class and pins).
+    choices: Vec<Vec<Choice>>,
+    chain: Chain,
+}
+
+/// One candidate a segment.
+#[derive(Clone, Debug)]
+pub struct Pick {
+    /// Micro-batches in one step.
+    pub micro_batches: u32,
+    /// Candidate of each segment.
+    pub chosen: Vec<usize>,
+    /// Surrogate cost.
+    pub cost: Cost,
+    space: usize,
+}
+
+/// The result of one round of the search.
+pub struct Round {
+    /// The best plans, cheapest first.
+    pub picks: Vec<Pick>,
+    /// No plan of the declared space within the budget costs less.
+    pub bound_ns: u64,
+}
+
+/// Collects what does not depend on the number of micro-batches.
+pub struct SpaceBuilder<'a> {
+    facts: Facts<'a>,
+    module: &'a Module,
+    pieces: Vec<Piece>,
+    /// For each segment its variant.
+    variant_of: Vec<usize>,
+    /// For each variant its first segment and its pins.
+    variants: Vec<(usize, LayerPins)>,
+    pins: &'a Pins,
+}
+
+/// Candidates for all numbers of micro-batches.
+pub struct Spaces<'a> {
+    builder: SpaceBuilder<'a>,
+    spaces: Vec<Space>,
+    width: usize,
+}
+
+/// Hull points kept of each (split, boundary, ZeRO, recomputation).
+const HULL_POINTS: usize = 6;
+
+/// Plans that are lowered and replayed in one round.
+const MAX_PICKS: usize = 3;
+
+impl<'a> SpaceBuilder<'a> {
+    /// Reads the program and checks the pins against it.
+    pub fn new(
+        module: &'a Module,
+        segments: &[Segment],
+        model: &'a CostModel,
+        pins: &'a Pins,
+    ) -> Result<SpaceBuilder<'a>, PinFault> {
+        let (facts, pieces) = super::assemble::read_program(&module.program, segments, model);
+        let mut builder = SpaceBuilder { facts, module, pieces, variant_of: Vec::new(), variants: Vec::new(), pins };
+        builder.find_variants(segments)?;
+        Ok(builder)
+    }
+
+    /// Segments of one class under equal pins are decided from the same candidates.
+    fn find_variants(&mut self, segments: &[Segment]) -> Result<(), PinFault> {
+        let has_layers = segments.iter().any(|s| s.is_layer);
+        let n_layers = segments.iter().filter(|s| s.is_layer).count() as u32;
+        if let Some((&layer, _)) = self.pins.layers.iter().find(|(l, _)| **l >= n_layers) {
+            return Err(PinFault {
+                code: "too-few-layers",
+                message: format!("layer {layer} is pinned, the model has {n_layers} repeated layers"),
+                help: "count layers from 0".into(),
+            });
+        }
+        let mut known: Vec<(usize, LayerPins)> = Vec::new();
+        let mut layer = 0;
+        for (i, segment) in segments.iter().enumerate() {
+            let pins = self.pins_of(segment, has_layers, layer, i == 0);
+            layer += u32::from(segment.is_layer);
+            // The owner of a shared weight differs from its twins, which only a repeated class has.
+            match known.iter().position(|k| *k == (segment.class, pins.clone())) {
+                Some(variant) => self.variant_of.push(variant),
+                None => {
+                    known.push((segment.class, pins.clone()));
+                    self.variant_of.push(self.variants.len());
+                    self.variants.push((i, pins));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pins_of(&self, segment: &Segment, has_layers: bool, layer: u32, is_first: bool) -> LayerPins {
+        if segment.is_layer {
+            return self.pins.layers.get(&layer).map_or(self.pins.all.clone(), |p| p.over(&self.pins.all));
+        }
+        match has_layers {
+            false => self.pins.all.clone(),
+            true if is_first => self.pins.embedding.clone(),
+            true => self.pins.head.clone(),
+        }
+    }
+
+    /// Prices all candidates.
+    pub fn build(self) -> Result<Spaces<'a>, NoPlan> {
+        let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
+        let counts: Vec<u32> = match self.pins.micro_batches {
+            Some(m) => vec![m],
+            None => (1..=batch.min(1 << 16)).filter(|m| batch.is_multiple_of(*m)).map(|m| m as u32).collect(),
+        };
+        let mut spaces = Spaces { builder: self, spaces: Vec::new(), width: 0 };
+        let mut fault = None;
+        for m in counts {
+            match spaces.space(m) {
+                Ok(space) => spaces.spaces.push(space),
+                Err(f) => fault = fault.or(Some(f)),
+            }
+        }
+        match (spaces.spaces.is_empty(), fault) {
+            (true, Some(fault)) => Err(NoPlan::Pin(fault)),
+            _ => Ok(spaces),
+        }
+    }
+}
+
+impl<'a> Spaces<'a> {
+    /// The mesh for a number of micro-batches.
+    pub fn mesh(&self, micro_batches: u32) -> Mesh {
+        self.builder.module.mesh.with_micro_batches(micro_batches)
+    }
+
+    /// Counts for the report.
+    pub fn effort(&self) -> Effort {
+        let n_candidates = self.spaces.iter().flat_map(|s| &s.choices).map(Vec::len).sum();
+        Effort { n_candidates, width: self.width, n_replays: 0 }
+    }
+
+    fn space(&mut self, micro_batches: u32) -> Result<Space, PinFault> {
+        let mesh = self.mesh(micro_batches);
+        let mut states: Vec<Sharding> = Vec::new();
+        let mut choices = Vec::new();
+        for (first, pins) in &self.builder.variants {
+            let piece = &self.builder.pieces[*first];
+            let found = self.builder.choices(piece, pins, &mesh, &mut states, &mut self.width);
+            if found.is_empty() {
+                return Err(self.builder.why_none(piece, pins, &mesh));
+            }
+            choices.push(found);
+        }
+        let chain = self.builder.chain(&choices, &states, &mesh);
+        Ok(Space { micro_batches, mesh, choices, chain })
+    }
+
+    /// The best plans whose surrogate memory is within the budget; otherwise the least bytes that any plan needs.
+    pub fn solve(&self, budget: u64) -> Result<Round, u64> {
+        let limits = Limits::default();
+        let (mut picks, mut bound_ns, mut least): (Vec<Pick>, u64, u64) = (Vec::new(), u64::MAX, u64::MAX);
+        for (i, space) in self.spaces.iter().enumerate() {
+            match space.chain.solve(Some(budget), &limits) {
+                Ok(solution) => {
+                    bound_ns = bound_ns.min(solution.lower_bound_ns);
+                    let (chosen, cost) = (solution.assignment, solution.cost);
+                    picks.push(Pick { micro_batches: space.micro_batches, chosen, cost, space: i });
+                }
+                Err(infeasible) => least = least.min(infeasible.least.bytes),
+            }
+        }
+        if picks.is_empty() {
+            return Err(least);
+        }
+        picks.sort_by_key(|p| (p.cost.time_ns, p.micro_batches));
+        picks.truncate(MAX_PICKS);
+        Ok(Round { picks, bound_ns })
+    }
+
+    /// The decisions of a pick.
+    pub fn assemble(&self, pick: &Pick) -> (Strategy, Decision) {
+        let space = &self.spaces[pick.space];
+        let builder = &self.builder;
+        let chosen = |(segment, &c): (usize, &usize)| {
+            let variant = builder.variant_of[segment];
+            let (piece, choice) = (&builder.pieces[segment], &space.choices[variant][c]);
+            let pins = &builder.variants[variant].1;
+            let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
+            let groups = groups(&builder.facts, piece, &space.mesh, &choice.split, &filter);
+            Chosen { piece, choice, groups: groups.expect("invariant: a chosen candidate has options") }
+        };
+        let chosen: Vec<Chosen<'_>> = pick.chosen.iter().enumerate().map(chosen).collect();
+        super::assemble::assemble(&builder.facts, &chosen, &space.mesh, pick.micro_batches)
+    }
+
+    fn decision(&self, pick: &Pick) -> Decision {
+        let space = &self.spaces[pick.space];
+        let choice = |(segment, &c): (usize, &usize)| {
+            let choice = &space.choices[self.builder.variant_of[segment]][c];
+            SegmentChoice::of(&self.builder.pieces[segment], choice, &space.mesh)
+        };
+        let segments = pick.chosen.iter().enumerate().map(choice).collect();
+        Decision { micro_batches: pick.micro_batches, segments }
+    }
+
+    /// The best plan of each other number of micro-batches, and the fastest one without the memory limit.
+    pub fn rejected(&self, round: &Round, limit: u64) -> Vec<Rejected> {
+        let best = &round.picks[0];
+        let mut all = Vec::new();
+        for (i, space) in self.spaces.iter().enumerate() {
+            let Ok(solution) = space.chain.solve(None, &Limits::default()) else { continue };
+            let pick =
+                Pick { micro_batches: space.micro_batches, chosen: solution.assignment, cost: solution.cost, space: i };
+            if pick.chosen == best.chosen && pick.space == best.space {
+                continue;
+            }
+            let why = match pick.cost.bytes > limit {
+                true => format!("needs {:.3} GiB of {:.3}", gib(pick.cost.bytes), gib(limit)),
+                false => format!("slower by {:.1} %", slower(pick.cost.time_ns, best.cost.time_ns)),
+            };
+            let (time_ns, bytes) = (pick.cost.time_ns, pick.cost.bytes);
+            all.push(Rejected { name: self.name(&pick), time_ns, bytes, why });
+        }
+        all.sort_by_key(|r| r.time_ns);
+        all
+    }
+
+    /// A pick in words.
+    pub fn name(&self, pick: &Pick) -> String {
+        self.decision(pick).name()
+    }
+
+    /// The name of the plan that needs the least memory.
+    pub fn smallest_name(&self) -> String {
+        let smallest = self.spaces.iter().enumerate().filter_map(|(i, s)| {
+            let infeasible = s.chain.solve(Some(0), &Limits::default()).err()?;
+            let (chosen, cost) = (infeasible.assignment, infeasible.least);
+            Some(Pick { micro_batches: s.micro_batches, chosen, cost, space: i })
+        });
+        smallest.min_by_key(|p| p.cost.bytes).map_or(String::new(), |p| self.name(&p))
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+fn slower(time: u64, than: u64) -> f64 {
+    (time as f64 / than.max(1) as f64 - 1.0) * 100.0
+}
+
+impl SpaceBuilder<'_> {
+    /// All candidates of a piece.
+    fn choices(
+        &self,
+        piece: &Piece,
+        pins: &LayerPins,
+        mesh: &Mesh,
+        states: &mut Vec<Sharding>,
+        width: &mut usize,
+    ) -> Vec<Choice> {
+        let mut all = Vec::new();
+        let is_layer = piece.input.is_some() && piece.output.is_some();
+        let modes: Vec<Mode> = match pins.recompute {
+            Some(mode) => vec![mode],
+            None if is_layer => vec![Mode::None, Mode::Selective, Mode::Full],
+            None => vec![Mode::None],
+        };
+        for split in Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)) {
+            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins, mesh);
+            let Some(priced) = Priced::new(&self.facts, piece, mesh, &split, &filter) else { continue };
+            for (kind, placed) in self.boundaries(piece, pins, &split, mesh) {
+                let state = placed.as_ref().map_or(0, |p| intern(states, p));
+                for &mode in &modes {
+                    let recompute = Recompute::of(&self.facts, piece, mode);
+                    for zero in zero_levels(pins, mesh) {
+                        let input = placed.as_ref().filter(|_| piece.input.is_some());
+                        let output = placed.as_ref().filter(|_| piece.output.is_some());
+                        let problem = priced.problem((input, output), &recompute, zero);
+                        let limits = Limits { hull_points: HULL_POINTS, ..Limits::default() };
+                        let Ok(points) = hull(&problem, &limits) else { continue };
+                        for (cost, assignment) in points.into_iter().filter(|(c, _)| !c.is_forbidden()) {
+                            let split = split.clone();
+                            all.push(Choice { split, boundary: kind, zero, mode, assignment, cost, state });
+                        }
+                    }
+                }
+            }
+            *width = (*width).max(self.width_of(&priced));
+        }
+        undominated(all)
+    }
+
+    fn width_of(&self, priced: &Priced<'_>) -> usize {
+        let problem = priced.problem((None, None), &Recompute::default(), 0);
+        super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
+    }
+
+    /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
+    fn boundaries(
+        &self,
+        piece: &Piece,
+        pins: &LayerPins,
+        split: &Split,
+        mesh: &Mesh,
+    ) -> Vec<(BoundaryKind, Option<Sharding>)> {
+        let Some(value) = piece.input.or(piece.output) else { return vec![(BoundaryKind::Batch, None)] };
+        let ty = &self.facts.program.graph.value(value).ty;
+        let Some(&batch) = self.facts.batch.dims.get(&value) else { return Vec::new() };
+        let mut all = boundary_placements(ty, batch, split, mesh);
+        let pinned_tensor = pins.tp.is_some_and(|tp| tp > 1);
+        all.retain(|(kind, _)| match (kind, pins.sequence) {
+            (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty(),
+            (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron),
+            (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None),
+        });
+        all.into_iter().map(|(k, s)| (k, Some(s))).collect()
+    }
+
+    /// Under a pinned tensor degree the matrix products of weights and the attention heads are over the tensor axes.
+    fn obeys_tensor_pin(
+        &self,
+        node: NodeId,
+        option: &NodeOption,
+        split: &Split,
+        pins: &LayerPins,
+        mesh: &Mesh,
+    ) -> bool {
+        if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
+            return true;
+        }
+        let program = self.facts.program;
+        let n = program.graph.node(node);
+        let rule = crate::batch::rule_of(program, node);
+        let wanted: Vec<usize> = match n.op {
+            Op::Einsum(_) => {
+                let weight = n.args.iter().position(|a| self.facts.weights.contains(a));
+                weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
+            }
+            Op::Attention(_) => rule.operands[0][2].clone(),
+            _ => Vec::new(),
+        };
+        let degree = mesh.product(&split.tensor);
+        let divides = |f: &usize| rule.is_shardable(*f) && rule.factors[*f].size.is_multiple_of(degree);
+        if !wanted.iter().any(divides) {
+            return wanted.is_empty();
+        }
+        option.tensor_factor.is_some_and(|f| wanted.contains(&f))
+    }
+
+    fn chain(&self, choices: &[Vec<Choice>], states: &[Sharding], mesh: &Mesh) -> Chain {
+        let classes = choices
+            .iter()
+            .map(|c| c.iter().map(|c| Candidate { in_state: c.state, out_state: c.state, cost: c.cost }).collect())
+            .collect();
+        let n = states.len().max(1);
+        let boundary = self.pieces.iter().find_map(|p| p.output);
+        let mut switch = vec![Cost::ZERO; n * n];
+        if let Some(value) = boundary {
+            let ty = &self.facts.program.graph.value(value).ty;
+            let ns = |a: &Sharding, b: &Sharding| self.facts.model.reshard_ns(a, b, ty, mesh);
+            for (i, from) in states.iter().enumerate() {
+                for (j, to) in states.iter().enumerate() {
+                    switch[i * n + j] = match (ns(from, to), ns(to, from)) {
+                        (Some(a), Some(b)) => Cost { time_ns: mesh.micro_batches() * (a + b), bytes: 0 },
+                        _ => Cost::FORBIDDEN,
+                    };
+                }
+            }
+        }
+        Chain { classes, layers: self.variant_of.clone(), n_states: n, switch }
+    }
+
+    /// Which pin leaves a piece without any candidate.
+    fn why_none(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> PinFault {
+        let world = mesh.world();
+        let splits: Vec<Split> = Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect();
+        if splits.is_empty() {
+            let degree = |d: Option<u32>| d.map_or("?".into(), |d| d.to_string());
+            return PinFault {
+                code: "world-size",
+                message: format!("dp {} · tp {} is not the world size {world}", degree(pins.dp), degree(pins.tp)),
+                help: "the product of the degrees must be the number of devices, each a product of mesh axes".into(),
+            };
+        }
+        let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
+        let m = mesh.micro_batches();
+        let least = splits.iter().map(|s| mesh.product(&s.data)).min().unwrap_or(1);
+        if !batch.is_multiple_of(m * least) {
+            return PinFault {
+                code: "divisibility",
+                message: format!("a batch of {batch} samples cannot be cut into {m} micro-batches over dp {least}"),
+                help: "choose degrees whose product divides `batch.global`".into(),
+            };
+        }
+        let (code, what) = match pins.sequence {
+            Some(SequenceMode::Megatron) if !self.has_sequence(piece) => ("no-sequence-axis", "a sequence axis"),
+            _ => ("divisibility", "extents (heads, hidden width, sequence) that the tensor degree divides"),
+        };
+        PinFault {
+            code,
+            message: format!("the pinned degrees need {what} in `{}`", self.piece_name(piece)),
+            help: "choose a tensor degree that divides the number of heads and the hidden width".into(),
+        }
+    }
+
+    fn has_sequence(&self, piece: &Piece) -> bool {
+        let value = piece.input.or(piece.output);
+        value.is_some_and(|v| self.facts.program.graph.value(v).ty.rank() >= 3)
+    }
+
+    fn piece_name(&self, piece: &Piece) -> String {
+        let first = piece.nodes.iter().find_map(|&n| self.facts.program.graph.node(n).results.first().copied());
+        first.map_or(String::new(), |v| self.facts.program.graph.value(v).name.clone())
+    }
+}
+
+fn intern(states: &mut Vec<Sharding>, placed: &Sharding) -> u16 {
+    let at = states.iter().position(|s| s == placed).unwrap_or_else(|| {
+        states.push(placed.clone());
+        states.len() - 1
+    });
+    at as u16
+}
+
+fn fits_pins(split: &Split, pins: &LayerPins, mesh: &Mesh) -> bool {
+    let fits = |pin: Option<u32>, axes: &[galvatron_ir::AxisId]| pin.is_none_or(|d| mesh.product(axes) == u64::from(d));
+    fits(pins.dp, &split.data) && fits(pins.tp, &split.tensor)
+}
+
+fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
+    match pins.zero {
+        Some(zero) => vec![zero],
+        None if mesh.world() == 1 => vec![0],
+        None => vec![0, 1, 2, 3],
+    }
+}
+
+/// Drops candidates that another one of the same boundary beats in time and bytes.
+fn undominated(mut all: Vec<Choice>) -> Vec<Choice> {
+    all.sort_by_key(|c| (c.state, c.cost.time_ns, c.cost.bytes));
+    let mut kept: Vec<Choice> = Vec::new();
+    for choice in all {
+        let beaten =
+            kept.iter().rev().take_while(|k| k.state == choice.state).any(|k| k.cost.bytes <= choice.cost.bytes);
+        if !beaten {
+            kept.push(choice);
+        }
+    }
+    kept
+}
+
+impl SegmentChoice {
+    /// The choice of a piece in the usual names.
+    pub fn of(piece: &Piece, choice: &Choice, mesh: &Mesh) -> SegmentChoice {
+        SegmentChoice {
+            nodes: piece.nodes.clone(),
+            dp: mesh.product(&choice.split.data),
+            tp: mesh.product(&choice.split.tensor),
+            boundary: choice.boundary,
+            zero: choice.zero,
+            mode: choice.mode,
+            cost: choice.cost,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The placements that an op may take: its batch over the data axes, one more factor (or none) over the tensor axes.
+
+use galvatron_ir::AxisId;
+use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, ShardingRule};
+
+/// A split of the mesh: the data axes shard the batch of a layer's boundary, the tensor axes whatever each op chooses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Split {
+    /// Slower axes.
+    pub data: Vec<AxisId>,
+    /// Faster axes.
+    pub tensor: Vec<AxisId>,
+}
+
+impl Split {
+    /// All splits of the spatial axes into two contiguous runs, fewest tensor axes first.
+    pub fn all(mesh: &Mesh) -> Vec<Split> {
+        let axes: Vec<AxisId> = mesh.spatial().collect();
+        (0..=axes.len()).rev().map(|cut| Split { data: axes[..cut].to_vec(), tensor: axes[cut..].to_vec() }).collect()
+    }
+}
+
+/// One placement of an op.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOption {
+    /// Axes of the factors.
+    pub map: FactorMap,
+    /// What it demands of the operands.
+    pub operands: Vec<Sharding>,
+    /// What it gives.
+    pub results: Vec<Sharding>,
+    /// The factor that the tensor axes shard, if any.
+    pub tensor_factor: Option<usize>,
+}
+
+impl NodeOption {
+    fn new(rule: &ShardingRule, map: FactorMap, tensor_factor: Option<usize>) -> NodeOption {
+        let operands = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
+        let results = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
+        NodeOption { map, operands, results, tensor_factor }
+    }
+}
+
+/// What an op's options depend on besides its rule.
+pub struct OptionContext<'a> {
+    /// The mesh, its micro-batches included.
+    pub mesh: &'a Mesh,
+    /// Data and tensor axes.
+    pub split: &'a Split,
+    /// The factor that is the batch.
+    pub batch: Option<usize>,
+    /// Whether the op runs once a step on the whole batch.
+    pub whole_batch: bool,
+}
+
+/// All options of an op; none if the batch does not divide.
+pub fn options(rule: &ShardingRule, cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let mut base = FactorMap::replicated(rule);
+    if let Some(batch) = cx.batch {
+        if !cx.whole_batch && cx.mesh.micro_batches() > 1 {
+            base.axes[batch].push(Mesh::MB);
+        }
+        base.axes[batch].extend(&cx.split.data);
+        if !divides(rule, batch, &base.axes[batch], cx.mesh) {
+            return Vec::new();
+        }
+    }
+    let mut all = vec![NodeOption::new(rule, base.clone(), None)];
+    if cx.split.tensor.is_empty() {
+        return all;
+    }
+    for factor in (0..rule.factors.len()).filter(|&f| rule.is_shardable(f)) {
+        let mut map = base.clone();
+        map.axes[factor].extend(&cx.split.tensor);
+        if divides(rule, factor, &map.axes[factor], cx.mesh) {
+            all.push(NodeOption::new(rule, map, Some(factor)));
+        }
+    }
+    all
+}
+
+fn divides(rule: &ShardingRule, factor: usize, axes: &[AxisId], mesh: &Mesh) -> bool {
+    rule.factors[factor].size.is_multiple_of(mesh.product(axes))
+}

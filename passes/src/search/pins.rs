@@ -1,0 +1,65 @@
+//! Decisions that the user fixes; what is left out is searched.
+
+/// Where the boundary sequence lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceMode {
+    /// Whole on every tensor rank.
+    None,
+    /// Over the tensor axes (Megatron).
+    Megatron,
+}
+
+/// Pins of one segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerPins {
+    /// Ranks that share the batch.
+    pub dp: Option<u32>,
+    /// Ranks that share weights and heads.
+    pub tp: Option<u32>,
+    /// ZeRO level.
+    pub zero: Option<u8>,
+    /// Where the boundary sequence lies.
+    pub sequence: Option<SequenceMode>,
+    /// What is recomputed.
+    pub recompute: Option<super::Mode>,
+}
+
+/// All pins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Micro-batches in one step.
+    pub micro_batches: Option<u32>,
+    /// Of every layer; of the whole model where it has no repeated layers.
+    pub all: LayerPins,
+    /// Of what comes before the first layer.
+    pub embedding: LayerPins,
+    /// Of what comes after the last layer.
+    pub head: LayerPins,
+    /// Of single layers, by number; replaces the keys that it names.
+    pub layers: std::collections::BTreeMap<u32, LayerPins>,
+}
+
+impl LayerPins {
+    /// These pins, and where they are silent those of `base`. A degree that is named drops the base's other degree.
+    pub fn over(&self, base: &LayerPins) -> LayerPins {
+        let names_degree = self.tp.is_some() || self.dp.is_some();
+        LayerPins {
+            dp: if names_degree { self.dp } else { base.dp },
+            tp: if names_degree { self.tp } else { base.tp },
+            zero: self.zero.or(base.zero),
+            sequence: self.sequence.or(base.sequence),
+            recompute: self.recompute.or(base.recompute),
+        }
+    }
+}
+
+/// A pin that cannot be met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinFault {
+    /// `divisibility`, `world-size`, `no-sequence-axis`, `too-few-layers` or `unsupported`.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub help: String,
+}

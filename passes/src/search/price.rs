@@ -1,0 +1,442 @@
+//! Prices one segment under one split of the mesh: per option of each op, and per pair of options where a value flows.
+
+use super::candidates::Mode;
+use super::options::{NodeOption, OptionContext, Split, options};
+use super::solver::{Cost, Edge, Problem, Var};
+use super::weights::{gradient_partial, weight_placement};
+use crate::apply::shard::inherit::Inherited;
+use crate::batch::{BatchFactors, rule_of};
+use crate::cost::CostModel;
+use crate::strategy::WeightPlacement;
+use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
+use galvatron_ir::module::Program;
+use galvatron_ir::op::Op;
+use galvatron_ir::op::compute::SumSquares;
+use galvatron_ir::types::TensorType;
+use galvatron_ir::{NodeId, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What pricing reads of the training program; the same for all segments.
+pub struct Facts<'a> {
+    /// The training program.
+    pub program: &'a Program,
+    /// Costs.
+    pub model: &'a CostModel,
+    /// Batch factors of the forward nodes.
+    pub batch: BatchFactors,
+    /// Backward nodes by forward node.
+    pub backward: BTreeMap<NodeId, Vec<NodeId>>,
+    /// Forward values that some backward node reads.
+    pub saved: BTreeSet<ValueId>,
+    /// Values through which a gradient flows.
+    pub has_gradient: BTreeSet<ValueId>,
+    /// The optimizer node of each weight.
+    pub optimizer: BTreeMap<ValueId, NodeId>,
+    /// Weights that several segments read.
+    pub shared: BTreeSet<ValueId>,
+    /// All weights.
+    pub weights: BTreeSet<ValueId>,
+}
+
+impl Facts<'_> {
+    /// An op that turns data into something without a batch before anything is trained on it: the count of labels.
+    fn is_whole_batch(&self, node: NodeId) -> bool {
+        let n = self.program.graph.node(node);
+        let has_batch = |v: &ValueId| self.batch.dims.contains_key(v);
+        n.args.iter().any(has_batch)
+            && !n.results.iter().any(has_batch)
+            && !n.results.iter().any(|r| self.has_gradient.contains(r))
+    }
+}
+
+/// A segment with its boundary.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Its nodes, in order.
+    pub nodes: Vec<NodeId>,
+    /// The value that enters from the segment before.
+    pub input: Option<ValueId>,
+    /// The value that leaves to the next segment.
+    pub output: Option<ValueId>,
+    /// The weights whose cost this segment carries.
+    pub owned: BTreeSet<ValueId>,
+}
+
+/// A group of sibling nodes that are decided together: equal ops on the same values.
+pub struct Group {
+    /// Positions of its nodes in the piece.
+    pub members: Vec<usize>,
+    /// Their common options.
+    pub options: Vec<NodeOption>,
+}
+
+/// Which options of a node are allowed.
+pub type Filter<'f> = &'f dyn Fn(NodeId, &NodeOption) -> bool;
+
+/// The groups of a piece with their options; `None` where some op has none (the batch does not divide).
+pub fn groups(facts: &Facts<'_>, piece: &Piece, mesh: &Mesh, split: &Split, filter: Filter<'_>) -> Option<Vec<Group>> {
+    let mut groups = Vec::new();
+    for members in siblings(facts.program, &piece.nodes) {
+        let first = piece.nodes[members[0]];
+        let batch = facts.batch.factors.get(&first).copied();
+        let cx = OptionContext { mesh, split, batch, whole_batch: facts.is_whole_batch(first) };
+        let mut options = options(&rule_of(facts.program, first), &cx);
+        options.retain(|o| filter(first, o));
+        if options.is_empty() {
+            return None;
+        }
+        groups.push(Group { members, options });
+    }
+    Some(groups)
+}
+
+/// Prices of one option of one node, in nanoseconds for one micro-batch and bytes.
+struct OptionPrice {
+    forward_ns: u64,
+    backward_ns: u64,
+    saved_bytes: u64,
+    weights: [WeightPrice; 4],
+}
+
+/// Price of the weights of one option at one ZeRO level.
+#[derive(Clone, Copy, Default)]
+struct WeightPrice {
+    micro_batch_ns: u64,
+    reduce_ns: u64,
+    step_ns: u64,
+    bytes: u64,
+}
+
+/// A segment priced under one split, ready to be made into problems.
+pub struct Priced<'a> {
+    facts: &'a Facts<'a>,
+    piece: &'a Piece,
+    mesh: &'a Mesh,
+    groups: Vec<Group>,
+    /// By group, member and option.
+    prices: Vec<Vec<Vec<OptionPrice>>>,
+    group_of: BTreeMap<NodeId, usize>,
+}
+
+impl<'a> Priced<'a> {
+    /// Prices every option; `None` where some op has none (the batch does not divide).
+    pub fn new(
+        facts: &'a Facts<'a>,
+        piece: &'a Piece,
+        mesh: &'a Mesh,
+        split: &Split,
+        filter: Filter<'_>,
+    ) -> Option<Priced<'a>> {
+        let groups = groups(facts, piece, mesh, split, filter)?;
+        let mut priced =
+            Priced { facts, piece, mesh, groups: Vec::new(), prices: Vec::new(), group_of: BTreeMap::new() };
+        for (i, group) in groups.iter().enumerate() {
+            let nodes = group.members.iter().map(|&m| piece.nodes[m]);
+            priced
+                .prices
+                .push(nodes.clone().map(|n| group.options.iter().map(|o| priced.price(n, o)).collect()).collect());
+            priced.group_of.extend(nodes.map(|n| (n, i)));
+        }
+        priced.groups = groups;
+        Some(priced)
+    }
+
+    fn price(&self, node: NodeId, option: &NodeOption) -> OptionPrice {
+        let program = self.facts.program;
+        let n = program.graph.node(node);
+        let forward_ns = self.op_ns(node, &option.operands, &option.results);
+        let saved_bytes = n
+            .results
+            .iter()
+            .zip(&option.results)
+            .filter(|(r, _)| self.facts.saved.contains(r) && !n.args.is_empty())
+            .map(|(&r, s)| self.bytes(r, s))
+            .sum();
+        let mut weights = [WeightPrice::default(); 4];
+        for (i, arg) in n.args.iter().enumerate().filter(|(_, a)| self.facts.weights.contains(a)) {
+            for (zero, price) in weights.iter_mut().enumerate() {
+                self.add_weight(price, *arg, &option.operands[i], &option.map, zero as u8);
+            }
+        }
+        OptionPrice { forward_ns, backward_ns: self.backward_ns(node, &option.map), saved_bytes, weights }
+    }
+
+    fn backward_ns(&self, node: NodeId, map: &FactorMap) -> u64 {
+        let Some(nodes) = self.facts.backward.get(&node) else { return 0 };
+        let mut inherited = Inherited::default();
+        nodes
+            .iter()
+            .map(|&b| {
+                let rule = rule_of(self.facts.program, b);
+                let map = inherited.map(self.facts.program, |_| Some(map), b);
+                let operands: Vec<_> = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
+                let results: Vec<_> = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
+                self.op_ns(b, &operands, &results)
+            })
+            .sum()
+    }
+
+    fn op_ns(&self, node: NodeId, operands: &[Sharding], results: &[Sharding]) -> u64 {
+        let n = self.facts.program.graph.node(node);
+        let args: Vec<TensorType> = n.args.iter().zip(operands).map(|(&a, s)| self.local(a, s)).collect();
+        let outs: Vec<TensorType> = n.results.iter().zip(results).map(|(&r, s)| self.local(r, s)).collect();
+        self.facts.model.op_ns(&n.op, &args.iter().collect::<Vec<_>>(), &outs.iter().collect::<Vec<_>>())
+    }
+
+    fn local(&self, value: ValueId, sharding: &Sharding) -> TensorType {
+        let ty = &self.facts.program.graph.value(value).ty;
+        let shape = sharding.local_shape(&ty.shape, self.mesh).unwrap_or_else(|_| ty.shape.clone());
+        ty.with_shape(shape)
+    }
+
+    fn bytes(&self, value: ValueId, sharding: &Sharding) -> u64 {
+        self.local(value, sharding).bytes()
+    }
+
+    /// Placement of a weight that an op reads under a map.
+    pub fn weight_placement(&self, weight: ValueId, operand: &Sharding, map: &FactorMap, zero: u8) -> WeightPlacement {
+        let ty = &self.facts.program.graph.value(weight).ty;
+        let reduced = gradient_partial(operand, map);
+        match self.facts.shared.contains(&weight) {
+            true => weight_placement(&Sharding::replicated(ty.rank()), &reduced, zero, ty, self.mesh),
+            false => weight_placement(operand, &reduced, zero, ty, self.mesh),
+        }
+    }
+
+    fn add_weight(&self, price: &mut WeightPrice, weight: ValueId, operand: &Sharding, map: &FactorMap, zero: u8) {
+        let placed = self.weight_placement(weight, operand, map, zero);
+        let ty = &self.facts.program.graph.value(weight).ty;
+        let reshard =
+            |from: &Sharding, to: &Sharding| self.facts.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0);
+        let gather = reshard(&placed.parameter, operand);
+        // A gathered parameter is dropped after the forward pass and gathered again for the backward pass.
+        price.micro_batch_ns += 2 * gather;
+        let owned = self.piece.owned.contains(&weight);
+        if owned {
+            price.bytes += self.bytes(weight, &placed.parameter);
+        }
+        let Some(&optimizer) = self.facts.optimizer.get(&weight) else { return };
+        let gradient = Sharding { dims: operand.dims.clone(), partial: gradient_partial(operand, map) };
+        price.micro_batch_ns += reshard(&gradient, &placed.accumulator);
+        if !owned {
+            return;
+        }
+        let n_states = self.facts.program.graph.node(optimizer).results.len() as u64 - 1;
+        let accumulator = self.bytes(weight, &placed.accumulator);
+        if self.mesh.micro_batches() > 1 {
+            price.micro_batch_ns += self.facts.model.copy_ns(3 * accumulator);
+        }
+        price.bytes += accumulator + n_states * self.bytes(weight, &placed.state);
+        price.reduce_ns += reshard(&placed.accumulator, &placed.state);
+        price.step_ns +=
+            reshard(&placed.state, &placed.parameter) + self.optimizer_ns(optimizer, weight, &placed.state);
+    }
+
+    fn optimizer_ns(&self, optimizer: NodeId, weight: ValueId, state: &Sharding) -> u64 {
+        let n = self.facts.program.graph.node(optimizer);
+        let scalar = TensorType::f32([]);
+        let local = self.local(weight, state);
+        let is_tensor = |v: &ValueId| self.facts.program.graph.value(*v).ty.rank() > 0;
+        let args: Vec<&TensorType> = n.args.iter().map(|a| if is_tensor(a) { &local } else { &scalar }).collect();
+        let results = vec![&local; n.results.len()];
+        let squares: Op = SumSquares.into();
+        self.facts.model.op_ns(&n.op, &args, &results) + self.facts.model.op_ns(&squares, &[&local], &[&scalar])
+    }
+
+    /// The problem of choosing options, with boundary placements, a recomputation mode and a ZeRO level.
+    pub fn problem(
+        &self,
+        boundary: (Option<&Sharding>, Option<&Sharding>),
+        recompute: &Recompute,
+        zero: u8,
+    ) -> Problem {
+        let m = self.mesh.micro_batches();
+        let mut vars: Vec<Var> = self
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(i, g)| (0..g.options.len()).map(|o| self.unary((i, o), recompute, zero, m)).collect())
+            .map(|domain| Var { domain })
+            .collect();
+        let mut edges = Vec::new();
+        for (j, group) in self.groups.iter().enumerate() {
+            let node = self.piece.nodes[group.members[0]];
+            for (k, &value) in self.facts.program.graph.node(node).args.iter().enumerate() {
+                if self.facts.weights.contains(&value) {
+                    continue;
+                }
+                if let (Some(placed), true) = (boundary.0, Some(value) == self.piece.input) {
+                    self.add_input(&mut vars[j], (group, k), value, placed, recompute);
+                } else if let Some(&i) = self.facts.program.graph.producer(value).and_then(|p| self.group_of.get(&p)) {
+                    edges.push(self.edge(i, j, k, value, recompute, m));
+                }
+            }
+        }
+        if let (Some(placed), Some(output)) = (boundary.1, self.piece.output) {
+            self.add_output(&mut vars, output, placed);
+        }
+        Problem { vars, edges }
+    }
+
+    fn unary(&self, (group, option): (usize, usize), recompute: &Recompute, zero: u8, m: u64) -> Cost {
+        let mut cost = Cost::ZERO;
+        for (&member, prices) in self.groups[group].members.iter().zip(&self.prices[group]) {
+            let node = self.piece.nodes[member];
+            let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
+            let again = if recompute.again.contains(&node) { price.forward_ns } else { 0 };
+            let hidden =
+                weights.reduce_ns.min((price.backward_ns as f64 * self.facts.model.reduction_overlap()) as u64);
+            let per_micro_batch = price.forward_ns + price.backward_ns + again + weights.micro_batch_ns;
+            cost.time_ns += m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
+            let kept = self.facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
+            cost.bytes += weights.bytes + if kept { price.saved_bytes } else { 0 };
+        }
+        cost
+    }
+
+    /// Time of moving a value between its producer's and its consumer's placement in one micro-batch, forward and back.
+    fn flow_ns(&self, value: ValueId, from: &Sharding, to: &Reader<'_>, recompute: &Recompute) -> Option<u64> {
+        let ty = &self.facts.program.graph.value(value).ty;
+        let from = per_micro_batch(from);
+        let choice = &to.group.options[to.option];
+        let wanted = &choice.operands[to.operand];
+        let forward = self.facts.model.reshard_ns(&from, wanted, ty, self.mesh)?;
+        let node = self.piece.nodes[to.group.members[0]];
+        let grows = !from.is_partial() && self.bytes(value, wanted) > self.bytes(value, &from);
+        let again = recompute.again.contains(&node) || (grows && self.facts.saved.contains(&value));
+        let mut total = forward * if again { 2 } else { 1 };
+        if self.facts.has_gradient.contains(&value) {
+            let gradient = Sharding { dims: wanted.dims.clone(), partial: gradient_partial(wanted, &choice.map) };
+            total += self.facts.model.reshard_ns(&gradient, &from.resolved(), ty, self.mesh)?;
+        }
+        Some(total)
+    }
+
+    fn edge(&self, i: usize, j: usize, operand: usize, value: ValueId, recompute: &Recompute, m: u64) -> Edge {
+        let producer = self.facts.program.graph.producer(value).expect("invariant: edges join nodes");
+        let index = self.facts.program.graph.node(producer).results.iter().position(|&r| r == value);
+        let index = index.expect("invariant: producers list their results");
+        let mut table = Vec::new();
+        for from in &self.groups[i].options {
+            for option in 0..self.groups[j].options.len() {
+                let reader = Reader { group: &self.groups[j], option, operand };
+                let ns = self.flow_ns(value, &from.results[index], &reader, recompute);
+                table.push(ns.map_or(Cost::FORBIDDEN, |ns| Cost { time_ns: m * ns, bytes: 0 }));
+            }
+        }
+        Edge { a: i, b: j, table }
+    }
+
+    /// Adds what the boundary value costs a group that reads it.
+    fn add_input(
+        &self,
+        var: &mut Var,
+        reader: (&Group, usize),
+        value: ValueId,
+        placed: &Sharding,
+        recompute: &Recompute,
+    ) {
+        let (group, operand) = reader;
+        for (option, cost) in var.domain.iter_mut().enumerate() {
+            match self.flow_ns(value, placed, &Reader { group, option, operand }, recompute) {
+                Some(ns) => cost.time_ns += self.mesh.micro_batches() * ns,
+                None => *cost = Cost::FORBIDDEN,
+            }
+        }
+    }
+
+    /// Adds what it costs to leave the segment in the boundary placement.
+    fn add_output(&self, vars: &mut [Var], output: ValueId, placed: &Sharding) {
+        let program = self.facts.program;
+        let producer = program.graph.producer(output).expect("invariant: boundary values are computed");
+        let index = program.graph.node(producer).results.iter().position(|&r| r == output).unwrap_or(0);
+        let ty = &program.graph.value(output).ty;
+        let group = self.group_of[&producer];
+        for (option, cost) in self.groups[group].options.iter().zip(&mut vars[group].domain) {
+            let made = &option.results[index];
+            let forward = self.facts.model.reshard_ns(made, placed, ty, self.mesh);
+            let back = self.facts.model.reshard_ns(placed, &made.resolved(), ty, self.mesh);
+            match (forward, back) {
+                (Some(forward), Some(back)) => cost.time_ns += self.mesh.micro_batches() * (forward + back),
+                _ => *cost = Cost::FORBIDDEN,
+            }
+        }
+    }
+}
+
+/// A group that reads a value as one of its operands, under one of its options.
+struct Reader<'a> {
+    group: &'a Group,
+    option: usize,
+    operand: usize,
+}
+
+/// A placement without its partial sum over micro-batches, which an accumulator resolves.
+fn per_micro_batch(sharding: &Sharding) -> Sharding {
+    let mut s = sharding.clone();
+    s.partial.retain(|&a| a != Mesh::MB);
+    s
+}
+
+/// What a recomputation mode keeps of a segment and what it computes again.
+#[derive(Clone, Debug, Default)]
+pub struct Recompute {
+    /// Forward values that stay.
+    pub kept: BTreeSet<ValueId>,
+    /// Nodes that run again in the backward pass.
+    pub again: BTreeSet<NodeId>,
+}
+
+impl Recompute {
+    /// What a mode means for a segment.
+    pub fn of(facts: &Facts<'_>, piece: &Piece, mode: Mode) -> Recompute {
+        let program = facts.program;
+        let mut kept = BTreeSet::new();
+        for &node in &piece.nodes {
+            let n = program.graph.node(node);
+            let is_kept = match mode {
+                Mode::None => true,
+                Mode::Selective => matches!(n.op, Op::Einsum(_) | Op::Attention(_)),
+                Mode::Full => false,
+            };
+            kept.extend(n.results.iter().filter(|&r| (is_kept && facts.saved.contains(r)) || Some(*r) == piece.output));
+        }
+        let mut recompute = Recompute { kept, again: BTreeSet::new() };
+        let own: BTreeSet<NodeId> = piece.nodes.iter().copied().collect();
+        for &value in facts.saved.iter() {
+            recompute.need(program, &own, value);
+        }
+        recompute
+    }
+
+    fn need(&mut self, program: &Program, own: &BTreeSet<NodeId>, value: ValueId) {
+        let Some(node) = program.graph.producer(value).filter(|n| own.contains(n)) else { return };
+        if self.kept.contains(&value) || !self.again.insert(node) {
+            return;
+        }
+        for &arg in &program.graph.node(node).args {
+            self.need(program, own, arg);
+        }
+    }
+}
+
+/// Groups of nodes that apply equal ops to the same computed values with weights of equal types: query, key and value projections.
+fn siblings(program: &Program, nodes: &[NodeId]) -> Vec<Vec<usize>> {
+    let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut known: BTreeMap<(Op, Vec<Result<ValueId, TensorType>>), usize> = BTreeMap::new();
+    for (i, &id) in nodes.iter().enumerate() {
+        let node = program.graph.node(id);
+        let operand = |a: &ValueId| if weights.contains(a) { Err(program.graph.value(*a).ty.clone()) } else { Ok(*a) };
+        let args: Vec<_> = node.args.iter().map(operand).collect();
+        let sharing = args.iter().any(Result::is_ok) && args.iter().any(Result::is_err);
+        match known.get(&(node.op.clone(), args.clone())).filter(|_| sharing) {
+            Some(&group) => groups[group].push(i),
+            None => {
+                known.insert((node.op.clone(), args), groups.len());
+                groups.push(vec![i]);
+            }
+        }
+    }
+    groups
+}

@@ -1,0 +1,125 @@
+//! Attaches the optimizer: global gradient norm, clipping, one update a parameter.
+
+use super::autodiff::Gradients;
+use galvatron_ir::module::{OptimizerState, Program};
+use galvatron_ir::op::Op;
+use galvatron_ir::op::compute::{AddN, ClipScale, SumSquares, Unary, UnaryKind};
+use galvatron_ir::op::mem::RunScalar;
+use galvatron_ir::op::opt::{Adamw, Sgd};
+use galvatron_ir::recipe::{OptimizerKind, OptimizerRecipe};
+use galvatron_ir::types::Scalar;
+use galvatron_ir::{Module, ValueId};
+
+/// Adds optimizer state, the output `grad_norm` and an update for every weight that has a gradient.
+///
+/// Weights without a gradient (nothing of the loss depends on them) become frozen; their names are returned.
+pub fn attach_optimizer(module: &mut Module, gradients: &Gradients, recipe: &OptimizerRecipe) -> Vec<String> {
+    let names: Vec<String> = module.initializers.iter().map(|i| i.name.clone()).collect();
+    let program = &mut module.program;
+    let mut unused = Vec::new();
+    for weight in program.weights.iter_mut().filter(|w| w.trainable && !gradients.contains_key(&w.value)) {
+        weight.trainable = false;
+        unused.push(names[weight.initializer].clone());
+    }
+    if gradients.is_empty() {
+        return unused;
+    }
+    let norm = gradient_norm(program, gradients);
+    program.outputs.push(("grad_norm".into(), norm));
+    let mut scalars = vec![run_scalar(program, "lr")];
+    if recipe.kind == OptimizerKind::Adamw {
+        scalars.push(run_scalar(program, "step"));
+    }
+    if recipe.clip_norm > 0.0 {
+        let clip = ClipScale { max_norm: Scalar::new(recipe.clip_norm) };
+        scalars.push(emit(program, clip.into(), &[norm], "clip_scale")[0]);
+    }
+    let weights: Vec<_> = program.weights.iter().filter(|w| w.trainable).cloned().collect();
+    for weight in weights {
+        let decays = !recipe.no_decay.iter().any(|glob| matches_glob(glob, &names[weight.initializer]));
+        update(program, weight.value, gradients[&weight.value], &scalars, recipe, decays);
+    }
+    unused
+}
+
+fn gradient_norm(program: &mut Program, gradients: &Gradients) -> ValueId {
+    let squares: Vec<ValueId> =
+        gradients.values().map(|&g| emit(program, SumSquares.into(), &[g], "grad_squares")[0]).collect();
+    let total = emit(program, AddN.into(), &squares, "grad_squares_total")[0];
+    emit(program, Unary { kind: UnaryKind::Sqrt }.into(), &[total], "grad_norm")[0]
+}
+
+fn run_scalar(program: &mut Program, name: &str) -> ValueId {
+    emit(program, RunScalar { name: name.into() }.into(), &[], name)[0]
+}
+
+/// Emits the optimizer op of one weight; its operands are weight, gradient, states, scalars.
+fn update(
+    program: &mut Program,
+    weight: ValueId,
+    gradient: ValueId,
+    scalars: &[ValueId],
+    recipe: &OptimizerRecipe,
+    decays: bool,
+) {
+    let decay = Scalar::new(if decays { recipe.weight_decay } else { 0.0 });
+    let (op, kinds): (Op, &[&str]) = match recipe.kind {
+        OptimizerKind::Adamw => (adamw(recipe, decay).into(), &["m", "v"]),
+        OptimizerKind::Sgd => {
+            let sgd = Sgd { momentum: Scalar::new(recipe.momentum), weight_decay: decay };
+            (sgd.into(), if recipe.momentum == 0.0 { &[] } else { &["momentum"] })
+        }
+    };
+    let states: Vec<ValueId> = kinds.iter().map(|kind| state(program, weight, kind)).collect();
+    let args: Vec<ValueId> = [weight, gradient].iter().chain(&states).chain(scalars).copied().collect();
+    let name = format!("{}.new", program.graph.value(weight).name);
+    let results = emit(program, op, &args, &name);
+    let targets = std::iter::once(weight).chain(states);
+    program.updates.extend(targets.zip(results));
+}
+
+fn adamw(recipe: &OptimizerRecipe, weight_decay: Scalar) -> Adamw {
+    let [beta1, beta2] = recipe.betas.map(Scalar::new);
+    Adamw { beta1, beta2, eps: Scalar::new(recipe.eps), weight_decay }
+}
+
+fn state(program: &mut Program, weight: ValueId, kind: &str) -> ValueId {
+    let (name, ty) = {
+        let value = program.graph.value(weight);
+        (format!("{}.{kind}", value.name), value.ty.clone())
+    };
+    let value = program.graph.declare(&name, ty);
+    program.states.push(OptimizerState { value, weight, kind: kind.into() });
+    value
+}
+
+fn emit(program: &mut Program, op: Op, args: &[ValueId], name: &str) -> Vec<ValueId> {
+    let node = program.graph.add(op, args).expect("invariant: the optimizer is well typed");
+    program.body.push(node);
+    let results = program.graph.node(node).results.clone();
+    program.graph.rename(results[0], name);
+    results
+}
+
+/// Whether a name fits a glob whose `*` stands for any characters.
+pub fn matches_glob(glob: &str, name: &str) -> bool {
+    match glob.split_once('*') {
+        None => glob == name,
+        Some((head, rest)) => name
+            .strip_prefix(head)
+            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches_glob(rest, &tail[i..]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_glob;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        assert!(matches_glob("*.bias", "h.0.attn.bias"));
+        assert!(matches_glob("h.*.ln_*.weight", "h.11.ln_1.weight"));
+        assert!(!matches_glob("*.bias", "h.0.attn.weight"));
+        assert!(!matches_glob("h", "h.0"));
+    }
+}

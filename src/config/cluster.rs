@@ -1,0 +1,232 @@
+//! `hw.toml`: the cluster that a plan is made for.
+
+use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
+use galvatron_ir::diagnostic::Checked;
+
+use super::set::parse_file;
+use super::{Faults, Fields, Item, Wrong, integer_in, non_negative, number, one_of, positive, text};
+
+/// Most devices that a cluster may have.
+const MAX_WORLD: u64 = 65536;
+
+/// Bytes or operations a second in one giga of them.
+const GIGA: f64 = 1e9;
+
+/// Bandwidth (bytes a second, as the file counts it) and latency (ns) of a `[links.*]` table.
+struct Link {
+    bandwidth: f64,
+    latency_ns: f64,
+}
+
+/// Reads the text of `hw.toml`.
+///
+/// GB/s are 1e9 bytes a second, GiB are 2³⁰ bytes. The bandwidth of `[links.inter_node]`, per direction and node in the
+/// file, is divided by the devices of a node. A level of one member is left out, unless nothing would be left. All
+/// faults are reported: syntax, unknown, missing and reserved keys, values out of range.
+pub fn parse_cluster(text: &str) -> Checked<Cluster> {
+    let table = parse_file(text)?;
+    let faults = Faults::default();
+    let mut root = Fields::root(&table, &faults);
+    let name = root.read("name", self::text);
+    let nodes = root.require("nodes", integer_in(1..=MAX_WORLD));
+    let per_node = root.require("devices_per_node", integer_in(1..=MAX_WORLD));
+    check_world(&root, nodes, per_node);
+    let device = root.require_section("device").and_then(read_device);
+    let links = read_links(&mut root, nodes, per_node);
+    for key in ["level", "group", "host", "efficiency"] {
+        root.reserve(key);
+    }
+    root.finish();
+    let cluster = (|| {
+        let (nodes, per_node, device) = (nodes? as u32, per_node? as u32, device?);
+        let name = name.unwrap_or_else(|| format!("{nodes} x {per_node} devices"));
+        let levels = levels(nodes, per_node, links, &device);
+        Some(Cluster { name, device, levels })
+    })();
+    faults.check(cluster)
+}
+
+fn check_world(root: &Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) {
+    let world = nodes.unwrap_or(1) * per_node.unwrap_or(1);
+    if world > MAX_WORLD {
+        let message = format!("{world} devices (`nodes` x `devices_per_node`): expected at most {MAX_WORLD}");
+        root.faults.push(root.fault("nodes", "bad-value", message));
+    }
+}
+
+fn read_device(mut fields: Fields<'_>) -> Option<DeviceSpec> {
+    let kinds = [("cpu", Some(DeviceKind::Cpu)), ("cuda", Some(DeviceKind::Cuda))];
+    let kind = fields.require("kind", one_of(&kinds));
+    let memory_gib = fields.require("memory_gib", memory);
+    let peak = fields.require_section("peak_tflops").and_then(read_peak);
+    let memory_bandwidth = fields.require("memory_bandwidth_gbps", positive);
+    fields.reserve("efficiency");
+    fields.finish();
+    let (f32_flops, bf16_flops) = peak?;
+    let memory_bytes = (memory_gib? * (1u64 << 30) as f64) as u64;
+    Some(DeviceSpec { kind: kind?, memory_bytes, f32_flops, bf16_flops, memory_bandwidth: memory_bandwidth? * GIGA })
+}
+
+/// GiB, at least one byte and at most 2²⁰.
+fn memory(item: &Item) -> Result<f64, Wrong> {
+    let (least, most) = (1.0 / (1u64 << 30) as f64, (1u64 << 20) as f64);
+    number(item, "a positive number of GiB, at most 1048576", |value| (least..=most).contains(&value))
+}
+
+/// Peak floating-point operations a second in f32 and bf16.
+fn read_peak(mut fields: Fields<'_>) -> Option<(f64, f64)> {
+    let f32_tflops = fields.require("f32", positive);
+    let bf16_tflops = fields.read("bf16", positive);
+    fields.finish();
+    Some((f32_tflops? * 1e12, bf16_tflops.or(f32_tflops)? * 1e12))
+}
+
+/// Links between nodes and inside a node, with a fault for one that the cluster needs and the file lacks.
+fn read_links(root: &mut Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) -> [Option<Link>; 2] {
+    let needed = [nodes.is_some_and(|n| n > 1), per_node.is_some_and(|n| n > 1)];
+    if needed.contains(&true) && !root.has("links") {
+        root.need("links");
+        return [None, None];
+    }
+    let Some(mut fields) = root.section("links") else {
+        return [None, None];
+    };
+    let mut read = |key, needed| {
+        let section = if needed { fields.require_section(key) } else { fields.section(key) };
+        section.and_then(read_link)
+    };
+    let links = [read("inter_node", needed[0]), read("intra_node", needed[1])];
+    fields.finish();
+    links
+}
+
+fn read_link(mut fields: Fields<'_>) -> Option<Link> {
+    let bandwidth = fields.require("bandwidth_gbps", positive);
+    let latency_us = fields.require("latency_us", non_negative);
+    fields.reserve("efficiency");
+    fields.finish();
+    Some(Link { bandwidth: bandwidth? * GIGA, latency_ns: latency_us? * 1e3 })
+}
+
+/// Levels with more than one member, slowest first; a single device gets one level of one member.
+fn levels(nodes: u32, per_node: u32, [inter, intra]: [Option<Link>; 2], device: &DeviceSpec) -> Vec<LinkLevel> {
+    let level = |name: &str, size, link: Link, sharers: u32| LinkLevel {
+        name: name.into(),
+        size,
+        bandwidth: link.bandwidth / f64::from(sharers),
+        latency_ns: link.latency_ns,
+    };
+    let mut levels = Vec::new();
+    if let Some(link) = inter.filter(|_| nodes > 1) {
+        levels.push(level("inter_node", nodes, link, per_node));
+    }
+    let single = nodes == 1 && per_node == 1;
+    let own_memory = Link { bandwidth: device.memory_bandwidth, latency_ns: 0.0 };
+    if let Some(link) = intra.or(single.then_some(own_memory)).filter(|_| single || per_node > 1) {
+        levels.push(level("intra_node", per_node, link, 1));
+    }
+    levels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO_NODES: &str = r#"
+name = "2 nodes x 8 A100-40GB"
+nodes = 2
+devices_per_node = 8
+[device]
+kind = "cuda"                 # or "cpu"
+memory_gib = 40.0             # what the plan may use
+peak_tflops = { bf16 = 312.0, f32 = 19.5 }
+memory_bandwidth_gbps = 1555.0          # GB/s, 1e9
+[links.intra_node]
+bandwidth_gbps = 300.0        # GB/s per direction and device
+latency_us = 3.0
+[links.inter_node]
+bandwidth_gbps = 25.0         # GB/s per direction and node
+latency_us = 8.0
+"#;
+
+    const ONE: &str = "nodes = 1\ndevices_per_node = 1\n[device]\nkind = \"cpu\"\nmemory_gib = 2\n\
+                       peak_tflops.f32 = 0.5\nmemory_bandwidth_gbps = 20\n";
+
+    /// The text under each fault's span with its code and message.
+    fn faults(text: &str) -> Vec<String> {
+        let faults = parse_cluster(text).unwrap_err();
+        let place = |f: &galvatron_ir::diagnostic::Diagnostic| f.span.clone().map_or("", |s| &text[s]).to_string();
+        faults.iter().map(|f| format!("{}|{}|{}", f.code, place(f), f.message)).collect()
+    }
+
+    #[test]
+    fn units_are_converted() {
+        let cluster = parse_cluster(TWO_NODES).unwrap();
+        assert_eq!(cluster.world(), 16);
+        assert_eq!(cluster.device.memory_bytes, 40 << 30);
+        assert_eq!((cluster.device.f32_flops, cluster.device.bf16_flops), (19.5e12, 312e12));
+        assert_eq!(cluster.device.memory_bandwidth, 1555e9);
+        let level =
+            |name: &str, size, bandwidth, latency_ns| LinkLevel { name: name.into(), size, bandwidth, latency_ns };
+        assert_eq!(cluster.levels, [level("inter_node", 2, 25e9 / 8.0, 8000.0), level("intra_node", 8, 300e9, 3000.0)]);
+    }
+
+    #[test]
+    fn levels_of_one_member_are_left_out() {
+        let names = |text: &str| -> Vec<(String, u32)> {
+            parse_cluster(text).unwrap().levels.into_iter().map(|l| (l.name, l.size)).collect()
+        };
+        assert_eq!(names(&TWO_NODES.replace("nodes = 2", "nodes = 1")), [("intra_node".into(), 8)]);
+        assert_eq!(names(&TWO_NODES.replace("per_node = 8", "per_node = 1")), [("inter_node".into(), 2)]);
+        assert_eq!(names(ONE), [("intra_node".into(), 1)]);
+    }
+
+    #[test]
+    fn bf16_defaults_to_f32() {
+        assert_eq!(parse_cluster(ONE).unwrap().device.bf16_flops, 0.5e12);
+    }
+
+    #[test]
+    fn all_faults_are_collected_in_order() {
+        let text = "nodes = 0\ndevices_per_nod = 8\n[device]\nkind = \"tpu\"\nmemory_gib = -1\n\
+                    peak_tflops = { bf16 = inf }\n[host]\nmemory_gib = 3\n";
+        assert_eq!(
+            faults(text),
+            [
+                "bad-value|0|`nodes`: expected an integer from 1 to 65536, found 0",
+                "unknown-key|devices_per_nod|unknown key `devices_per_nod`",
+                "missing-key|device|`device.memory_bandwidth_gbps` is missing",
+                "bad-value|\"tpu\"|`device.kind`: expected one of `cpu`, `cuda`, found \"tpu\"",
+                "bad-value|-1|`device.memory_gib`: expected a positive number of GiB, at most 1048576, found -1",
+                "missing-key|peak_tflops|`device.peak_tflops.f32` is missing",
+                "bad-value|inf|`device.peak_tflops.bf16`: expected a positive number, found inf",
+                "unsupported|host|`host` is not supported yet",
+                "missing-key||`devices_per_node` is missing",
+            ]
+        );
+    }
+
+    #[test]
+    fn needed_links_must_be_given() {
+        assert_eq!(faults(&ONE.replace("nodes = 1", "nodes = 2")), ["missing-key||`links` is missing"]);
+        let without = TWO_NODES.split("[links.inter_node]").next().unwrap();
+        assert_eq!(faults(without), ["missing-key|links|`links.inter_node` is missing"]);
+    }
+
+    #[test]
+    fn world_is_bounded() {
+        let text = TWO_NODES.replace("nodes = 2", "nodes = 65536");
+        assert_eq!(
+            faults(&text),
+            ["bad-value|65536|524288 devices (`nodes` x `devices_per_node`): expected at most 65536"]
+        );
+    }
+
+    #[test]
+    fn reserved_arrays_of_tables_are_named() {
+        assert_eq!(
+            faults(&format!("{ONE}[[level]]\nname = \"rack\"\n")),
+            ["unsupported|level|`level` is not supported yet"]
+        );
+    }
+}

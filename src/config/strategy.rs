@@ -1,0 +1,498 @@
+//! `strategy.toml`: decisions that the user pins; what is left out is searched.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+use galvatron_ir::diagnostic::Checked;
+use serde_spanned::Spanned;
+
+use super::set::{parse_file, quoted};
+use super::{Faults, Fields, Item, Wrong, count, expected, flag, integer_in, list, one_of, pair, spanned, text};
+
+/// A pinned value with its byte range in the file; two are equal if their values are.
+pub type Pinned<T> = Option<Spanned<T>>;
+
+/// How the boundary activations of a layer lie along the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceMode {
+    /// Every tensor-parallel rank holds the whole sequence between the tensor-parallel regions.
+    None,
+    /// The sequence is sharded over the tensor-parallel axes there (Megatron sequence parallelism).
+    Megatron,
+}
+
+/// What a layer keeps of its forward pass for its backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything that the backward pass reads.
+    None,
+    /// The layer's input only.
+    Full,
+    /// The outputs of matmul and attention only.
+    Selective,
+}
+
+/// In which order the stages run their micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PipelineSchedule {
+    /// All forwards, then all backwards.
+    Gpipe,
+    /// One forward, one backward, after a warm-up.
+    OneForwardOneBackward,
+    /// 1F1B with several chunks on each stage.
+    Interleaved,
+    /// Zero bubble, with the memory of 1F1B (ZB-H1 of Qi et al., 2023).
+    ZeroBubble,
+    /// Zero bubble, with twice that memory (ZB-H2 of Qi et al., 2023).
+    ZeroBubble2p,
+}
+
+const SEQUENCES: [(&str, Option<SequenceMode>); 2] =
+    [("none", Some(SequenceMode::None)), ("megatron", Some(SequenceMode::Megatron))];
+
+const RECOMPUTES: [(&str, Option<Recompute>); 3] =
+    [("none", Some(Recompute::None)), ("full", Some(Recompute::Full)), ("selective", Some(Recompute::Selective))];
+
+const SCHEDULES: [(&str, Option<PipelineSchedule>); 5] = [
+    ("gpipe", Some(PipelineSchedule::Gpipe)),
+    ("1f1b", Some(PipelineSchedule::OneForwardOneBackward)),
+    ("interleaved", Some(PipelineSchedule::Interleaved)),
+    ("zero-bubble", Some(PipelineSchedule::ZeroBubble)),
+    ("zero-bubble-2p", Some(PipelineSchedule::ZeroBubble2p)),
+];
+
+impl SequenceMode {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&SEQUENCES, self)
+    }
+}
+
+impl Recompute {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&RECOMPUTES, self)
+    }
+}
+
+impl PipelineSchedule {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&SCHEDULES, self)
+    }
+}
+
+/// Pins that may differ from layer to layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerPins {
+    /// Data-parallel degree.
+    pub dp: Pinned<u32>,
+    /// Tensor-parallel degree.
+    pub tp: Pinned<u32>,
+    /// Context-parallel degree (ring attention).
+    pub cp: Pinned<u32>,
+    /// Ulysses degree (sequence between attentions, heads inside).
+    pub ulysses: Pinned<u32>,
+    /// Expert-parallel degree; divides dp · cp.
+    pub ep: Pinned<u32>,
+    /// ZeRO stage, 0 to 3, over the data-parallel axes.
+    pub zero: Pinned<u8>,
+    /// Sequence sharding between tensor-parallel regions.
+    pub sequence: Pinned<SequenceMode>,
+    /// Activation checkpointing.
+    pub recompute: Pinned<Recompute>,
+}
+
+impl LayerPins {
+    /// These pins, and those of `base` where these say nothing.
+    pub fn over(&self, base: &LayerPins) -> LayerPins {
+        let (own, base) = (self.clone(), base.clone());
+        LayerPins {
+            dp: own.dp.or(base.dp),
+            tp: own.tp.or(base.tp),
+            cp: own.cp.or(base.cp),
+            ulysses: own.ulysses.or(base.ulysses),
+            ep: own.ep.or(base.ep),
+            zero: own.zero.or(base.zero),
+            sequence: own.sequence.or(base.sequence),
+            recompute: own.recompute.or(base.recompute),
+        }
+    }
+}
+
+/// Overrides for a range of layers (one repeated block each, in the order of the model).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerRange {
+    /// First layer, and one past the last; not empty.
+    pub range: Spanned<Range<u32>>,
+    /// The keys that are replaced.
+    pub pins: LayerPins,
+}
+
+/// One op's factor put on mesh axes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlacePin {
+    /// Name of the op's result.
+    pub op: Spanned<String>,
+    /// Label of the factor in the op's sharding rule.
+    pub factor: Spanned<String>,
+    /// Mesh axes, major first.
+    pub axes: Spanned<Vec<String>>,
+}
+
+/// Whether a value of the forward pass is kept for the backward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavePin {
+    /// Name of the value.
+    pub value: Spanned<String>,
+    /// Kept if true, recomputed if false.
+    pub keep: bool,
+}
+
+/// Everything that `strategy.toml` pins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StrategyFile {
+    /// Number of pipeline stages.
+    pub pp: Pinned<u32>,
+    /// Pins of every layer that does not say otherwise.
+    pub pins: LayerPins,
+    /// Micro-batches in one optimizer step.
+    pub micro_batches: Pinned<u64>,
+    /// Pipeline schedule.
+    pub schedule: Pinned<PipelineSchedule>,
+    /// Chunks on each stage of an interleaved schedule.
+    pub virtual_stages: Pinned<u32>,
+    /// Layers of each stage (of each chunk, when interleaved), in the order of the model; excludes `stage_cuts`.
+    pub stage_layers: Pinned<Vec<u32>>,
+    /// Values at which the model is cut into stages, in the order of the model.
+    pub stage_cuts: Pinned<Vec<String>>,
+    /// Pins of what lies before the first layer.
+    pub embedding: Option<LayerPins>,
+    /// Pins of what lies behind the last layer, with the loss.
+    pub head: Option<LayerPins>,
+    /// Overrides by layer; a later entry wins.
+    pub layers: Vec<LayerRange>,
+    /// Placements of single ops.
+    pub place: Vec<PlacePin>,
+    /// Decisions to keep or recompute single values.
+    pub save: Vec<SavePin>,
+}
+
+/// Reads the text of `strategy.toml`; an empty text pins nothing.
+///
+/// Faults, all reported with their place: syntax, unknown or reserved keys, values out of range, `stage_layers` beside
+/// `stage_cuts` or of another length than `pp` asks for, `virtual_stages` without an interleaved schedule. Whether the
+/// pins fit the model and the cluster is not decided here.
+pub fn parse_strategy(text: &str) -> Checked<StrategyFile> {
+    let table = parse_file(text)?;
+    let faults = Faults::default();
+    let mut root = Fields::root(&table, &faults);
+    let file = read_file(&mut root);
+    check_schedule(&root, &file);
+    check_stages(&root, &file);
+    root.finish();
+    faults.check(Some(file))
+}
+
+fn read_file(root: &mut Fields<'_>) -> StrategyFile {
+    let file = StrategyFile {
+        pp: root.read("pp", spanned(degree)),
+        pins: read_pins(root),
+        micro_batches: root.read("micro_batches", spanned(count)),
+        schedule: root.read("schedule", spanned(one_of(&SCHEDULES))),
+        virtual_stages: root.read("virtual_stages", spanned(degree)),
+        stage_layers: root.read("stage_layers", spanned(list(degree))),
+        stage_cuts: root.read("stage_cuts", spanned(list(self::text))),
+        embedding: root.section("embedding").map(read_all_pins),
+        head: root.section("head").map(read_all_pins),
+        layers: root.sections("layers").into_iter().filter_map(read_layers).collect(),
+        place: root.sections("place").into_iter().filter_map(read_place).collect(),
+        save: root.sections("save").into_iter().filter_map(read_save).collect(),
+    };
+    root.reserve("cut");
+    file
+}
+
+fn read_pins(fields: &mut Fields<'_>) -> LayerPins {
+    LayerPins {
+        dp: fields.read("dp", spanned(degree)),
+        tp: fields.read("tp", spanned(degree)),
+        cp: fields.read("cp", spanned(degree)),
+        ulysses: fields.read("ulysses", spanned(degree)),
+        ep: fields.read("ep", spanned(degree)),
+        zero: fields.read("zero", spanned(|item| Ok(integer_in(0..=3)(item)? as u8))),
+        sequence: fields.read("sequence", spanned(one_of(&SEQUENCES))),
+        recompute: fields.read("recompute", spanned(one_of(&RECOMPUTES))),
+    }
+}
+
+fn read_all_pins(mut fields: Fields<'_>) -> LayerPins {
+    let pins = read_pins(&mut fields);
+    fields.finish();
+    pins
+}
+
+fn read_layers(mut fields: Fields<'_>) -> Option<LayerRange> {
+    let range = fields.require("range", spanned(layer_range));
+    let pins = read_all_pins(fields);
+    Some(LayerRange { range: range?, pins })
+}
+
+fn read_place(mut fields: Fields<'_>) -> Option<PlacePin> {
+    let op = fields.require("op", spanned(text));
+    let factor = fields.require("factor", spanned(text));
+    let axes = fields.require("axes", spanned(list(text)));
+    fields.finish();
+    Some(PlacePin { op: op?, factor: factor?, axes: axes? })
+}
+
+fn read_save(mut fields: Fields<'_>) -> Option<SavePin> {
+    let value = fields.require("value", spanned(text));
+    let keep = fields.require("keep", flag);
+    fields.finish();
+    Some(SavePin { value: value?, keep: keep? })
+}
+
+/// A degree of parallelism, or a number of layers.
+fn degree(item: &Item) -> Result<u32, Wrong> {
+    Ok(integer_in(1..=65536)(item)? as u32)
+}
+
+fn layer_range(item: &Item) -> Result<Range<u32>, Wrong> {
+    let what = "`[first, one past the last]` with first < last";
+    match pair(integer_in(0..=65536))(item) {
+        Ok([first, last]) if first < last => Ok(first as u32..last as u32),
+        _ => Err(expected(what)),
+    }
+}
+
+fn check_schedule(root: &Fields<'_>, file: &StrategyFile) {
+    let (Some(schedule), Some(chunks)) = (&file.schedule, &file.virtual_stages) else {
+        return;
+    };
+    if *chunks.get_ref() > 1 && *schedule.get_ref() != PipelineSchedule::Interleaved {
+        let (chunks, name) = (chunks.get_ref(), schedule.get_ref().name());
+        let message = format!("`virtual_stages = {chunks}` needs `schedule = \"interleaved\"`, found \"{name}\"");
+        root.faults.push(root.fault("virtual_stages", "bad-value", message));
+    }
+}
+
+/// `stage_layers` and `stage_cuts` must give as many chunks as `pp` and `virtual_stages` allow.
+fn check_stages(root: &Fields<'_>, file: &StrategyFile) {
+    if root.has("stage_layers") && root.has("stage_cuts") {
+        let message = "`stage_layers` and `stage_cuts` say the same thing: expected one of them";
+        root.faults.push(root.fault("stage_cuts", "bad-value", message));
+    }
+    let layers = file.stage_layers.as_ref().map(|list| ("stage_layers", list.get_ref().len(), 0));
+    let cuts = file.stage_cuts.as_ref().map(|list| ("stage_cuts", list.get_ref().len(), 1));
+    for (key, entries, extra) in layers.into_iter().chain(cuts) {
+        if let Some(pp) = &file.pp
+            && !fits_stages(*pp.get_ref() as usize, entries + extra, file)
+        {
+            let wanted = pp.get_ref().saturating_sub(extra as u32);
+            let message = format!("`{key}`: expected {wanted} entries for `pp = {}`, found {entries}", pp.get_ref());
+            root.faults.push(root.fault(key, "bad-value", message));
+        }
+    }
+}
+
+fn fits_stages(pp: usize, chunks: usize, file: &StrategyFile) -> bool {
+    let may_interleave = file.schedule.as_ref().is_none_or(|s| *s.get_ref() == PipelineSchedule::Interleaved);
+    let interleaved = match &file.virtual_stages {
+        Some(each) => chunks == pp * *each.get_ref() as usize,
+        None => chunks > 0 && chunks.is_multiple_of(pp),
+    };
+    chunks == pp || (may_interleave && interleaved)
+}
+
+/// The pins as the text of a `strategy.toml`; reads back as the same pins.
+pub fn to_toml(file: &StrategyFile) -> String {
+    let mut out = String::new();
+    write_file(file, &mut out).expect("invariant: writing into a string cannot fail");
+    out
+}
+
+fn write_file(file: &StrategyFile, out: &mut String) -> std::fmt::Result {
+    write_key(out, "pp", &file.pp, u32::to_string)?;
+    write_pins(out, &file.pins)?;
+    write_key(out, "micro_batches", &file.micro_batches, u64::to_string)?;
+    write_key(out, "schedule", &file.schedule, |schedule| quoted(schedule.name()))?;
+    write_key(out, "virtual_stages", &file.virtual_stages, u32::to_string)?;
+    write_key(out, "stage_layers", &file.stage_layers, |layers| format!("{layers:?}"))?;
+    write_key(out, "stage_cuts", &file.stage_cuts, |cuts| names(cuts))?;
+    for (header, pins) in [("embedding", &file.embedding), ("head", &file.head)] {
+        if let Some(pins) = pins {
+            writeln!(out, "\n[{header}]")?;
+            write_pins(out, pins)?;
+        }
+    }
+    for layers in &file.layers {
+        let range = layers.range.get_ref();
+        writeln!(out, "\n[[layers]]\nrange = [{}, {}]", range.start, range.end)?;
+        write_pins(out, &layers.pins)?;
+    }
+    for pin in &file.place {
+        let (op, factor) = (quoted(pin.op.get_ref()), quoted(pin.factor.get_ref()));
+        writeln!(out, "\n[[place]]\nop = {op}\nfactor = {factor}\naxes = {}", names(pin.axes.get_ref()))?;
+    }
+    for pin in &file.save {
+        writeln!(out, "\n[[save]]\nvalue = {}\nkeep = {}", quoted(pin.value.get_ref()), pin.keep)?;
+    }
+    Ok(())
+}
+
+fn write_pins(out: &mut String, pins: &LayerPins) -> std::fmt::Result {
+    let degrees = [("dp", &pins.dp), ("tp", &pins.tp), ("cp", &pins.cp), ("ulysses", &pins.ulysses), ("ep", &pins.ep)];
+    for (key, degree) in degrees {
+        write_key(out, key, degree, u32::to_string)?;
+    }
+    write_key(out, "zero", &pins.zero, u8::to_string)?;
+    write_key(out, "sequence", &pins.sequence, |mode| quoted(mode.name()))?;
+    write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))
+}
+
+fn write_key<T>(out: &mut String, key: &str, pin: &Pinned<T>, show: impl Fn(&T) -> String) -> std::fmt::Result {
+    match pin {
+        Some(value) => writeln!(out, "{key} = {}", show(value.get_ref())),
+        None => Ok(()),
+    }
+}
+
+fn names(list: &[String]) -> String {
+    format!("[{}]", list.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", "))
+}
+
+fn name_of<T: PartialEq>(names: &[(&'static str, Option<T>)], value: T) -> &'static str {
+    let found = names.iter().find(|(_, known)| known.as_ref() == Some(&value));
+    found.expect("invariant: every kind has a name").0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+pp = 2
+dp = 2
+tp = 2
+cp = 1
+ulysses = 1
+ep = 1
+zero = 1
+sequence = "none"
+recompute = "selective"
+micro_batches = 8
+schedule = "interleaved"
+virtual_stages = 2
+stage_layers = [3, 3, 3, 3]
+[embedding]
+dp = 4
+[head]
+tp = 4
+sequence = "megatron"
+[[layers]]
+range = [0, 6]
+tp = 4
+zero = 3
+[[layers]]
+range = [6, 7]
+recompute = "full"
+[[place]]
+op = "h.0/qkv"
+factor = "n"
+axes = ["a0", "a1"]
+[[save]]
+value = "h.0/gelu"
+keep = false
+"#;
+
+    fn check_fault(text: &str, expected: &[&str]) {
+        let faults = parse_strategy(text).unwrap_err();
+        let shown: Vec<String> =
+            faults.iter().map(|f| format!("{}|{}|{}", f.code, &text[f.span.clone().unwrap()], f.message)).collect();
+        assert_eq!(shown, expected);
+    }
+
+    fn at<T>(value: T) -> Pinned<T> {
+        Some(Spanned::new(0..0, value))
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let file = parse_strategy(FULL).unwrap();
+        assert_eq!((file.pp.clone(), file.pins.zero.clone(), file.micro_batches.clone()), (at(2), at(1), at(8)));
+        assert_eq!(file.pins.recompute, at(Recompute::Selective));
+        assert_eq!(file.schedule, at(PipelineSchedule::Interleaved));
+        assert_eq!(file.stage_layers, at(vec![3, 3, 3, 3]));
+        assert_eq!(file.embedding, Some(LayerPins { dp: at(4), ..LayerPins::default() }));
+        assert_eq!(file.layers[0].range.get_ref(), &(0..6));
+        assert_eq!(file.layers[1].pins, LayerPins { recompute: at(Recompute::Full), ..LayerPins::default() });
+        assert_eq!((file.place[0].axes.get_ref().len(), file.save[0].keep), (2, false));
+        assert_eq!(&FULL[file.pp.unwrap().span()], "2");
+    }
+
+    #[test]
+    fn an_empty_file_pins_nothing() {
+        assert_eq!(parse_strategy("# nothing\n").unwrap(), StrategyFile::default());
+    }
+
+    #[test]
+    fn printed_strategy_reads_back() {
+        let cut = "pp = 2\nschedule = \"zero-bubble-2p\"\nstage_cuts = [\"x\\\"y\"]\n[embedding]\n";
+        for text in [FULL, cut, ""] {
+            let file = parse_strategy(text).unwrap();
+            let printed = to_toml(&file);
+            assert_eq!(parse_strategy(&printed).unwrap(), file, "{printed}");
+            assert_eq!(to_toml(&parse_strategy(&printed).unwrap()), printed);
+        }
+    }
+
+    #[test]
+    fn overrides_replace_only_the_named_keys() {
+        let file = parse_strategy(FULL).unwrap();
+        let pins = file.layers[0].pins.over(&file.pins);
+        assert_eq!((pins.tp, pins.zero, pins.dp), (at(4), at(3), at(2)));
+    }
+
+    #[test]
+    fn wrong_values_are_placed() {
+        check_fault(
+            "tp = 0\nzero = 4\nsequence = \"ulysses\"\n[[layers]]\nrange = [6, 6]\n[[layers]]\npp = 2\nrange = [0, 1]\n",
+            &[
+                "bad-value|0|`tp`: expected an integer from 1 to 65536, found 0",
+                "bad-value|4|`zero`: expected an integer from 0 to 3, found 4",
+                "bad-value|\"ulysses\"|`sequence`: expected one of `none`, `megatron`, found \"ulysses\"",
+                "bad-value|[6, 6]|`layers[0].range`: expected `[first, one past the last]` with first < last, found [6, 6]",
+                "unknown-key|pp|unknown key `layers[1].pp`",
+            ],
+        );
+    }
+
+    #[test]
+    fn missing_keys_of_a_table_point_at_it() {
+        check_fault("[[layers]]\ntp = 2\n", &["missing-key|[[layers]]|`layers[0].range` is missing"]);
+    }
+
+    #[test]
+    fn cuts_by_table_are_reserved() {
+        check_fault("[[cut]]\nvalue = \"x\"\n", &["unsupported|cut|`cut` is not supported yet"]);
+    }
+
+    #[test]
+    fn stages_must_agree() {
+        check_fault(
+            "pp = 2\nstage_layers = [1, 2, 3]\n",
+            &["bad-value|[1, 2, 3]|`stage_layers`: expected 2 entries for `pp = 2`, found 3"],
+        );
+        check_fault(
+            "stage_layers = [1]\nstage_cuts = []\n",
+            &["bad-value|[]|`stage_layers` and `stage_cuts` say the same thing: expected one of them"],
+        );
+        check_fault(
+            "schedule = \"1f1b\"\nvirtual_stages = 2\n",
+            &["bad-value|2|`virtual_stages = 2` needs `schedule = \"interleaved\"`, found \"1f1b\""],
+        );
+        assert!(parse_strategy("pp = 2\nstage_layers = [1, 2, 3, 4]\n").is_ok());
+        assert!(parse_strategy("pp = 2\nschedule = \"gpipe\"\nstage_layers = [1, 2, 3, 4]\n").is_err());
+    }
+}
