@@ -23,6 +23,7 @@ pub mod plan;
 pub mod recipe;
 pub mod text;
 pub mod types;
+pub mod verify;
 
 pub use diagnostic::{Checked, Diagnostic};
 pub use id::{AxisId, NodeId, ValueId};

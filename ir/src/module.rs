@@ -5,7 +5,7 @@ use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::plan::{Arena, Chunk, Predicted, ScheduleStep};
 use crate::recipe::LrSchedule;
-use crate::types::TensorType;
+use crate::types::{TensorType, element_count};
 
 /// How far a module has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +66,7 @@ impl ViewStep {
     /// Shape after the step, or `None` where it does not fit.
     pub fn apply(&self, shape: &[u64]) -> Option<Vec<u64>> {
         match self {
-            ViewStep::Reshape(to) => (to.iter().product::<u64>() == shape.iter().product::<u64>()).then(|| to.clone()),
+            ViewStep::Reshape(to) => (element_count(to) == element_count(shape)).then(|| to.clone()),
             ViewStep::Transpose(perm) => {
                 let fits = perm.len() == shape.len() && (0..shape.len()).all(|d| perm.contains(&d));
                 fits.then(|| perm.iter().map(|&p| shape[p]).collect())
@@ -74,7 +74,7 @@ impl ViewStep {
             ViewStep::Slice { dim, start, len } => {
                 let mut to = shape.to_vec();
                 let extent = to.get_mut(*dim)?;
-                if start + len > *extent {
+                if start.checked_add(*len).is_none_or(|end| end > *extent) {
                     return None;
                 }
                 *extent = *len;

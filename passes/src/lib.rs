@@ -5,7 +5,10 @@
 
 pub mod apply;
 pub mod batch;
+pub mod canonicalize;
 pub mod cost;
+pub mod manager;
+pub mod rewrite;
 pub mod search;
 pub mod segment;
 pub mod strategy;

@@ -57,7 +57,12 @@ fn pack(buffers: &[Lifetime], reuses: &[Reuse]) -> (Vec<Place>, Arena) {
     for i in 0..places.len() {
         places[i] = places[leader[i]];
     }
-    (places, Arena { persistent, transient: heap.top })
+    let end = |region| {
+        let ends = places.iter().zip(buffers).filter(|(p, _)| p.region == region).map(|(p, b)| p.offset + b.bytes);
+        ends.max().unwrap_or(0)
+    };
+    let arena = Arena { persistent: end(Region::Persistent), transient: end(Region::Transient) };
+    (places, arena)
 }
 
 /// For each buffer the first one of those that share its place.

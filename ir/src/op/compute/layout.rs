@@ -213,14 +213,12 @@ impl OpDef for Slice {
 
     fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         expect_args(args, 1)?;
-        let fits = args[0].shape.get(self.dim).is_some_and(|&d| self.start + self.len <= d);
+        let end = self.start.saturating_add(self.len);
+        let fits = args[0].shape.get(self.dim).is_some_and(|&d| end <= d);
         if !fits {
             return Err(format!(
                 "elements {} to {} are not in dimension {} of `{}`",
-                self.start,
-                self.start + self.len,
-                self.dim,
-                args[0]
+                self.start, end, self.dim, args[0]
             ));
         }
         let mut shape = args[0].shape.clone();

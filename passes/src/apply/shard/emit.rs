@@ -150,13 +150,12 @@ impl Sharder<'_> {
     }
 }
 
-/// Removes the nodes that nothing reads and that write nothing.
-pub fn remove_dead(chunk: &mut Chunk) {
+/// Removes the nodes that nothing reads, that write nothing and that compute no reported value.
+pub fn remove_dead(chunk: &mut Chunk, reported: &[ValueId]) {
     let body: Vec<NodeId> = chunk.nodes().map(|(_, n)| n).collect();
-    let outputs = ["loss", "grad_norm"];
     let keep = |id: NodeId| {
         let node = chunk.graph.node(id);
-        let is_output = node.results.iter().any(|&r| outputs.contains(&chunk.graph.value(r).name.as_str()));
+        let is_output = node.results.iter().any(|&r| chunk.graph.value(r).of.is_some_and(|v| reported.contains(&v)));
         node.op.effects() == Effects::Writes || is_output
     };
     let dead: std::collections::BTreeSet<NodeId> =

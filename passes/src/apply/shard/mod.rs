@@ -44,6 +44,8 @@ struct Sharder<'a> {
     weight_of_gradient: BTreeMap<ValueId, ValueId>,
     /// Program values that exist once a step, after the last micro-batch.
     step_level: BTreeSet<ValueId>,
+    /// The values that the executor reports: the loss and the gradient norm.
+    reported: Vec<ValueId>,
     /// Accumulators by the value that they sum.
     accumulators: BTreeMap<ValueId, ValueId>,
 }
@@ -66,6 +68,7 @@ impl<'a> Sharder<'a> {
             inherited: Inherited::default(),
             weight_of_gradient,
             step_level: BTreeSet::new(),
+            reported: ["loss", "grad_norm"].iter().filter_map(|name| program.output(name)).collect(),
             accumulators: BTreeMap::new(),
         }
     }
@@ -104,7 +107,8 @@ impl<'a> Sharder<'a> {
     fn visit_forward(&mut self, node: NodeId, map: &FactorMap) {
         let args = &self.program.graph.node(node).args;
         let summed = |s: &Self, a: &ValueId| s.step_level.contains(a) || s.copies.is_sum_over_micro_batches(*a);
-        if args.iter().any(|a| summed(self, a)) {
+        let is_loss = self.program.graph.node(node).results.iter().any(|r| self.reported.contains(r));
+        if is_loss || args.iter().any(|a| summed(self, a)) {
             return self.visit_step_level(node);
         }
         let has_micro_batches = self.mesh.micro_batches() > 1;
@@ -173,7 +177,7 @@ impl<'a> Sharder<'a> {
     }
 
     fn finish(mut self) -> Chunk {
-        emit::remove_dead(&mut self.chunk);
+        emit::remove_dead(&mut self.chunk, &self.reported);
         self.chunk
     }
 }

@@ -1,0 +1,65 @@
+//! Attention and its gradient.
+
+use galvatron_ir::op::compute::{Attention, AttentionGrad};
+
+use super::{Buffer, Cx, Prepared, Slot};
+use crate::cpu::arena::Arena;
+use crate::cpu::kernels::attention::{AttentionDims, Mask, attention as forward};
+use crate::cpu::kernels::attention_grad::{AttentionSaved, attention_grad as backward};
+
+/// q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e].
+fn dims(q: &Buffer, k: &Buffer, v: &Buffer, scale: f64, causal: bool) -> AttentionDims {
+    let [batch, sq, heads, d] = [0, 1, 2, 3].map(|i| q.shape[i]);
+    let [sk, kv_heads, dv] = [k.shape[1], k.shape[2], v.shape[3]];
+    AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale: scale as f32, causal }
+}
+
+/// The additive mask among the operands: where it lies, its extents of batch and heads.
+#[derive(Clone, Copy)]
+struct MaskSlot {
+    slot: Slot,
+    batch: usize,
+    heads: usize,
+}
+
+impl MaskSlot {
+    fn new(cx: &Cx<'_>, index: usize) -> Result<Option<MaskSlot>, String> {
+        let Some(mask) = cx.args.get(index) else { return Ok(None) };
+        Ok(Some(MaskSlot { slot: cx.f32(index)?, batch: mask.shape[0], heads: mask.shape[1] }))
+    }
+
+    fn get(self, arena: &Arena) -> Mask<'_> {
+        Mask { values: self.slot.get(arena), batch: self.batch, heads: self.heads }
+    }
+}
+
+pub(super) fn attention(op: &Attention, cx: &Cx<'_>) -> Prepared {
+    let (q, k, v, mask) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, MaskSlot::new(cx, 3)?);
+    let (o, lse, threads) = (cx.out(0)?, cx.out(1)?, cx.threads);
+    let dims = dims(&cx.args[0], &cx.args[1], &cx.args[2], op.scale.get(), op.causal);
+    cx.kernel(move |arena| {
+        let qkv = (q.get(arena), k.get(arena), v.get(arena));
+        forward(&dims, qkv, mask.map(|m| m.get(arena)), (o.get_mut(arena), lse.get_mut(arena)), threads);
+        Ok(())
+    })
+}
+
+pub(super) fn attention_grad(op: &AttentionGrad, cx: &Cx<'_>) -> Prepared {
+    let (q, k, v, mask) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, MaskSlot::new(cx, 6)?);
+    let (o, lse, grad) = (cx.f32(3)?, cx.f32(4)?, cx.f32(5)?);
+    let (dq, dk, dv, threads) = (cx.out(0)?, cx.out(1)?, cx.out(2)?, cx.threads);
+    let dims = dims(&cx.args[0], &cx.args[1], &cx.args[2], op.scale.get(), op.causal);
+    cx.kernel(move |arena| {
+        let saved = AttentionSaved {
+            q: q.get(arena),
+            k: k.get(arena),
+            v: v.get(arena),
+            mask: mask.map(|m| m.get(arena)),
+            o: o.get(arena),
+            lse: lse.get(arena),
+        };
+        let results = (dq.get_mut(arena), dk.get_mut(arena), dv.get_mut(arena));
+        backward(&dims, &saved, grad.get(arena), results, threads);
+        Ok(())
+    })
+}

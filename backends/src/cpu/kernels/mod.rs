@@ -1,0 +1,25 @@
+//! CPU kernels: pure functions on row-major slices, computed in f32, with the same bits at any number of threads.
+//!
+//! Element-wise kernels have `_inplace` variants for an output that takes the place of an operand.
+
+pub mod attention;
+pub mod attention_grad;
+pub mod binary;
+pub mod broadcast;
+pub mod cross_entropy;
+pub mod einsum;
+pub mod gather;
+pub mod layer_norm;
+pub mod optimizer;
+pub mod reduce;
+pub mod rms_norm;
+pub mod shape;
+pub mod softmax;
+pub mod tile;
+pub mod unary;
+
+/// Elements one task of an element-wise kernel handles.
+pub(crate) const GRAIN: usize = 16 * 1024;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,194 @@
+//! What the engine asks of a device: kernels, moves of bytes, exchanges with other ranks, and access from the host.
+//!
+//! A device belongs to one rank and owns that rank's arena. Everything it prepares works at fixed places of the arena, given
+//! as byte offsets from its start; nothing is allocated while a step runs.
+
+use galvatron_ir::op::Op;
+use galvatron_ir::types::{DType, TensorType};
+
+use crate::comm::{Collective, CommFault, GroupId, Site};
+
+/// One rank's device with its arena.
+pub trait Device: Send + Sync {
+    /// Prepares a compute node, `accumulate` (adds operand 1 to operand 0) or `update` (copies operand 1 over operand 0).
+    ///
+    /// # Errors
+    /// Why the device has no kernel for the node: the op, its element types or the overlap of its buffers.
+    fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String>;
+
+    /// Prepares a copy inside the arena.
+    ///
+    /// # Errors
+    /// When the two tensors of a block overlap.
+    fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String>;
+
+    /// Runs a collective on parts of the arena; what was launched before is finished first.
+    ///
+    /// # Errors
+    /// The fault of the collective.
+    fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault>;
+
+    /// Lets the host write the whole of a part of the arena.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String>;
+
+    /// Copies a part of the arena to the host; `out` has its length.
+    fn read(&self, at: Span, out: &mut [u8]);
+
+    /// Calls `body` once on the thread from which this device's kernels are to be run.
+    fn install(&self, body: &mut (dyn FnMut() + Send));
+}
+
+/// A prepared node: it may be run once a micro-batch, again and again.
+pub trait Kernel: Send + Sync {
+    /// Computes the results in the arena.
+    ///
+    /// # Errors
+    /// What is wrong with the data, such as an index outside of its table.
+    fn run(&self) -> Result<(), String>;
+}
+
+/// A part of an arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First byte, from the start of the arena.
+    pub offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
+impl Span {
+    /// Whether the two parts share a byte.
+    pub fn overlaps(&self, other: &Span) -> bool {
+        self.bytes > 0
+            && other.bytes > 0
+            && self.offset < other.offset + other.bytes
+            && other.offset < self.offset + self.bytes
+    }
+
+    /// Part number `index` of this part cut into `n` equal ones.
+    pub fn chunk(&self, index: u64, n: u64) -> Span {
+        Span { offset: self.offset + index * (self.bytes / n), bytes: self.bytes / n }
+    }
+}
+
+/// The part of a value that one rank holds, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BufferSpec {
+    /// First byte, from the start of the arena.
+    pub offset: u64,
+    /// Element type and local shape.
+    pub ty: TensorType,
+    /// Global shape.
+    pub global_shape: Vec<u64>,
+    /// Global index of the rank's first element along each dimension, in micro-batch 0.
+    pub first: Vec<u64>,
+}
+
+impl BufferSpec {
+    /// The bytes of the buffer.
+    pub fn span(&self) -> Span {
+        Span { offset: self.offset, bytes: self.ty.bytes() }
+    }
+}
+
+/// A node as a device sees it: the op with the rank's buffers.
+#[derive(Clone, Debug)]
+pub struct NodeSpec<'a> {
+    /// The op; shapes among its attributes are global.
+    pub op: &'a Op,
+    /// Operands in order.
+    pub args: &'a [BufferSpec],
+    /// Results in order.
+    pub results: &'a [BufferSpec],
+    /// Scratch memory of the op's `workspace` bytes.
+    pub workspace: Option<Span>,
+}
+
+/// A copy inside the arena.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Copies a block of one tensor into another one; the two tensors do not overlap.
+    Block {
+        /// Element type of both.
+        dtype: DType,
+        /// Extents of the block.
+        extents: Vec<u64>,
+        /// Where it is read.
+        from: Corner,
+        /// Where it is written.
+        to: Corner,
+    },
+    /// Reorders equal chunks in place: chunk `i` moves to place `to[i]`.
+    Permute {
+        /// All chunks.
+        at: Span,
+        /// A permutation of the numbers of the chunks.
+        to: Vec<usize>,
+    },
+}
+
+/// A corner of a block inside a row-major tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corner {
+    /// First byte of the tensor.
+    pub offset: u64,
+    /// Shape of the tensor.
+    pub shape: Vec<u64>,
+    /// Index of the block's first element.
+    pub first: Vec<u64>,
+}
+
+impl Corner {
+    /// The bytes of the whole tensor.
+    pub fn span(&self, dtype: DType) -> Span {
+        Span { offset: self.offset, bytes: self.shape.iter().product::<u64>() * dtype.bytes() }
+    }
+}
+
+impl Move {
+    /// Copies a whole tensor.
+    pub fn whole(ty: &TensorType, from: u64, to: u64) -> Move {
+        let corner = |offset| Corner { offset, shape: ty.shape.clone(), first: vec![0; ty.rank()] };
+        Move::Block { dtype: ty.dtype, extents: ty.shape.clone(), from: corner(from), to: corner(to) }
+    }
+}
+
+/// A collective on parts of the arena; chunks lie in the order of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// What is done.
+    pub kind: ExchangeKind,
+    /// The ranks that take part.
+    pub group: GroupId,
+}
+
+/// What an [`Exchange`] does. Sums are of f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeKind {
+    /// Replaces the part by its sum over the group.
+    AllReduce(Span),
+    /// Sums the input and keeps this rank's chunk.
+    ReduceScatter {
+        /// One chunk for each member.
+        input: Span,
+        /// This rank's chunk.
+        output: Span,
+    },
+    /// Joins everyone's input; the input may be this rank's chunk of the output.
+    AllGather {
+        /// This rank's chunk.
+        input: Span,
+        /// One chunk for each member.
+        output: Span,
+    },
+    /// Gives chunk j of the input to member j.
+    AllToAll {
+        /// One chunk for each member.
+        input: Span,
+        /// One chunk from each member.
+        output: Span,
+    },
+}

@@ -1,0 +1,207 @@
+//! The instructions of a rank: its nodes with everything decided that can be decided before the first step.
+
+use galvatron_ir::graph::Node;
+use galvatron_ir::module::Module;
+use galvatron_ir::op::comm::step_of_op;
+use galvatron_ir::op::{Op, opt};
+use galvatron_ir::plan::{PhaseKind, ResidentRole};
+use galvatron_ir::{NodeId, ValueId};
+
+use super::data::{DataSource, Load};
+use super::exchange::{self, Buffers, Collected};
+use super::layout::Layout;
+use super::observe::Ends;
+use crate::comm::Collective;
+use crate::device::{BufferSpec, Device, Exchange, Kernel, Move, NodeSpec, Span};
+use crate::fault::{RunFault, Unsupported};
+
+/// One node of one rank.
+pub(super) struct Instr {
+    /// What errors and traces call it; the same on every rank.
+    pub(super) name: String,
+    /// The op's mnemonic.
+    pub(super) op: &'static str,
+    pub(super) work: Work,
+    /// Ends of the buffers that it touches.
+    pub(super) ends: Ends,
+    /// A result that is reported after it.
+    pub(super) report: Option<(Report, Span)>,
+    /// For an optimizer node: the index of the gradient that it reads, among those to be dumped, and the rank's part.
+    pub(super) gradient: Option<(usize, BufferSpec)>,
+}
+
+/// What an instruction does.
+pub(super) enum Work {
+    /// Nothing: the result is where the operand is.
+    Nothing,
+    /// One kernel.
+    Kernel(Box<dyn Kernel>),
+    /// A copy the first time in a step, if no other node has written the accumulator before; an addition otherwise.
+    Accumulate { copy: Box<dyn Kernel>, add: Box<dyn Kernel>, writes_first: bool },
+    /// Moves around an exchange.
+    Exchange { before: Vec<Box<dyn Kernel>>, exchange: Exchange, after: Vec<Box<dyn Kernel>> },
+    /// Moves alone.
+    Moves(Vec<Box<dyn Kernel>>),
+    /// Data from the host.
+    Load(Box<Load>),
+    /// The learning rate.
+    LearningRate(Span),
+    /// The number of the step.
+    StepNumber(Span),
+}
+
+/// A scalar that a step's report holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// The program's output `loss`.
+    Loss,
+    /// The program's output `grad_norm`.
+    GradNorm,
+}
+
+/// The instructions of each phase, in the order of [`PhaseKind::ALL`].
+pub(super) type Phases = [Vec<Instr>; PhaseKind::ALL.len()];
+
+/// Number of a phase in [`Phases`].
+pub(super) fn phase_index(phase: PhaseKind) -> usize {
+    PhaseKind::ALL.iter().position(|&(kind, ..)| kind == phase).expect("invariant: all phases are listed")
+}
+
+/// Makes one rank's instructions.
+pub(super) struct Builder<'a> {
+    pub(super) module: &'a Module,
+    pub(super) layout: &'a Layout<'a>,
+    pub(super) device: &'a dyn Device,
+    pub(super) comm: &'a mut dyn Collective,
+    pub(super) data: &'a dyn DataSource,
+    /// The values whose scalars are reported.
+    pub(super) reports: &'a [(Report, ValueId)],
+    /// The optimizer nodes whose gradients are dumped.
+    pub(super) optimizers: &'a [NodeId],
+    pub(super) unsupported: Vec<Unsupported>,
+    pub(super) accumulated: Vec<ValueId>,
+}
+
+impl Builder<'_> {
+    /// The instructions of all phases; nodes without a kernel are collected in `unsupported`.
+    ///
+    /// # Errors
+    /// When the plan cannot be run at all, or the data does not fit it.
+    pub(super) fn phases(&mut self) -> Result<Phases, RunFault> {
+        let mut phases = Phases::default();
+        for (kind, node) in self.layout.chunk.nodes() {
+            let instr = self.instr(node)?;
+            phases[phase_index(kind)].extend(instr);
+        }
+        Ok(phases)
+    }
+
+    fn instr(&mut self, id: NodeId) -> Result<Option<Instr>, RunFault> {
+        let node = self.layout.chunk.graph.node(id);
+        let (args, results) = (self.layout.buffers(&node.args)?, self.layout.buffers(&node.results)?);
+        let workspace = self.layout.workspace(node, &args, &results)?;
+        let (name, op) = (self.layout.name(node), node.op.mnemonic());
+        let spans = args.iter().chain(&results).map(BufferSpec::span).chain(workspace);
+        let ends = self.layout.ends(spans);
+        let work = match self.work(node, &args, &results, workspace)? {
+            Ok(work) => work,
+            Err(what) => {
+                self.unsupported.push(Unsupported { node: name, op: op.into(), what });
+                return Ok(None);
+            }
+        };
+        let report = self.reports.iter().find_map(|&(report, value)| {
+            let index = node.results.iter().position(|&r| r == value)?;
+            Some((report, results[index].span()))
+        });
+        let gradient = self.optimizers.iter().position(|&n| n == id);
+        let gradient = gradient.filter(|_| self.layout.is_first_replica(&self.layout.sharding(node.args[1])));
+        let gradient = gradient.map(|index| (index, args[1].clone()));
+        Ok(Some(Instr { name, op, work, ends, report, gradient }))
+    }
+
+    /// What a node does, or why the backend cannot do it.
+    fn work(
+        &mut self,
+        node: &Node,
+        args: &[BufferSpec],
+        results: &[BufferSpec],
+        workspace: Option<Span>,
+    ) -> Result<Result<Work, String>, RunFault> {
+        if let Some(step) = step_of_op(&node.op) {
+            let buffers = Buffers { args, results, workspace };
+            let collected = exchange::prepare(&step, self.layout, self.device, self.comm, buffers);
+            return Ok(collected.map(work_of_collective));
+        }
+        let spec = NodeSpec { op: &node.op, args, results, workspace };
+        Ok(match &node.op {
+            Op::Load(op) => return self.load(op, node.results[0]).map(Ok),
+            Op::RunScalar(op) if op.name == "lr" => Ok(Work::LearningRate(results[0].span())),
+            Op::RunScalar(_) => Ok(Work::StepNumber(results[0].span())),
+            Op::Accumulate(_) => self.accumulate(node, &spec),
+            Op::Update(_) | Op::Reshape(_) if is_same_place(&spec) => Ok(Work::Nothing),
+            _ => self.device.prepare(&spec).map(Work::Kernel),
+        })
+    }
+
+    fn load(&self, op: &galvatron_ir::op::mem::Load, value: ValueId) -> Result<Work, RunFault> {
+        let train = self.module.train.as_ref().expect("invariant: the engine checked the module");
+        let load = Load::new(op, value, self.layout, self.data, train.global_batch)?;
+        Ok(Work::Load(Box::new(load)))
+    }
+
+    fn accumulate(&mut self, node: &Node, spec: &NodeSpec<'_>) -> Result<Work, String> {
+        let (sum, x) = (&spec.args[0], &spec.args[1]);
+        let add = self.device.prepare(spec)?;
+        let copy = self.device.prepare_move(&Move::whole(&x.ty, x.offset, sum.offset))?;
+        let writes_first = !self.accumulated.contains(&node.args[0]);
+        self.accumulated.push(node.args[0]);
+        Ok(Work::Accumulate { copy, add, writes_first })
+    }
+}
+
+/// Whether an op of one source and one target has nothing to move.
+fn is_same_place(spec: &NodeSpec<'_>) -> bool {
+    let (to, from) = match spec.results.first() {
+        Some(result) => (result, &spec.args[0]),
+        None => (&spec.args[0], &spec.args[1]),
+    };
+    to.span() == from.span()
+}
+
+fn work_of_collective(collected: Collected) -> Work {
+    let Collected { before, exchange, after } = collected;
+    match exchange {
+        Some(exchange) => Work::Exchange { before, exchange, after },
+        None => Work::Moves(before),
+    }
+}
+
+/// The value of a chunk that holds an output of the program: the last one that is whole on every rank.
+pub(super) fn value_of_output(layout: &Layout<'_>, output: ValueId) -> Option<ValueId> {
+    let chunk = layout.chunk;
+    let is_it = |value: &ValueId| {
+        let sharding = layout.sharding(*value);
+        chunk.graph.value(*value).of == Some(output) && sharding.axes().next().is_none()
+    };
+    chunk.nodes().flat_map(|(_, node)| chunk.graph.node(node).results.iter().copied()).filter(is_it).last()
+}
+
+/// The optimizer nodes with the index of the weight that each one updates.
+pub(super) fn optimizer_nodes(module: &Module, layout: &Layout<'_>) -> Vec<(NodeId, usize)> {
+    let chunk = layout.chunk;
+    let weight = |node: NodeId| {
+        let node = chunk.graph.node(node);
+        matches!(node.op, Op::Sgd(opt::Sgd { .. }) | Op::Adamw(opt::Adamw { .. })).then_some(())?;
+        let of = chunk.graph.value(node.args[0]).of;
+        module.program.weights.iter().position(|w| Some(w.value) == of)
+    };
+    chunk.phase(PhaseKind::Step).iter().filter_map(|&node| Some((node, weight(node)?))).collect()
+}
+
+/// The ends of what is in memory before the first step.
+pub(super) fn resident_ends(layout: &Layout<'_>) -> Result<Ends, RunFault> {
+    let loaded = layout.chunk.residents.iter().filter(|r| r.role != ResidentRole::Accumulator);
+    let spans = loaded.map(|r| layout.buffer(r.value).map(|b| b.span())).collect::<Result<Vec<_>, _>>()?;
+    Ok(layout.ends(spans.into_iter()))
+}

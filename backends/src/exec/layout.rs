@@ -1,0 +1,131 @@
+//! What one rank holds of each value of the plan, and where in its arena.
+
+use galvatron_ir::graph::Node;
+use galvatron_ir::mesh::{Mesh, Sharding};
+use galvatron_ir::module::Module;
+use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region};
+use galvatron_ir::types::TensorType;
+use galvatron_ir::{AxisId, ValueId};
+
+use super::observe::Ends;
+use crate::device::{BufferSpec, Span};
+use crate::fault::RunFault;
+
+/// One rank's view of a chunk: the persistent region lies first in its arena, the transient one after it.
+pub(super) struct Layout<'a> {
+    pub(super) chunk: &'a Chunk,
+    pub(super) mesh: &'a Mesh,
+    pub(super) rank: u64,
+    /// Position of the rank along each axis of the mesh.
+    pub(super) coordinates: Vec<u64>,
+    arena: Arena,
+}
+
+/// Bytes of an arena with both regions.
+pub(super) fn arena_bytes(arena: &Arena) -> u64 {
+    transient_start(arena) + arena.transient
+}
+
+fn transient_start(arena: &Arena) -> u64 {
+    arena.persistent.next_multiple_of(ALIGNMENT)
+}
+
+impl<'a> Layout<'a> {
+    pub(super) fn new(module: &'a Module, chunk: &'a Chunk, rank: usize) -> Layout<'a> {
+        let coordinates = module.mesh.coordinates(rank as u64);
+        Layout { chunk, mesh: &module.mesh, rank: rank as u64, coordinates, arena: module.arena }
+    }
+
+    /// The placement of a value; none means a copy on every rank.
+    pub(super) fn sharding(&self, value: ValueId) -> Sharding {
+        let value = self.chunk.graph.value(value);
+        value.sharding.clone().unwrap_or_else(|| Sharding::replicated(value.ty.rank()))
+    }
+
+    /// The rank's part of a value.
+    ///
+    /// # Errors
+    /// When the plan gives the value no place, one outside of the arena, or a placement that does not fit.
+    pub(super) fn buffer(&self, value: ValueId) -> Result<BufferSpec, RunFault> {
+        let v = self.chunk.graph.value(value);
+        let fault = |what: String| RunFault::Plan(format!("`%{}`: {what}", v.name));
+        let sharding = self.sharding(value);
+        sharding.check(&v.ty.shape, self.mesh).map_err(&fault)?;
+        let ty = sharding.local_type(&v.ty, self.mesh);
+        let place = v.place.ok_or_else(|| fault("it has no place in memory".into()))?;
+        let offset = self.absolute(place, ty.bytes()).map_err(fault)?;
+        let first = sharding.dims.iter().zip(&ty.shape).map(|(axes, extent)| self.index_along(axes) * extent).collect();
+        Ok(BufferSpec { offset, ty, global_shape: v.ty.shape.clone(), first })
+    }
+
+    /// The rank's parts of some values.
+    pub(super) fn buffers(&self, values: &[ValueId]) -> Result<Vec<BufferSpec>, RunFault> {
+        values.iter().map(|&v| self.buffer(v)).collect()
+    }
+
+    /// The scratch memory of a node.
+    pub(super) fn workspace(
+        &self,
+        node: &Node,
+        args: &[BufferSpec],
+        results: &[BufferSpec],
+    ) -> Result<Option<Span>, RunFault> {
+        let types = |buffers: &'_ [BufferSpec]| buffers.iter().map(|b| b.ty.clone()).collect::<Vec<TensorType>>();
+        let (args, results) = (types(args), types(results));
+        let bytes = node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>());
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let fault = |what: String| RunFault::Plan(format!("`{}`: {what}", self.name(node)));
+        let place = node.workspace.ok_or_else(|| fault(format!("it has no place for {bytes} bytes of workspace")))?;
+        Ok(Some(Span { offset: self.absolute(place, bytes).map_err(fault)?, bytes }))
+    }
+
+    /// Offset from the start of the arena of a place that holds `bytes`.
+    fn absolute(&self, place: Place, bytes: u64) -> Result<u64, String> {
+        let (start, size) = match place.region {
+            Region::Persistent => (0, self.arena.persistent),
+            Region::Transient => (transient_start(&self.arena), self.arena.transient),
+        };
+        if !place.offset.is_multiple_of(ALIGNMENT) {
+            return Err(format!("offset {} is not a multiple of {ALIGNMENT}", place.offset));
+        }
+        if place.offset.checked_add(bytes).is_none_or(|end| end > size) {
+            let name = place.region.name();
+            return Err(format!("{bytes} bytes at {name}+{} do not fit into {size} bytes", place.offset));
+        }
+        Ok(start + place.offset)
+    }
+
+    /// Where the part of a value, or the workspace, ends in its region.
+    pub(super) fn ends(&self, spans: impl Iterator<Item = Span>) -> Ends {
+        let transient = transient_start(&self.arena);
+        let mut ends = Ends::default();
+        for span in spans {
+            let end = span.offset + span.bytes;
+            if span.offset < transient {
+                ends.persistent = ends.persistent.max(end);
+            } else {
+                ends.transient = ends.transient.max(end - transient);
+            }
+        }
+        ends
+    }
+
+    /// Index of the rank's part along an ordered list of axes, in micro-batch 0.
+    pub(super) fn index_along(&self, axes: &[AxisId]) -> u64 {
+        self.mesh.index_along(axes, &self.coordinates)
+    }
+
+    /// Whether the rank is the first of those that hold the same part.
+    pub(super) fn is_first_replica(&self, sharding: &Sharding) -> bool {
+        self.mesh.spatial().all(|axis| self.coordinates[axis.index()] == 0 || sharding.is_sharded_over(axis))
+    }
+
+    /// What errors call a node: its first result, or the resident that it writes.
+    pub(super) fn name(&self, node: &Node) -> String {
+        let value = node.results.first().or(node.args.first());
+        let name = value.map_or("", |&v| self.chunk.graph.value(v).name.as_str());
+        if node.results.is_empty() { format!("{} %{name}", node.op.mnemonic()) } else { format!("%{name}") }
+    }
+}

@@ -1,0 +1,144 @@
+//! The engine: runs a plan on ranks that are threads, without knowing what their devices are.
+//!
+//! Everything is decided before the first step: each rank's instructions, the place of every buffer, the order of
+//! communicators. A step then walks the plan's schedule. Faults, panics and missing peers end the run with a
+//! [`RunFault`]; nothing waits for ever.
+
+mod collect;
+mod data;
+mod engine;
+mod exchange;
+mod gate;
+mod instr;
+mod layout;
+mod observe;
+mod rank;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod view;
+mod weights;
+
+use std::time::Duration;
+
+use galvatron_ir::module::Module;
+
+pub use collect::{HostTensor, Tensors, Trained};
+pub use data::DataSource;
+pub use engine::{World, launch};
+pub use gate::Flow;
+pub use trace::{TraceEvent, write_chrome_trace};
+pub use weights::WeightSource;
+
+use crate::comm::{Stats, local_world};
+use crate::cpu::Cpu;
+use crate::fault::RunFault;
+
+/// How to run a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How many steps to run.
+    pub steps: u64,
+    /// Number of the first of them, from 1; larger when a run is resumed.
+    pub first_step: u64,
+    /// How long a rank waits for others in one collective.
+    pub timeout: Duration,
+    /// Threads of all ranks together; `None`: the cores of the machine.
+    pub threads: Option<usize>,
+    /// Whether every node's execution is recorded.
+    pub trace: bool,
+    /// Whether the gradients of the first step are collected.
+    pub dump_gradients: bool,
+    /// Whether parameters and states are collected at the end.
+    pub collect: bool,
+    /// The parameters and states are also collected after every so many steps; 0: never.
+    pub collect_every: u64,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        RunOptions {
+            steps: 1,
+            first_step: 1,
+            timeout: Duration::from_secs(300),
+            threads: None,
+            trace: false,
+            dump_gradients: false,
+            collect: false,
+            collect_every: 0,
+        }
+    }
+}
+
+impl RunOptions {
+    fn collects_at(&self, step: u64) -> bool {
+        self.collect_every > 0 && step.is_multiple_of(self.collect_every)
+    }
+}
+
+/// What happened in one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// The program's output `loss`, before the step's update.
+    pub loss: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// The program's output `grad_norm`, where it has one.
+    pub grad_norm: Option<f64>,
+    /// Seconds that rank 0 took.
+    pub step_time_s: f64,
+    /// For each rank the bytes that it was seen to use so far.
+    pub peak_bytes: Vec<u64>,
+    /// Parameters and states, in the steps in which they are collected.
+    pub trained: Option<Trained>,
+}
+
+/// What a run leaves behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunReport {
+    /// Steps that were run.
+    pub steps: u64,
+    /// For each rank the bytes that it was seen to use.
+    pub peak_bytes: Vec<u64>,
+    /// For each rank what it communicated.
+    pub traffic: Vec<Stats>,
+    /// Parameters and states at the end, if asked for.
+    pub trained: Option<Trained>,
+    /// The first step's gradients by initializer, whole, before clipping and decay, if asked for.
+    pub gradients: Option<Tensors>,
+    /// What was recorded, rank by rank, if asked for.
+    pub trace: Vec<TraceEvent>,
+}
+
+/// Runs a plan on CPU ranks of this process. `observer` is called after each step, on the caller's thread, and says how to go
+/// on; meanwhile the ranks wait.
+///
+/// # Errors
+/// [`RunFault`]: before the first step when the plan, the data or the weights do not fit or kernels are missing, later what
+/// ended the run. If several ranks fail, the fault nearest to the cause is returned.
+pub fn run(
+    module: &Module,
+    options: &RunOptions,
+    data: &dyn DataSource,
+    weights: &dyn WeightSource,
+    observer: &mut dyn FnMut(StepReport) -> Flow,
+) -> Result<RunReport, RunFault> {
+    let n_ranks = module.mesh.world() as usize;
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let n_threads = (options.threads.unwrap_or_else(cores) / n_ranks).max(1);
+    let bytes = arena_bytes(module);
+    let mut world: World = Vec::new();
+    for (rank, comm) in local_world(n_ranks, options.timeout).into_iter().enumerate() {
+        let device = Cpu::new(bytes, n_threads).ok_or(RunFault::Memory { rank, bytes })?;
+        world.push((Box::new(device), Box::new(comm)));
+    }
+    launch(module, world, options, (data, weights), observer)
+}
+
+/// Bytes of the arena that each rank of a plan needs.
+pub fn arena_bytes(module: &Module) -> u64 {
+    layout::arena_bytes(&module.arena)
+}

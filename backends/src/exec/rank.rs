@@ -1,0 +1,281 @@
+//! One rank at work: the steps of the schedule, its faults, what it reports.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use galvatron_ir::module::{Module, TrainInfo};
+use galvatron_ir::plan::PhaseKind;
+
+use super::RunOptions;
+use super::collect::Gather;
+use super::data::DataSource;
+use super::gate::{Flow, Gate};
+use super::instr::{Instr, Phases, Report, Work, phase_index};
+use super::observe::Observed;
+use super::trace::TraceEvent;
+use crate::comm::{Collective, CommFault, GroupId, Site, Stats};
+use crate::device::{BufferSpec, Device, Kernel, Span};
+use crate::fault::RunFault;
+
+/// What all ranks share.
+pub(super) struct Shared<'a> {
+    pub(super) module: &'a Module,
+    pub(super) options: &'a RunOptions,
+    pub(super) data: &'a dyn DataSource,
+    pub(super) schedule: Vec<Entry>,
+    pub(super) gate: Gate,
+    /// What each rank has used.
+    pub(super) observed: Vec<Observed>,
+    /// Parameters and states under collection.
+    pub(super) trained: Gather,
+    /// Gradients of the first step under collection.
+    pub(super) gradients: Gather,
+    pub(super) epoch: Instant,
+}
+
+/// One phase of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) phase: PhaseKind,
+    pub(super) micro_batch: Option<u32>,
+    /// Whether no earlier entry of the step runs this phase.
+    pub(super) is_first: bool,
+}
+
+/// What rank 0 says about a step.
+pub(super) struct RankReport {
+    pub(super) step: u64,
+    pub(super) loss: f64,
+    pub(super) grad_norm: Option<f64>,
+    pub(super) time: Duration,
+}
+
+/// A rank before its first step.
+pub(super) struct Rank {
+    pub(super) device: Box<dyn Device>,
+    pub(super) worker: Worker,
+}
+
+/// The part of a rank that moves along the plan.
+pub(super) struct Worker {
+    pub(super) rank: usize,
+    pub(super) comm: Box<dyn Collective>,
+    pub(super) world: GroupId,
+    pub(super) phases: Phases,
+    /// The parameters and states that this rank is the first holder of, by their entry in the collection.
+    pub(super) stored: Vec<(usize, BufferSpec)>,
+    /// Rank 0 has it.
+    pub(super) reports: Option<Sender<RankReport>>,
+    pub(super) scalars: Scalars,
+    pub(super) events: Vec<TraceEvent>,
+    /// Phase and number of the instruction in work, for the message of a panic.
+    pub(super) at: Option<(usize, usize)>,
+}
+
+/// The scalars of the step in work.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Scalars {
+    loss: f64,
+    grad_norm: Option<f64>,
+}
+
+/// What is left of a rank.
+pub(super) struct RankEnd {
+    pub(super) steps: u64,
+    pub(super) events: Vec<TraceEvent>,
+    pub(super) traffic: Stats,
+}
+
+impl Rank {
+    /// Runs all steps. A fault or a panic takes the world down, so that no other rank waits for this one.
+    pub(super) fn run(self, shared: &Shared<'_>) -> Result<RankEnd, RunFault> {
+        let Rank { device, mut worker } = self;
+        let mut outcome = Ok(0);
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            device.install(&mut || outcome = worker.steps(&*device, shared));
+        }));
+        if let Err(panic) = run {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message");
+            let node = worker.at.map_or("no node", |(phase, i)| &worker.phases[phase][i].name).to_string();
+            outcome = Err(RunFault::Panic { rank: worker.rank, node, message: message.into() });
+        }
+        match outcome {
+            Ok(steps) => Ok(RankEnd { steps, events: worker.events, traffic: *worker.comm.stats() }),
+            Err(fault) => {
+                worker.comm.abort(&fault.to_string());
+                Err(fault)
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn steps(&mut self, device: &dyn Device, shared: &Shared<'_>) -> Result<u64, RunFault> {
+        let (options, mut done) = (shared.options, 0);
+        for step in options.first_step..options.first_step + options.steps {
+            self.step(device, shared, step)?;
+            done += 1;
+            if shared.gate.wait(step) == Flow::Stop {
+                break;
+            }
+        }
+        if options.collect {
+            self.collect(device, shared);
+        }
+        Ok(done)
+    }
+
+    /// One step; it ends when all ranks have ended it and rank 0 has sent the report.
+    fn step(&mut self, device: &dyn Device, shared: &Shared<'_>, step: u64) -> Result<(), RunFault> {
+        let start = Instant::now();
+        for &entry in &shared.schedule {
+            self.phase(device, shared, entry, step)?;
+        }
+        self.at = None;
+        let time = start.elapsed();
+        if shared.options.collects_at(step) {
+            self.collect(device, shared);
+        }
+        self.comm.barrier(self.world, &Site { node: "the end of the step", step })?;
+        if let Some(reports) = &self.reports {
+            let Scalars { loss, grad_norm } = self.scalars;
+            // The caller's side is gone only when it stops the run, which the gate tells.
+            let _ = reports.send(RankReport { step, loss, grad_norm, time });
+        }
+        Ok(())
+    }
+
+    fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, entry: Entry, step: u64) -> Result<(), RunFault> {
+        let phase = phase_index(entry.phase);
+        for i in 0..self.phases[phase].len() {
+            self.at = Some((phase, i));
+            let instr = &mut self.phases[phase][i];
+            shared.observed[self.rank].bind(instr.ends);
+            if let Some((index, gradient)) = &instr.gradient
+                && shared.options.dump_gradients
+                && step == shared.options.first_step
+            {
+                shared.gradients.write(*index, device, gradient);
+            }
+            let start = Instant::now();
+            let mut cx = Context { device, comm: &mut *self.comm, shared, entry, step };
+            cx.execute(instr).map_err(|fault| fault.at(self.rank, &instr.name, step))?;
+            if shared.options.trace {
+                self.events.push(event(instr, shared, entry, (self.rank, step, start)));
+            }
+            if let Some((report, at)) = instr.report {
+                self.scalars.note(report, read_scalar(device, at));
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&self, device: &dyn Device, shared: &Shared<'_>) {
+        self.stored.iter().for_each(|(index, buffer)| shared.trained.write(*index, device, buffer));
+    }
+}
+
+impl Scalars {
+    fn note(&mut self, report: Report, value: f64) {
+        match report {
+            Report::Loss => self.loss = value,
+            Report::GradNorm => self.grad_norm = Some(value),
+        }
+    }
+}
+
+fn read_scalar(device: &dyn Device, at: Span) -> f64 {
+    let mut bytes = [0; 4];
+    device.read(at, &mut bytes);
+    f64::from(f32::from_ne_bytes(bytes))
+}
+
+fn event(instr: &Instr, shared: &Shared<'_>, entry: Entry, (rank, step, start): (usize, u64, Instant)) -> TraceEvent {
+    TraceEvent {
+        rank,
+        step,
+        node: instr.name.clone(),
+        op: instr.op,
+        phase: entry.phase,
+        micro_batch: entry.micro_batch,
+        start_ns: start.duration_since(shared.epoch).as_nanos() as u64,
+        duration_ns: start.elapsed().as_nanos() as u64,
+    }
+}
+
+/// Where an instruction runs.
+struct Context<'a> {
+    device: &'a dyn Device,
+    comm: &'a mut dyn Collective,
+    shared: &'a Shared<'a>,
+    entry: Entry,
+    step: u64,
+}
+
+/// Why an instruction failed.
+enum Failure {
+    Data(String),
+    Comm(CommFault),
+}
+
+impl Failure {
+    fn at(self, rank: usize, node: &str, step: u64) -> RunFault {
+        match self {
+            Failure::Data(what) => RunFault::Node { rank, node: node.into(), step, what },
+            Failure::Comm(fault) => RunFault::Comm(fault),
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(what: String) -> Failure {
+        Failure::Data(what)
+    }
+}
+
+impl Context<'_> {
+    fn execute(&mut self, instr: &mut Instr) -> Result<(), Failure> {
+        match &mut instr.work {
+            Work::Nothing => {}
+            Work::Kernel(kernel) => kernel.run()?,
+            Work::Accumulate { copy, writes_first: true, .. } if self.entry.is_first => copy.run()?,
+            Work::Accumulate { add, .. } => add.run()?,
+            Work::Exchange { before, exchange, after } => {
+                run_all(before)?;
+                let site = Site { node: &instr.name, step: self.step };
+                self.device.exchange(&mut *self.comm, exchange, &site).map_err(Failure::Comm)?;
+                run_all(after)?;
+            }
+            Work::Moves(moves) => run_all(moves)?,
+            Work::Load(load) => {
+                let micro_batch = self.entry.micro_batch.unwrap_or(0) as usize;
+                load.run(self.device, self.shared.data, self.step, micro_batch)?;
+            }
+            Work::LearningRate(at) => self.scalar(*at, learning_rate(self.train(), self.step))?,
+            Work::StepNumber(at) => self.scalar(*at, self.step as f64)?,
+        }
+        Ok(())
+    }
+
+    fn train(&self) -> &TrainInfo {
+        self.shared.module.train.as_ref().expect("invariant: the engine checked the module")
+    }
+
+    fn scalar(&self, at: Span, value: f64) -> Result<(), String> {
+        self.device.fill(at, &mut |out| {
+            out.copy_from_slice(&(value as f32).to_ne_bytes());
+            Ok(())
+        })
+    }
+}
+
+/// Learning rate of a step (from 1).
+pub(super) fn learning_rate(train: &TrainInfo, step: u64) -> f64 {
+    train.schedule.lr_at(train.lr, step)
+}
+
+fn run_all(kernels: &[Box<dyn Kernel>]) -> Result<(), String> {
+    kernels.iter().try_for_each(|kernel| kernel.run())
+}

@@ -1,0 +1,7 @@
+//! Whole runs of small plans: results against plain f64 computations, collectives, faults.
+
+mod collectives;
+mod faults;
+mod mlp;
+mod plain;
+mod plan;

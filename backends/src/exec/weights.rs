@@ -1,0 +1,136 @@
+//! Initial parameters and optimizer states: from stored tensors, through their views, to the ranks' shards.
+
+use galvatron_ir::module::{Initializer, Module, Weight};
+use galvatron_ir::plan::ResidentRole;
+use galvatron_ir::types::DType;
+
+use super::layout::Layout;
+use super::shard::for_each_run;
+use super::view;
+use crate::device::{BufferSpec, Device};
+use crate::fault::RunFault;
+
+/// Where stored tensors come from.
+pub trait WeightSource: Sync {
+    /// The elements of a stored tensor, row-major in its stored shape.
+    ///
+    /// # Errors
+    /// [`RunFault::Weights`] when it cannot be read.
+    fn read(&self, initializer: &Initializer) -> Result<Vec<f32>, RunFault>;
+
+    /// An optimizer state (`m`, `v`, `momentum`) in the shape of the stored tensor, when a run is resumed; `None` is zeros.
+    ///
+    /// # Errors
+    /// [`RunFault::Weights`] when it cannot be read.
+    fn read_state(&self, initializer: &Initializer, kind: &str) -> Result<Option<Vec<f32>>, RunFault> {
+        let _ = (initializer, kind);
+        Ok(None)
+    }
+}
+
+/// A resident that is filled before the first step and collected after the last: a weight's parameter or one of its states.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    /// Index of the resident in the chunk.
+    pub(super) resident: usize,
+    /// Index of the weight in the program.
+    pub(super) weight: usize,
+    /// The state's kind; `None` for the parameter itself.
+    pub(super) kind: Option<String>,
+}
+
+/// The parameters and states among the residents of a layout's chunk.
+pub(super) fn stored_residents(module: &Module, layout: &Layout<'_>) -> Result<Vec<Stored>, RunFault> {
+    let program = &module.program;
+    let mut stored = Vec::new();
+    for (resident, declared) in layout.chunk.residents.iter().enumerate() {
+        let value = layout.chunk.graph.value(declared.value);
+        let state = program.states.iter().find(|s| Some(s.value) == value.of);
+        let (weight, kind) = match declared.role {
+            ResidentRole::Accumulator => continue,
+            ResidentRole::Parameter => (value.of, None),
+            ResidentRole::State => (state.map(|s| s.weight), state.map(|s| s.kind.clone())),
+        };
+        let weight = program.weights.iter().position(|w| Some(w.value) == weight);
+        let weight = weight.ok_or_else(|| RunFault::Plan(format!("resident `%{}` is of no weight", value.name)))?;
+        stored.push(Stored { resident, weight, kind });
+    }
+    Ok(stored)
+}
+
+/// Fills the parameters and states of all ranks. Each stored tensor is read once for each use.
+pub(super) fn upload(
+    module: &Module,
+    ranks: &[(Layout<'_>, &dyn Device)],
+    weights: &dyn WeightSource,
+) -> Result<(), RunFault> {
+    let Some((first, _)) = ranks.first() else { return Ok(()) };
+    for stored in stored_residents(module, first)? {
+        let weight = &module.program.weights[stored.weight];
+        let initializer = &module.initializers[weight.initializer];
+        let data = match &stored.kind {
+            None => Some(weights.read(initializer)?),
+            Some(kind) => weights.read_state(initializer, kind)?,
+        };
+        let Some(data) = data else { continue };
+        let (data, shape) = viewed(data, initializer, weight)?;
+        for (layout, device) in ranks {
+            let buffer = layout.buffer(layout.chunk.residents[stored.resident].value)?;
+            if buffer.global_shape != shape {
+                let what = format!("the plan wants shape {:?}, its view has {shape:?}", buffer.global_shape);
+                return Err(RunFault::Weights { initializer: initializer.name.clone(), what });
+            }
+            write_shard(*device, &buffer, &data);
+        }
+    }
+    Ok(())
+}
+
+fn viewed(data: Vec<f32>, initializer: &Initializer, weight: &Weight) -> Result<(Vec<f32>, Vec<u64>), RunFault> {
+    let fault = |what: String| RunFault::Weights { initializer: initializer.name.clone(), what };
+    if data.len() as u64 != initializer.ty.elements() {
+        return Err(fault(format!("found {} elements, expected {}", data.len(), initializer.ty)));
+    }
+    view::apply(data, &initializer.ty.shape, &weight.view).map_err(fault)
+}
+
+/// Writes a rank's part of a global tensor.
+fn write_shard(device: &dyn Device, buffer: &BufferSpec, data: &[f32]) {
+    let element = buffer.ty.dtype.bytes() as usize;
+    let written = device.fill(buffer.span(), &mut |out| {
+        for_each_run(&buffer.global_shape, &buffer.first, &buffer.ty.shape, |to, from, n| {
+            encode(buffer.ty.dtype, &data[from..from + n], &mut out[to * element..(to + n) * element]);
+        });
+        Ok(())
+    });
+    written.expect("invariant: encoding does not fail");
+}
+
+/// Elements in the bytes of an element type; bf16 is rounded to nearest, ties to even.
+fn encode(dtype: DType, data: &[f32], out: &mut [u8]) {
+    let pairs = |n: usize, out| data.iter().zip(<[u8]>::chunks_exact_mut(out, n));
+    match dtype {
+        DType::F32 => pairs(4, out).for_each(|(v, out)| out.copy_from_slice(&v.to_ne_bytes())),
+        DType::Bf16 => pairs(2, out).for_each(|(v, out)| out.copy_from_slice(&bf16(*v).to_ne_bytes())),
+        DType::I64 => pairs(8, out).for_each(|(v, out)| out.copy_from_slice(&(*v as i64).to_ne_bytes())),
+        DType::Bool => pairs(1, out).for_each(|(v, out)| out[0] = u8::from(*v != 0.0)),
+    }
+}
+
+fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_encoded_by_type() {
+        let mut out = [0; 16];
+        encode(DType::I64, &[-2.0, 3.0], &mut out);
+        assert_eq!(out[..8], (-2i64).to_ne_bytes());
+        assert_eq!([bf16(1.0), bf16(1.003_906_3), bf16(1.011_718_8)], [0x3f80, 0x3f80, 0x3f82]);
+    }
+}

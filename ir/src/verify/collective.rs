@@ -1,0 +1,130 @@
+//! `G0206` collectives: legal for their operand's placement, and giving their result's.
+
+use super::context::ChunkCx;
+use super::{Finding, Part};
+use crate::graph::Node;
+use crate::id::{AxisId, NodeId};
+use crate::mesh::{Mesh, ReshardStep, Sharding, reshard_steps};
+use crate::module::Level;
+use crate::op::Op;
+use crate::op::comm::step_of_op;
+
+/// Checks every collective and local cut.
+pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (_, id) in cx.nodes() {
+        let node = cx.chunk.graph.node(id);
+        match (&node.op, step_of_op(&node.op)) {
+            (Op::Reshard(_), _) => findings.extend(check_reshard(cx, id, node)),
+            (_, Some(step)) => findings.extend(check_step(cx, id, node, &step)),
+            _ => {}
+        }
+    }
+    findings
+}
+
+fn check_reshard(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Option<Finding> {
+    if cx.module.level != Level::Sharded {
+        let message = format!("`comm.reshard` cannot be in a module at level `{}`", cx.module.level.name());
+        return Some(cx.finding("G0206", id, Part::Op, message));
+    }
+    let (from, to) = (cx.sharding(node.args[0]), cx.sharding(node.results[0]));
+    let steps = reshard_steps(from, to).filter(|steps| !steps.iter().any(|s| axes_of(s).contains(&Mesh::MB)));
+    let message = || format!("no collectives turn `{}` into `{}`", from.display(cx.mesh), to.display(cx.mesh));
+    steps.is_none().then(|| cx.finding("G0206", id, Part::Result(0), message()))
+}
+
+fn check_step(cx: &ChunkCx<'_>, id: NodeId, node: &Node, step: &ReshardStep) -> Vec<Finding> {
+    if let Err(why) = check_axes(cx, step) {
+        return vec![cx.finding("G0206", id, Part::Op, why)];
+    }
+    let mut findings = Vec::new();
+    for (i, (&arg, &result)) in node.args.iter().zip(&node.results).enumerate() {
+        let (from, to) = (cx.sharding(arg), cx.sharding(result));
+        if let Err(why) = check_operand(cx, step, from) {
+            findings.push(cx.finding("G0206", id, Part::Arg(i), format!("operand {i}, `{}`, {why}", cx.name(arg))));
+            continue;
+        }
+        let expected = step.apply(from);
+        if expected != *to {
+            let (declared, expected) = (to.display(cx.mesh), expected.display(cx.mesh));
+            let message = format!("result {i} is declared `{declared}`, the collective gives `{expected}`");
+            findings.push(cx.finding("G0206", id, Part::Result(i), message));
+        }
+    }
+    findings
+}
+
+fn axes_of(step: &ReshardStep) -> &[AxisId] {
+    match step {
+        ReshardStep::AllReduce { axes }
+        | ReshardStep::ReduceScatter { axes, .. }
+        | ReshardStep::AllGather { axes, .. }
+        | ReshardStep::AllToAll { axes, .. }
+        | ReshardStep::Shard { axes, .. } => axes,
+    }
+}
+
+/// The axes by themselves: spatial, at least one, none twice.
+fn check_axes(cx: &ChunkCx<'_>, step: &ReshardStep) -> Result<(), String> {
+    let axes = axes_of(step);
+    if axes.is_empty() {
+        return Err("a collective needs at least one axis".into());
+    }
+    if axes.contains(&Mesh::MB) {
+        return Err("`mb` is not in space: a sum over micro-batches is resolved by `accumulate`".into());
+    }
+    if let Some(axis) = axes.iter().find(|a| a.index() >= cx.mesh.axes().len()) {
+        return Err(format!("the mesh has no axis {}", axis.index()));
+    }
+    match axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
+        Some((_, &axis)) => Err(format!("{} is used twice", cx.axes(&[axis]))),
+        None => Ok(()),
+    }
+}
+
+/// Whether the step can be applied to a value of this placement.
+fn check_operand(cx: &ChunkCx<'_>, step: &ReshardStep, from: &Sharding) -> Result<(), String> {
+    let rank = from.dims.len();
+    match step {
+        ReshardStep::AllReduce { axes } => needs_partial(cx, axes, from),
+        ReshardStep::ReduceScatter { axes, dim } => {
+            has_dim(rank, *dim)?;
+            needs_partial(cx, axes, from)
+        }
+        ReshardStep::AllGather { axes, dim } => needs_minor(cx, axes, from, *dim),
+        ReshardStep::AllToAll { axes, from: source, to } => {
+            has_dim(rank, *to)?;
+            if source == to {
+                return Err("is joined and cut along one dimension".into());
+            }
+            needs_minor(cx, axes, from, *source)
+        }
+        ReshardStep::Shard { axes, dim } => {
+            has_dim(rank, *dim)?;
+            match axes.iter().find(|a| from.axes().any(|b| b == **a)) {
+                Some(&axis) => Err(format!("is placed over {} already", cx.axes(&[axis]))),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn has_dim(rank: usize, dim: usize) -> Result<(), String> {
+    if dim < rank { Ok(()) } else { Err(format!("has no dimension {dim}")) }
+}
+
+fn needs_partial(cx: &ChunkCx<'_>, axes: &[AxisId], from: &Sharding) -> Result<(), String> {
+    match axes.iter().find(|a| !from.partial.contains(a)) {
+        Some(&axis) => Err(format!("is no partial sum over {}", cx.axes(&[axis]))),
+        None => Ok(()),
+    }
+}
+
+fn needs_minor(cx: &ChunkCx<'_>, axes: &[AxisId], from: &Sharding, dim: usize) -> Result<(), String> {
+    has_dim(from.dims.len(), dim)?;
+    if from.dims[dim].ends_with(axes) {
+        return Ok(());
+    }
+    Err(format!("is not sharded over {} as the minor axes of dimension {dim}", cx.axes(axes)))
+}

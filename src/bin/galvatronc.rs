@@ -1,0 +1,8 @@
+//! The compiler's command.
+
+use clap::Parser;
+use galvatron::cli::compile::{CompilerArgs, main as compile};
+
+fn main() {
+    std::process::exit(compile(&CompilerArgs::parse()));
+}

@@ -1,0 +1,215 @@
+//! `galvatronc`: plans the training of a model.
+
+use super::{BAD_INPUT, NO_PLAN, OK, complain, read_text, shown};
+use crate::config::{cluster, strategy, train};
+use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of};
+use crate::report;
+use clap::{Args, Parser, Subcommand};
+use galvatron_ir::cluster::Cluster;
+use galvatron_ir::recipe::Recipe;
+use galvatron_ir::{Diagnostic, Module};
+use galvatron_passes::manager::check_name;
+use galvatron_passes::search::Pins;
+use std::path::{Path, PathBuf};
+
+/// Plans the training of a model on a cluster.
+#[derive(Parser, Debug)]
+#[command(name = "galvatronc", version, args_conflicts_with_subcommands = true)]
+pub struct CompilerArgs {
+    /// What else than planning.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Planning.
+    #[command(flatten)]
+    pub compile: CompileArgs,
+}
+
+/// Commands on plans.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Checks a plan, or a module at any level.
+    Verify {
+        /// The file.
+        plan: PathBuf,
+    },
+    /// Prints a module in the standard form.
+    Fmt {
+        /// The file.
+        file: PathBuf,
+        /// Rewrites the file instead.
+        #[arg(long)]
+        in_place: bool,
+    },
+}
+
+/// Flags of planning.
+#[derive(Args, Debug)]
+pub struct CompileArgs {
+    /// The model: an ONNX file.
+    #[arg(required = true)]
+    pub model: Option<PathBuf>,
+    /// The machine: hw.toml.
+    #[arg(long, required = true)]
+    pub cluster: Option<PathBuf>,
+    /// Where the plan goes.
+    #[arg(short, long, value_name = "PLAN.gir")]
+    pub output: Option<PathBuf>,
+    /// How the model is trained: train.toml.
+    #[arg(long)]
+    pub train: Option<PathBuf>,
+    /// Sets one key of train.toml.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Prints the whole train.toml and exits.
+    #[arg(long)]
+    pub print_config: bool,
+    /// Threads of the search; the plan does not depend on them.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Decisions that are fixed: strategy.toml.
+    #[arg(long)]
+    pub strategy: Option<PathBuf>,
+    /// Prints the module after a pass, or after `all`.
+    #[arg(long, value_name = "PASS|all")]
+    pub print_ir_after: Option<String>,
+    /// Writes the module after each pass into a folder.
+    #[arg(long, value_name = "DIR")]
+    pub dump_dir: Option<PathBuf>,
+    /// Ends after a pass; the output is the module as it is then.
+    #[arg(long, value_name = "PASS")]
+    pub stop_after: Option<String>,
+    /// Prints how long each pass took.
+    #[arg(long)]
+    pub time_passes: bool,
+    /// Prints what was rejected, and why.
+    #[arg(long)]
+    pub explain: bool,
+    /// Form of the report.
+    #[arg(long, default_value = "text", value_parser = ["text", "json"])]
+    pub format: String,
+}
+
+/// Runs the command; returns the exit status.
+pub fn main(args: &CompilerArgs) -> i32 {
+    match &args.command {
+        Some(Command::Verify { plan }) => super::files::verify(plan),
+        Some(Command::Fmt { file, in_place }) => super::files::fmt(file, *in_place),
+        None => run(&args.compile),
+    }
+}
+
+/// The files of a compilation, read.
+struct Inputs {
+    cluster: Cluster,
+    recipe: Recipe,
+    pins: Pins,
+}
+
+fn run(args: &CompileArgs) -> i32 {
+    let inputs = match read_inputs(args) {
+        Ok(inputs) => inputs,
+        Err(status) => return status,
+    };
+    if args.print_config {
+        print!("{}", train::to_toml(&inputs.recipe));
+        return OK;
+    }
+    let Some(model) = &args.model else { return BAD_INPUT };
+    let what = Compilation {
+        model,
+        cluster: &inputs.cluster,
+        recipe: &inputs.recipe,
+        pins: &inputs.pins,
+        stop_after: args.stop_after.as_deref(),
+        verify_each: cfg!(debug_assertions),
+    };
+    let mut dumps = Dumps { args, n_passes: 0 };
+    match compile(&what, &mut |pass, module| dumps.pass(pass, module)) {
+        Ok(compiled) => finish(args, &inputs, &compiled),
+        Err(CompileFault::Input(faults)) => complain(&faults, None),
+        Err(CompileFault::NoPlan { least_bytes, limit, name }) => no_plan(least_bytes, limit, &name),
+    }
+}
+
+fn no_plan(least_bytes: u64, limit: u64, name: &str) -> i32 {
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let fault = Diagnostic::new(
+        "no-plan",
+        format!(
+            "no plan fits: the smallest needs {:.4} GiB a device, `memory_gib` is {:.4}",
+            gib(least_bytes),
+            gib(limit)
+        ),
+    );
+    let help = format!("the cheapest fix: memory_gib = {:.4} ({name}), or more devices", gib(least_bytes) + 5e-5);
+    complain(&[fault.help(help)], None);
+    NO_PLAN
+}
+
+fn read_inputs(args: &CompileArgs) -> Result<Inputs, i32> {
+    if let Some(name) = args.print_ir_after.as_deref().filter(|n| *n != "all") {
+        check_name(name).map_err(|d| complain(&[d], None))?;
+    }
+    let cluster = args.cluster.as_deref().map_or_else(|| Err(BAD_INPUT), |p| parse(p, cluster::parse_cluster))?;
+    let recipe = match &args.train {
+        Some(path) => parse(path, |text| train::parse_recipe(text, &args.set))?,
+        None => train::parse_recipe("", &args.set).map_err(|faults| complain(&faults, None))?,
+    };
+    let pins = match &args.strategy {
+        Some(path) => parse(path, |text| pins_of(&strategy::parse_strategy(text)?))?,
+        None => Pins::default(),
+    };
+    Ok(Inputs { cluster, recipe, pins })
+}
+
+fn parse<T>(path: &Path, parse: impl FnOnce(&str) -> galvatron_ir::Checked<T>) -> Result<T, i32> {
+    let text = read_text(path).map_err(|d| complain(&[d], None))?;
+    parse(&text).map_err(|faults| complain(&faults, Some((&shown(path), &text))))
+}
+
+/// Prints and writes modules between passes.
+struct Dumps<'a> {
+    args: &'a CompileArgs,
+    n_passes: usize,
+}
+
+impl Dumps<'_> {
+    fn pass(&mut self, pass: &str, module: &Module) {
+        if self.args.print_ir_after.as_deref().is_some_and(|name| name == pass || name == "all") {
+            println!("// after {pass}\n{}", galvatron_ir::text::print(module));
+        }
+        if let Some(folder) = &self.args.dump_dir {
+            let path = folder.join(format!("{:02}-{pass}.gir", self.n_passes));
+            let written =
+                std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, galvatron_ir::text::print(module)));
+            if let Err(e) = written {
+                eprintln!("warning: cannot write `{}`: {e}", path.display());
+            }
+        }
+        self.n_passes += 1;
+    }
+}
+
+fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
+    for note in &compiled.notes {
+        eprintln!("note: {note}");
+    }
+    if let Some(path) = &args.output
+        && let Err(e) = std::fs::write(path, galvatron_ir::text::print(&compiled.module))
+    {
+        return complain(&[Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))], None);
+    }
+    if let Some(found) = &compiled.found {
+        let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
+        match args.format.as_str() {
+            "json" => println!("{}", report.json()),
+            _ => print!("{}", report.text(args.explain)),
+        }
+    }
+    if args.time_passes {
+        for (pass, time) in &compiled.times {
+            println!("{pass:<22} {:>9.2} ms", time.as_secs_f64() * 1e3);
+        }
+    }
+    OK
+}

@@ -1,0 +1,38 @@
+//! The commands: they print and exit, and hold no compiler logic.
+
+#[cfg(feature = "compiler")]
+pub mod compile;
+pub mod exec;
+pub mod files;
+
+use crate::diagnostics::render_all;
+use galvatron_ir::Diagnostic;
+
+/// Exit status: everything went well.
+pub const OK: i32 = 0;
+/// Exit status: wrong usage or bad input.
+pub const BAD_INPUT: i32 = 2;
+/// Exit status: no plan fits.
+pub const NO_PLAN: i32 = 3;
+/// Exit status: a fault at run time.
+pub const RUN_FAULT: i32 = 4;
+
+/// Prints diagnostics about a source to stderr; returns the exit status of bad input.
+pub fn complain(diagnostics: &[Diagnostic], source: Option<(&str, &str)>) -> i32 {
+    eprint!("{}", render_all(diagnostics, source));
+    BAD_INPUT
+}
+
+/// A file's name for messages.
+pub fn shown(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// A diagnostic that names the file.
+pub fn read_text(path: &std::path::Path) -> Result<String, Diagnostic> {
+    std::fs::read_to_string(path)
+        .map_err(|e| Diagnostic::new("file", format!("cannot read `{}`: {e}", path.display())).help("check the path"))
+}

@@ -1,0 +1,200 @@
+//! The standard pipeline: from a model file, a cluster and a recipe to a plan.
+
+mod pins;
+
+pub use pins::pins_of;
+
+use crate::import::{ImportOptions, import};
+use galvatron_ir::cluster::Cluster;
+use galvatron_ir::mesh::Mesh;
+use galvatron_ir::module::TrainInfo;
+use galvatron_ir::recipe::Recipe;
+use galvatron_ir::{Checked, Diagnostic, Level, Module};
+use galvatron_passes::cost::CostModel;
+use galvatron_passes::manager::{Observer, PassManager};
+use galvatron_passes::search::{Found, NoPlan, Pins, search};
+use galvatron_passes::segment::{Segment, segment};
+use galvatron_passes::train::{attach_loss, attach_optimizer, differentiate};
+use galvatron_passes::{apply, canonicalize, rewrite};
+use std::path::Path;
+use std::time::Duration;
+
+/// What is compiled, for what, and how.
+pub struct Compilation<'a> {
+    /// The model file.
+    pub model: &'a Path,
+    /// The machine.
+    pub cluster: &'a Cluster,
+    /// How the model is trained.
+    pub recipe: &'a Recipe,
+    /// Decisions that the user fixes.
+    pub pins: &'a Pins,
+    /// Where to stop, if not at the plan.
+    pub stop_after: Option<&'a str>,
+    /// Whether the module is verified after each pass.
+    pub verify_each: bool,
+}
+
+/// What a compilation gives.
+pub struct Compiled {
+    /// The module: the plan, or what the pipeline had when it was told to stop.
+    pub module: Module,
+    /// What the search found, if it ran.
+    pub found: Option<Found>,
+    /// The segments of the forward program, if they were found.
+    pub segments: Vec<Segment>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// The passes that ran and how long each took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// Why a compilation failed.
+pub enum CompileFault {
+    /// The input is wrong.
+    Input(Vec<Diagnostic>),
+    /// No plan fits the memory of a device.
+    NoPlan {
+        /// Bytes of the smallest plan on one device.
+        least_bytes: u64,
+        /// Bytes of a device.
+        limit: u64,
+        /// Its strategy in words.
+        name: String,
+    },
+}
+
+impl From<Vec<Diagnostic>> for CompileFault {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        CompileFault::Input(diagnostics)
+    }
+}
+
+/// Runs the pipeline.
+///
+/// # Errors
+/// Diagnostics about the input, or that nothing fits.
+pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compiled, CompileFault> {
+    let verify: Option<fn(&Module) -> Vec<Diagnostic>> =
+        if what.verify_each { Some(|m| galvatron_ir::verify::check(m, None)) } else { None };
+    let mut passes = PassManager::new(observer, what.stop_after, verify).map_err(|d| vec![d])?;
+    let mut module = Module::new("model");
+    let mut out = Compiled {
+        module: Module::new("model"),
+        found: None,
+        segments: Vec::new(),
+        notes: Vec::new(),
+        times: Vec::new(),
+    };
+    front(what, &mut passes, &mut module, &mut out)?;
+    if !passes.is_stopped() {
+        let model = CostModel::analytic(what.cluster);
+        let mut fault = None;
+        passes.run("search", &mut module, |module| {
+            match search(module, &out.segments, &model, what.pins) {
+                Ok(found) => out.found = Some(found),
+                Err(no_plan) => fault = Some(no_plan),
+            }
+            Ok(())
+        })?;
+        if let Some(no_plan) = fault {
+            return Err(no_plan_fault(no_plan, what.cluster));
+        }
+    }
+    if let Some(found) = &out.found {
+        back(found, &mut passes, &mut module)?;
+    }
+    out.times = passes.times().to_vec();
+    out.module = module;
+    Ok(out)
+}
+
+/// From the model file to the training program.
+fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Module, out: &mut Compiled) -> Checked<()> {
+    let recipe = what.recipe;
+    let mut sizes = (0, 0);
+    passes.run("import", module, |module| {
+        let imported = import(what.model, &ImportOptions { recipe })?;
+        sizes = (imported.global_batch, imported.sequence);
+        out.notes = imported.notes;
+        *module = imported.module;
+        Ok(())
+    })?;
+    passes.run("canonicalize", module, |module| {
+        canonicalize::canonicalize(module);
+        Ok(())
+    })?;
+    passes.run("rewrite", module, |module| {
+        rewrite::rewrite(module);
+        Ok(())
+    })?;
+    passes.run("attach-loss", module, |module| attach_loss(module, &recipe.loss).map_err(|d| vec![d]))?;
+    passes.run("segment", module, |module| {
+        out.segments = segment(&mut module.program);
+        Ok(())
+    })?;
+    let mut gradients = Default::default();
+    passes.run("differentiate", module, |module| {
+        gradients = differentiate(&mut module.program)?;
+        Ok(())
+    })?;
+    passes.run("attach-optimizer", module, |module| {
+        let unused = attach_optimizer(module, &gradients, &recipe.optimizer);
+        out.notes
+            .extend(unused.iter().map(|n| format!("parameter `{n}` has no gradient: the loss does not depend on it")));
+        module.train = Some(train_info(recipe, sizes));
+        module.mesh = mesh_of(what.cluster);
+        module.level = Level::Training;
+        Ok(())
+    })
+}
+
+/// From the decisions to the plan, pass by pass.
+fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Checked<()> {
+    passes.run("shard", module, |module| {
+        apply::shard(module, &found.strategy);
+        Ok(())
+    })?;
+    passes.run("insert-recomputation", module, |module| {
+        apply::insert_recomputation(module, &found.strategy);
+        Ok(())
+    })?;
+    passes.run("lower-reshards", module, |module| {
+        apply::lower_reshards(module);
+        Ok(())
+    })?;
+    passes.run("assign-buffers", module, |module| {
+        apply::assign_buffers(module);
+        apply::schedule(module);
+        module.predicted = found.plan.predicted;
+        Ok(())
+    })
+}
+
+fn mesh_of(cluster: &Cluster) -> Mesh {
+    let sizes: Vec<u32> = cluster.levels.iter().map(|l| l.size).collect();
+    Mesh::from_levels(&sizes, 1)
+}
+
+fn train_info(recipe: &Recipe, (global_batch, sequence): (u64, u64)) -> TrainInfo {
+    TrainInfo {
+        seed: recipe.seed,
+        shuffle: recipe.shuffle,
+        lr: recipe.optimizer.lr,
+        schedule: recipe.schedule.clone(),
+        global_batch,
+        sequence,
+        labels: recipe.loss.labels.clone(),
+        shift: recipe.loss.shift,
+        ignore_index: recipe.loss.ignore_index,
+    }
+}
+
+fn no_plan_fault(no_plan: NoPlan, cluster: &Cluster) -> CompileFault {
+    match no_plan {
+        NoPlan::Memory { least_bytes, name } => {
+            CompileFault::NoPlan { least_bytes, limit: cluster.device.memory_bytes, name }
+        }
+        NoPlan::Pin(fault) => CompileFault::Input(vec![Diagnostic::new(fault.code, fault.message).help(fault.help)]),
+    }
+}

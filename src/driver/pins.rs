@@ -1,0 +1,75 @@
+//! From `strategy.toml` to the pins of the search.
+
+use crate::config::strategy as file;
+use galvatron_ir::{Checked, Diagnostic};
+use galvatron_passes::search::{LayerPins, Mode, Pins, SequenceMode};
+
+/// The pins of a strategy file.
+///
+/// # Errors
+/// Keys whose dimension is not built: each with its place.
+pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
+    let mut faults = Vec::new();
+    refuse(&strategy.pp, "pp", 1, &mut faults);
+    refuse(&strategy.virtual_stages, "virtual_stages", 1, &mut faults);
+    if let Some(cuts) = &strategy.stage_cuts {
+        faults.push(unsupported("stage_cuts").at(cuts.span()));
+    }
+    if let Some(layers) = &strategy.stage_layers
+        && layers.get_ref().len() > 1
+    {
+        faults.push(unsupported("stage_layers").at(layers.span()));
+    }
+    if !strategy.place.is_empty() || !strategy.save.is_empty() {
+        faults.push(unsupported("[[place]] and [[save]]"));
+    }
+    let mut pins = Pins {
+        micro_batches: strategy.micro_batches.as_ref().map(|m| *m.get_ref() as u32),
+        all: layer_pins(&strategy.pins, &mut faults),
+        embedding: strategy.embedding.as_ref().map_or_else(LayerPins::default, |p| layer_pins(p, &mut faults)),
+        head: strategy.head.as_ref().map_or_else(LayerPins::default, |p| layer_pins(p, &mut faults)),
+        ..Pins::default()
+    };
+    for range in &strategy.layers {
+        let layer = layer_pins(&range.pins, &mut faults);
+        for i in range.range.get_ref().clone() {
+            let base = pins.layers.remove(&i).unwrap_or_default();
+            pins.layers.insert(i, layer.over(&base));
+        }
+    }
+    if faults.is_empty() { Ok(pins) } else { Err(faults) }
+}
+
+fn unsupported(key: &str) -> Diagnostic {
+    Diagnostic::new("unsupported", format!("`{key}` is not supported yet")).help("leave the key out")
+}
+
+/// A degree that must be what it would be anyway.
+fn refuse(pin: &file::Pinned<u32>, key: &'static str, only: u32, faults: &mut Vec<Diagnostic>) {
+    if let Some(pin) = pin
+        && *pin.get_ref() != only
+    {
+        faults.push(unsupported(key).at(pin.span()));
+    }
+}
+
+fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
+    refuse(&pins.cp, "cp", 1, faults);
+    refuse(&pins.ulysses, "ulysses", 1, faults);
+    refuse(&pins.ep, "ep", 1, faults);
+    let value = |pin: &file::Pinned<u32>| pin.as_ref().map(|p| *p.get_ref());
+    LayerPins {
+        dp: value(&pins.dp),
+        tp: value(&pins.tp),
+        zero: pins.zero.as_ref().map(|z| *z.get_ref()),
+        sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {
+            file::SequenceMode::None => SequenceMode::None,
+            file::SequenceMode::Megatron => SequenceMode::Megatron,
+        }),
+        recompute: pins.recompute.as_ref().map(|r| match r.get_ref() {
+            file::Recompute::None => Mode::None,
+            file::Recompute::Selective => Mode::Selective,
+            file::Recompute::Full => Mode::Full,
+        }),
+    }
+}

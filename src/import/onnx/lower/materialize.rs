@@ -1,0 +1,114 @@
+//! Puts static tensors into the program, as the smallest op that makes them.
+
+use galvatron_ir::id::ValueId;
+use galvatron_ir::op::Op;
+use galvatron_ir::op::compute::{Broadcast, Cast, CausalMask, Constant, Full, Iota, Where};
+use galvatron_ir::types::{DType, Scalar, TensorType};
+
+use super::super::statics::{self, StaticTensor, StaticType};
+use super::{Fault, Lowering};
+
+/// Most elements of a constant that is written into the program.
+const MAX_CONSTANT: usize = 1 << 16;
+
+impl Lowering<'_> {
+    /// The static tensor of that ONNX name as a value of the program, of its whole shape.
+    pub fn materialize(&mut self, name: &str, tensor: &StaticTensor) -> Result<ValueId, Fault> {
+        let shape = tensor.shape().iter().map(|&d| d as u64).collect();
+        self.materialize_as(name, tensor, shape)
+    }
+
+    /// The same with extent 1 where the tensor is constant along a dimension and `shape` says 1.
+    pub fn materialize_as(&mut self, name: &str, tensor: &StaticTensor, shape: Vec<u64>) -> Result<ValueId, Fault> {
+        let key = (name.to_string(), shape);
+        if let Some(&value) = self.constants.get(&key) {
+            return Ok(value);
+        }
+        let value = self.made(name, tensor, key.1.clone())?;
+        self.constants.insert(key, value);
+        Ok(value)
+    }
+
+    fn made(&mut self, name: &str, tensor: &StaticTensor, shape: Vec<u64>) -> Result<ValueId, Fault> {
+        let ty = TensorType::new(dtype(tensor.dtype())?, shape);
+        if let Some(value) = tensor.as_splat() {
+            let value = Scalar::new(as_f64(value));
+            return self.source(name, Full { ty, value });
+        }
+        if let Some(statics::Iota { dim, start, step }) = tensor.as_iota() {
+            return self.source(name, Iota { shape: ty.shape, dim, start, step });
+        }
+        if let Some(mask) = tensor.as_causal_mask() {
+            return self.causal(name, ty, mask);
+        }
+        if tensor.n_stored() > MAX_CONSTANT {
+            return self.large(name, tensor, ty);
+        }
+        let stored = ty.with_shape(tensor.stored().iter().map(|&d| d as u64).collect::<Vec<_>>());
+        let values = elements(tensor).into_iter().map(Scalar::new).collect();
+        let constant = self.source(name, Constant { ty: stored.clone(), values })?;
+        if stored == ty {
+            return Ok(constant);
+        }
+        let dims = (0..ty.rank()).collect();
+        Ok(self.emit(name, Broadcast { shape: ty.shape, dims }.into(), &[constant])?[0])
+    }
+
+    fn source(&mut self, name: &str, op: impl Into<Op>) -> Result<ValueId, Fault> {
+        Ok(self.emit(name, op.into(), &[])?[0])
+    }
+
+    fn causal(&mut self, name: &str, ty: TensorType, mask: statics::CausalMask) -> Result<ValueId, Fault> {
+        let (shape, offset) = (ty.shape, mask.offset);
+        if ty.dtype == DType::F32 {
+            return self.source(name, CausalMask { shape, offset, fill: Scalar::new(as_f64(mask.fill)) });
+        }
+        let ones = self.source(name, CausalMask { shape, offset, fill: Scalar::new(1.0) })?;
+        let hidden = self.emit(name, Cast { to: DType::Bool }.into(), &[ones])?[0];
+        let flag = |value| Full { ty: TensorType::new(DType::Bool, []), value: Scalar::new(value) };
+        let (no, yes) = (self.source(name, flag(0.0))?, self.source(name, flag(1.0))?);
+        Ok(self.emit(name, Where.into(), &[hidden, no, yes])?[0])
+    }
+
+    /// A tensor that is too large for a constant is read from the file it stands in, if it does.
+    fn large(&mut self, name: &str, tensor: &StaticTensor, ty: TensorType) -> Result<ValueId, Fault> {
+        let record = self.records.get(name).copied();
+        match record.filter(|r| r.dims == ty.shape && r.source().is_some() && tensor.dtype() == StaticType::F32) {
+            Some(record) => self.weight(record, false).ok_or(Fault::Unknown),
+            None => {
+                let n = tensor.n_stored();
+                Err(Fault::Unsupported(format!("with the constant `{name}` of {n} elements, more than {MAX_CONSTANT}")))
+            }
+        }
+    }
+}
+
+/// Element type of a static tensor in the program.
+pub(in super::super) fn dtype(of: StaticType) -> Result<DType, Fault> {
+    Ok(match of {
+        StaticType::F32 => DType::F32,
+        StaticType::I64 => DType::I64,
+        StaticType::Bool => DType::Bool,
+        StaticType::F64 => return Err(Fault::Unsupported("in double precision".into())),
+    })
+}
+
+/// An element as the scalars of the program hold it.
+pub(in super::super) fn as_f64(value: statics::Scalar) -> f64 {
+    match value {
+        statics::Scalar::I64(v) => v as f64,
+        statics::Scalar::Bool(v) => f64::from(u8::from(v)),
+        statics::Scalar::F32(v) => f64::from(v),
+        statics::Scalar::F64(v) => v,
+    }
+}
+
+/// The stored elements.
+fn elements(tensor: &StaticTensor) -> Vec<f64> {
+    match (tensor.stored_ints(), tensor.stored_bools(), tensor.stored_floats()) {
+        (Some(v), ..) => v.iter().map(|&x| x as f64).collect(),
+        (_, Some(v), _) => v.iter().map(|&x| f64::from(u8::from(x))).collect(),
+        (.., Some(v)) => v.iter().map(|&x| f64::from(x)).collect(),
+        _ => tensor.stored_doubles().unwrap_or_default().to_vec(),
+    }
+}

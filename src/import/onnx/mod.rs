@@ -1,0 +1,65 @@
+//! Imports ONNX files: reads them, binds symbolic extents, chooses parameters and lowers each operator to ops of the IR.
+
+pub mod attributes;
+mod bind;
+mod lower;
+mod ops;
+mod parameters;
+pub mod proto;
+pub mod reader;
+pub mod statics;
+pub mod weights;
+
+use std::path::Path;
+
+use galvatron_ir::diagnostic::Checked;
+use galvatron_ir::module::Module;
+use galvatron_ir::recipe::Recipe;
+
+use reader::OnnxModel;
+
+/// What an import depends on besides the file.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportOptions<'a> {
+    /// How the model is trained: batch, sequence, symbolic extents, and which initializers are parameters.
+    pub recipe: &'a Recipe,
+}
+
+/// An imported model.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The forward program, at level `graph`.
+    pub module: Module,
+    /// What the user should know about the choices that were made, one sentence each.
+    pub notes: Vec<String>,
+    /// Samples in one optimizer step.
+    pub global_batch: u64,
+    /// Extent of axis 1 of the first integer input; 0 where there is none.
+    pub sequence: u64,
+}
+
+/// Reads an ONNX file and lowers it to a module at level `graph`.
+///
+/// Weights are named by file and offset and never read, so external files need not exist.
+///
+/// # Errors
+/// The codes of [`OnnxModel::open`]; `batch`, `onnx-symbol` and `onnx-dtype` for inputs that cannot be bound, `parameters`
+/// for globs that match nothing, `onnx-op` for operators that are not supported, `onnx-node` for operands that do not fit.
+pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
+    import_model(&OnnxModel::open(path)?, options)
+}
+
+/// Lowers a model that has been read.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_model(model: &OnnxModel, options: &ImportOptions<'_>) -> Checked<Imported> {
+    let bindings = bind::bind(model, options.recipe)?;
+    let parameters = parameters::choose(model, options.recipe)?;
+    let module = lower::lower(model, &bindings, &parameters)?;
+    let notes = parameters.notes;
+    Ok(Imported { module, notes, global_batch: bindings.global_batch, sequence: bindings.sequence })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! `Gather`: rows of a table, or parts of an activation.
+
+use galvatron_ir::id::ValueId;
+use galvatron_ir::op::compute::Embedding;
+use galvatron_ir::types::DType;
+
+use super::super::attributes::Attributes;
+use super::super::statics::{Scalar, StaticTensor, evaluate};
+use super::layout::{expanded, transposed};
+use super::pieces::sliced;
+use super::{Call, Fault, Operator, Results, one};
+
+/// The operators of this family.
+pub(super) fn operator(op_type: &str) -> Option<Operator> {
+    Some(match op_type {
+        "Gather" => gather,
+        "GatherND" => super::indices::gather_nd,
+        _ => return None,
+    })
+}
+
+/// The parts of the data at the indices along one axis, which the dimensions of the indices replace.
+fn gather(call: &mut Call<'_, '_>) -> Results {
+    let data = call.value(0)?;
+    let axis = call.axis(0, call.ty(data).rank())?;
+    if let Some(indices) = call.known(1).cloned()
+        && let Some(value) = contiguous(call, data, axis, &indices)?
+    {
+        return one(value);
+    }
+    if !call.ty(data).dtype.is_float() {
+        return Err(Fault::Unsupported("from integers that depend on the data".into()));
+    }
+    let indices = places(call, 1, data, axis)?;
+    if call.ty(indices).dtype != DType::I64 {
+        return Err("indices that are not integers".into());
+    }
+    one(looked_up(call, data, axis, indices)?)
+}
+
+/// Indices that follow one another are a slice, repeated where they repeat; a table that is trained is looked up, however.
+fn contiguous(
+    call: &mut Call<'_, '_>,
+    data: ValueId,
+    axis: usize,
+    indices: &StaticTensor,
+) -> Result<Option<ValueId>, Fault> {
+    let shape = call.ty(data).shape;
+    let stored = indices.stored_ints().unwrap_or_default();
+    let Some(&start) = stored.first() else { return Ok(None) };
+    let in_order = stored.iter().zip(start..).all(|(&found, expected)| found == expected);
+    let single = indices.shape().iter().all(|&d| d == 1);
+    if !in_order || (is_table(call, data, axis) && !single) {
+        return Ok(None);
+    }
+    let (extent, n) = (shape[axis] as i64, stored.len() as i64);
+    let first = if start < 0 { start + extent } else { start };
+    if first < 0 || first + n > extent || (start < 0 && n > 1) {
+        return Err(format!("indices from {start} in a dimension of {extent}").into());
+    }
+    let around = |extents: &[usize]| {
+        let middle: Vec<u64> = extents.iter().map(|&d| d as u64).collect();
+        [&shape[..axis], &middle, &shape[axis + 1..]].concat()
+    };
+    let part = sliced(call, data, axis, first as u64, n as u64)?;
+    let part = call.reshape(part, &around(indices.stored()))?;
+    expanded(call, part, around(indices.shape())).map(Some)
+}
+
+/// The indices as a value; known ones are counted from the front.
+fn places(call: &mut Call<'_, '_>, index: usize, data: ValueId, axis: usize) -> Result<ValueId, Fault> {
+    let Some(indices) = call.known(index).cloned() else { return call.value(index) };
+    let name = call.node.inputs[index].clone();
+    from_front(call, &name, &indices, call.ty(data).shape[axis])
+}
+
+/// Known indices into a dimension as a value, counted from the front.
+pub(super) fn from_front(
+    call: &mut Call<'_, '_>,
+    name: &str,
+    indices: &StaticTensor,
+    extent: u64,
+) -> Result<ValueId, Fault> {
+    let stored = indices.stored_ints().ok_or("indices that are not integers")?;
+    let extent = extent as i64;
+    if let Some(outside) = stored.iter().find(|i| !(-extent..extent).contains(i)) {
+        return Err(format!("index {outside} in a dimension of {extent}").into());
+    }
+    if stored.iter().all(|&i| i >= 0) {
+        return call.lowering.materialize(name, indices);
+    }
+    let divisor = StaticTensor::splat(Vec::new(), Scalar::I64(extent))?;
+    let front = evaluate("Mod", 13, &Attributes::default(), &[Some(indices), Some(&divisor)], 1);
+    let front = front.expect("invariant: remainders are evaluated")?.remove(0);
+    call.lowering.materialize(&format!("{name}.from_front"), &front)
+}
+
+fn is_table(call: &Call<'_, '_>, data: ValueId, axis: usize) -> bool {
+    axis == 0 && call.lowering.module.program.weight_of(data).is_some_and(|weight| weight.trainable)
+}
+
+/// Brings the axis to the front, looks rows up, and brings the dimensions of the indices to the place of the axis.
+fn looked_up(call: &mut Call<'_, '_>, data: ValueId, axis: usize, indices: ValueId) -> Result<ValueId, Fault> {
+    let (rank, n_index) = (call.ty(data).rank(), call.ty(indices).rank());
+    let front: Vec<usize> = [axis].into_iter().chain((0..rank).filter(|&d| d != axis)).collect();
+    let table = transposed(call, data, front)?;
+    let rows = call.emit(Embedding, &[table, indices])?;
+    let back = (n_index..n_index + axis).chain(0..n_index).chain(n_index + axis..n_index + rank - 1).collect();
+    transposed(call, rows, back)
+}

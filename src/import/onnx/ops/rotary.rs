@@ -1,0 +1,117 @@
+//! `RotaryEmbedding` of operator set 23.
+
+use galvatron_ir::id::ValueId;
+use galvatron_ir::op::compute::{Binary, Concat, Embedding};
+
+use super::super::attributes::{Attribute, Attributes};
+use super::super::statics::evaluate;
+use super::pieces::sliced;
+use super::{Call, Fault, Operator, Results, one};
+
+/// The operators of this family.
+pub(super) fn operator(op_type: &str) -> Option<Operator> {
+    Some(match op_type {
+        "RotaryEmbedding" => rotary,
+        _ => return None,
+    })
+}
+
+/// Turns pairs (a, b) of the last dimension to (a cos - b sin, a sin + b cos), by an angle for each position and pair.
+///
+/// The operand is [batch, heads, length, width], or [batch, length, heads · width].
+fn rotary(call: &mut Call<'_, '_>) -> Results {
+    let x = call.value(0)?;
+    let shape = call.ty(x).shape;
+    let heads = u64::try_from(call.attributes().int("num_heads", 0)).unwrap_or(0);
+    let (x, heads_dim) = match shape[..] {
+        [_, _, _, _] => (x, 1),
+        [b, s, width] if heads > 0 && width.is_multiple_of(heads) => {
+            (call.reshape(x, &[b, s, heads, width / heads])?, 2)
+        }
+        _ => return Err(format!("`num_heads` is {heads} for an operand of shape {shape:?}").into()),
+    };
+    let [cos, sin] = [angles(call, 1, heads_dim)?, angles(call, 2, heads_dim)?];
+    let width = call.ty(x).shape[3];
+    let turned = match call.attributes().int("rotary_embedding_dim", 0) {
+        0 => width,
+        n => u64::try_from(n).ok().filter(|n| *n <= width).ok_or_else(|| format!("`rotary_embedding_dim` is {n}"))?,
+    };
+    if !turned.is_multiple_of(2) {
+        return Err(format!("an odd width {turned}").into());
+    }
+    let part = sliced(call, x, 3, 0, turned)?;
+    let interleaved = call.attributes().int("interleaved", 0) != 0;
+    let mut value = turn(call, part, cos, sin, interleaved)?;
+    if turned < width {
+        let rest = sliced(call, x, 3, turned, width - turned)?;
+        value = call.emit(Concat { dim: 3 }, &[value, rest])?;
+    }
+    one(call.reshape(value, &shape)?)
+}
+
+/// The table of one function as [batch or 1, 1, length, pairs], or [batch or 1, length, 1, pairs].
+fn angles(call: &mut Call<'_, '_>, index: usize, heads_dim: usize) -> Result<ValueId, Fault> {
+    let with_heads = |mut shape: Vec<u64>| {
+        shape.insert(heads_dim, 1);
+        shape
+    };
+    let (table, positions) = (call.known(index).cloned(), call.known(3).cloned());
+    if let Some(table) = table
+        && (positions.is_some() || !call.has(3))
+    {
+        let axis = Attributes::default().with("axis", Attribute::Int(0));
+        let picked = match &positions {
+            Some(ids) => evaluate("Gather", 13, &axis, &[Some(&table), Some(ids)], 1)
+                .expect("invariant: gathering is evaluated")?
+                .remove(0),
+            None => table,
+        };
+        let mut shape: Vec<u64> = picked.shape().iter().map(|&d| d as u64).collect();
+        if shape.len() != 3 {
+            return Err(format!("a table of shape {shape:?}").into());
+        }
+        shape[0] = picked.stored()[0] as u64;
+        let name = match call.node.inputs.get(3).filter(|ids| !ids.is_empty()) {
+            Some(ids) => format!("{}.{ids}", call.node.inputs[index]),
+            None => call.node.inputs[index].clone(),
+        };
+        let value = call.lowering.materialize_as(&name, &picked, shape.clone())?;
+        return call.reshape(value, &with_heads(shape));
+    }
+    let mut value = call.value(index)?;
+    if call.has(3) {
+        let ids = call.value(3)?;
+        value = call.emit(Embedding, &[value, ids])?;
+    }
+    let shape = call.ty(value).shape;
+    if shape.len() != 3 {
+        return Err(format!("a table of shape {shape:?}").into());
+    }
+    call.reshape(value, &with_heads(shape))
+}
+
+/// Pairs are the two halves of the last dimension, or neighbours.
+fn turn(call: &mut Call<'_, '_>, x: ValueId, cos: ValueId, sin: ValueId, interleaved: bool) -> Result<ValueId, Fault> {
+    let shape = call.ty(x).shape;
+    let pairs = shape[3] / 2;
+    let (dim, by_pair) = if interleaved { (4, [pairs, 2]) } else { (3, [2, pairs]) };
+    let split = [&shape[..3], &by_pair].concat();
+    let both = call.reshape(x, &split)?;
+    let single = [&shape[..3], &[pairs]].concat();
+    let mut parts = [both; 2];
+    for (i, part) in parts.iter_mut().enumerate() {
+        let half = sliced(call, both, dim, i as u64, 1)?;
+        *part = call.reshape(half, &single)?;
+    }
+    let [a, b] = parts;
+    let mut product = |u, v| call.emit(Binary::MUL, &[u, v]);
+    let [ac, bs, as_, bc] = [product(a, cos)?, product(b, sin)?, product(a, sin)?, product(b, cos)?];
+    let turned = [call.emit(Binary::SUB, &[ac, bs])?, call.emit(Binary::ADD, &[as_, bc])?];
+    if !interleaved {
+        return call.emit(Concat { dim: 3 }, &turned);
+    }
+    let column = [&shape[..3], &[pairs, 1]].concat();
+    let columns = [call.reshape(turned[0], &column)?, call.reshape(turned[1], &column)?];
+    let joined = call.emit(Concat { dim: 4 }, &columns)?;
+    call.reshape(joined, &shape)
+}

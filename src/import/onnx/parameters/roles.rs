@@ -1,0 +1,250 @@
+//! The role that each initializer plays: what a graph does with a tensor tells parameters from tables and masks.
+
+use std::collections::{HashMap, HashSet};
+
+use super::super::reader::{Node, OnnxModel};
+use super::super::weights::TensorRecord;
+
+/// What is known about one initializer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Role {
+    /// How many nodes and outputs name it, or a view of it.
+    pub n_uses: usize,
+    /// Whether it is used as parameters are.
+    pub parameter: bool,
+}
+
+/// Operators that only move elements: what comes out is still the initializer.
+const VIEWS: [&str; 12] = [
+    "Transpose",
+    "Reshape",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "Slice",
+    "Split",
+    "Expand",
+    "Flatten",
+    "Dropout",
+];
+
+/// Element-wise operators that a parameter enters as one of two operands.
+const ARITHMETIC: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
+
+/// Operators with a gain and a bias as operands 1 and 2.
+const NORMS: [&str; 6] = [
+    "LayerNormalization",
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "BatchNormalization",
+];
+
+/// Names that exporters give to values they folded, without a number at the end.
+const FOLDED: [&str; 31] = [
+    "val",
+    "expand",
+    "unsqueeze",
+    "embedding",
+    "add",
+    "mul",
+    "sub",
+    "div",
+    "where",
+    "zeros",
+    "ones",
+    "view",
+    "_unsafe_view",
+    "cos",
+    "sin",
+    "clone",
+    "transpose",
+    "permute",
+    "slice",
+    "select",
+    "cat",
+    "full",
+    "arange",
+    "to",
+    "_to_copy",
+    "tensor",
+    "constant",
+    "const",
+    "zeros_like",
+    "masked_fill",
+    "index",
+];
+
+/// The roles of the initializers, in their order.
+///
+/// A tensor plays the role of a parameter if it, or a view of it, is multiplied with an activation as a matrix or by a
+/// convolution, is looked up as a table, is the gain or bias of a normalisation, or is combined with an activation element
+/// by element. It does not if it is a scalar, the angles of rotary positions, a mask of attention scores, or a tensor of
+/// several dimensions whose name says that the exporter computed it.
+pub(super) fn roles(model: &OnnxModel) -> Vec<Role> {
+    let mut analysis = Analysis::new(model);
+    for node in &model.nodes {
+        analysis.node(node);
+    }
+    for output in &model.outputs {
+        analysis.use_value(&output.name);
+    }
+    analysis.roles
+}
+
+/// What is known about a value.
+#[derive(Clone, Debug, Default)]
+struct Flow {
+    /// Whether it depends on an input.
+    dynamic: bool,
+    /// The initializers that it is a view of.
+    origins: Vec<usize>,
+}
+
+struct Analysis<'m> {
+    model: &'m OnnxModel,
+    flows: HashMap<&'m str, Flow>,
+    /// For each value the nodes that read it.
+    users: HashMap<&'m str, Vec<usize>>,
+    roles: Vec<Role>,
+}
+
+impl<'m> Analysis<'m> {
+    fn new(model: &'m OnnxModel) -> Self {
+        let mut flows = HashMap::new();
+        for input in &model.inputs {
+            flows.insert(input.name.as_str(), Flow { dynamic: true, origins: Vec::new() });
+        }
+        for (index, record) in model.initializers.iter().enumerate() {
+            flows.insert(record.name.as_str(), Flow { dynamic: false, origins: vec![index] });
+        }
+        let mut users: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (index, node) in model.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|input| users.entry(input.as_str()).or_default().push(index));
+        }
+        Analysis { model, flows, users, roles: vec![Role::default(); model.initializers.len()] }
+    }
+
+    fn flow(&self, name: &str) -> Flow {
+        self.flows.get(name).cloned().unwrap_or_default()
+    }
+
+    fn record(&self, origin: usize) -> &'m TensorRecord {
+        &self.model.initializers[origin]
+    }
+
+    fn use_value(&mut self, name: &str) {
+        for origin in self.flow(name).origins {
+            self.roles[origin].n_uses += 1;
+        }
+    }
+
+    fn node(&mut self, node: &'m Node) {
+        let flows: Vec<Flow> = node.inputs.iter().map(|input| self.flow(input)).collect();
+        node.inputs.iter().for_each(|input| self.use_value(input));
+        for (operand, flow) in flows.iter().enumerate() {
+            if !flow.dynamic && !flow.origins.is_empty() && self.is_parameter(node, operand, &flows) {
+                flow.origins.iter().for_each(|&o| self.roles[o].parameter = true);
+            }
+        }
+        let result = self.result(node, &flows);
+        for output in &node.outputs {
+            self.flows.insert(output, result.clone());
+        }
+    }
+
+    /// What comes out of a node.
+    fn result(&self, node: &Node, flows: &[Flow]) -> Flow {
+        let op_type = node.op_type.as_str();
+        if matches!(op_type, "Shape" | "Size") {
+            return Flow::default();
+        }
+        let dynamic = flows.iter().any(|flow| flow.dynamic);
+        let tensors: &[Flow] = match op_type {
+            _ if dynamic => &[],
+            "Concat" => flows,
+            "Gather" | "GatherND" => &flows[..1],
+            _ if VIEWS.contains(&op_type) => &flows[..1],
+            _ if ARITHMETIC.contains(&op_type) => flows,
+            _ => &[],
+        };
+        let mut origins: Vec<usize> = tensors.iter().flat_map(|flow| flow.origins.iter().copied()).collect();
+        origins.retain(|&o| self.record(o).dtype.is_float() && self.record(o).n_elements() > 1);
+        Flow { dynamic, origins }
+    }
+
+    /// Whether an operand that is a view of initializers is a parameter there.
+    fn is_parameter(&self, node: &Node, operand: usize, flows: &[Flow]) -> bool {
+        let others_dynamic = flows.iter().enumerate().any(|(i, flow)| i != operand && flow.dynamic);
+        let op_type = node.op_type.as_str();
+        let origins = &flows[operand].origins;
+        let float = origins.iter().all(|&o| self.record(o).dtype.is_float());
+        float
+            && match op_type {
+                "Gather" | "GatherND" => operand == 0 && self.is_table(node, origins, others_dynamic),
+                "MatMul" | "Gemm" | "Einsum" | "Conv" | "ConvTranspose" => others_dynamic && !self.is_angle(node),
+                "PRelu" => operand == 1 && others_dynamic,
+                _ if NORMS.contains(&op_type) => others_dynamic && (1..=2).contains(&operand),
+                _ if ARITHMETIC.contains(&op_type) => others_dynamic && self.is_combined(node, origins),
+                "Concat" => others_dynamic && origins.iter().all(|&o| self.is_kept(o)),
+                "Where" => others_dynamic && operand > 0 && self.is_combined(node, origins),
+                _ => false,
+            }
+    }
+
+    /// Tables have rows; those of rotary positions, which are looked up at known places, are multiplied with activations.
+    fn is_table(&self, node: &Node, origins: &[usize], dynamic: bool) -> bool {
+        let rows = origins.iter().all(|&o| self.record(o).dims.len() >= 2);
+        let rotary = ["Mul", "RotaryEmbedding", "Cos", "Sin"];
+        rows && (dynamic || !self.feeds(&node.outputs[0], &rotary))
+    }
+
+    /// Frequencies times positions.
+    fn is_angle(&self, node: &Node) -> bool {
+        self.feeds(&node.outputs[0], &["Cos", "Sin"])
+    }
+
+    fn is_combined(&self, node: &Node, origins: &[usize]) -> bool {
+        let fits = |&o: &usize| {
+            let record = self.record(o);
+            let is_vector = record.dims.iter().filter(|&&d| d > 1).count() <= 1;
+            let is_kept = record.dims.len() <= 1 || self.is_kept(o);
+            record.n_elements() > 1 && is_kept && (is_vector || node.op_type != "Mul")
+        };
+        let vectors = origins.iter().all(|&o| self.record(o).dims.len() <= 1);
+        origins.iter().all(fits) && !self.is_angle(node) && (vectors || !self.feeds(&node.outputs[0], &["Softmax"]))
+    }
+
+    /// Whether the name is not one of those that exporters make for folded values.
+    fn is_kept(&self, origin: usize) -> bool {
+        let name = self.record(origin).name.as_str();
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let stem = if stem == name { name } else { stem.trim_end_matches('_') };
+        self.record(origin).n_elements() > 1 && !FOLDED.contains(&stem) && !name.contains("::")
+    }
+
+    /// Whether views of the value, or the value with a scalar or another mask added, reach one of the operators.
+    fn feeds(&self, value: &str, targets: &[&str]) -> bool {
+        let (mut stack, mut seen) = (vec![value], HashSet::new());
+        while let Some(value) = stack.pop() {
+            if !seen.insert(value) {
+                continue;
+            }
+            for &user in self.users.get(value).into_iter().flatten() {
+                let node = &self.model.nodes[user];
+                let op_type = node.op_type.as_str();
+                if targets.contains(&op_type) {
+                    return true;
+                }
+                let mask = targets == ["Softmax"] && matches!(op_type, "Add" | "Where");
+                if mask || VIEWS.contains(&op_type) || op_type == "Concat" {
+                    stack.extend(node.outputs.iter().map(String::as_str));
+                }
+            }
+        }
+        false
+    }
+}

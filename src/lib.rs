@@ -1,0 +1,18 @@
+//! The driver of galvatron: what stands between files, flags and the three rooms of the compiler.
+//!
+//! [`driver`] turns a model, a cluster and a recipe into a plan; [`runner`] trains a plan. [`import`] reads models, [`config`]
+//! the configuration files, [`data`] and [`weights`] what training reads. Only [`cli`] prints and exits.
+
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod diagnostics;
+#[cfg(feature = "compiler")]
+pub mod driver;
+#[cfg(feature = "compiler")]
+pub mod import;
+pub mod metrics;
+#[cfg(feature = "compiler")]
+pub mod report;
+pub mod runner;
+pub mod weights;

@@ -1,0 +1,192 @@
+//! What the user sees of a plan: the table, what was rejected, and the same as JSON.
+
+use galvatron_ir::Module;
+use galvatron_ir::cluster::Cluster;
+use galvatron_ir::plan::{PhaseKind, ResidentRole};
+use galvatron_passes::cost::PhaseTimes;
+use galvatron_passes::search::Found;
+use galvatron_passes::segment::Segment;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// A plan in figures.
+pub struct Report {
+    rows: Vec<Row>,
+    totals: Vec<(String, String)>,
+    memory: BTreeMap<&'static str, u64>,
+    rejected: Vec<(String, String, String)>,
+    json: serde_json::Value,
+}
+
+/// A run of segments with equal decisions.
+struct Row {
+    layers: String,
+    strategy: String,
+    compute_ns: u64,
+    communication_ns: u64,
+    sent_bytes: u64,
+}
+
+impl Report {
+    /// Collects the figures.
+    pub fn new(found: &Found, segments: &[Segment], cluster: &Cluster, times: &[(&'static str, Duration)]) -> Report {
+        let rows = rows(found, segments);
+        let memory = memory(&found.plan);
+        let search = times.iter().map(|(_, t)| t.as_secs_f64()).sum::<f64>();
+        let train = found.plan.train.as_ref();
+        let tokens = train.map_or(0, |t| t.global_batch * t.sequence.max(1));
+        let step_s = found.cost.step_ns as f64 * 1e-9;
+        let peak = found.plan.arena.bytes();
+        let totals = vec![
+            ("micro-batches".into(), found.decision.micro_batches.to_string()),
+            ("predicted step time".into(), ms(found.cost.step_ns)),
+            ("predicted tokens/s".into(), format!("{:.0}", tokens as f64 / step_s)),
+            ("predicted peak a rank".into(), format!("{} of {}", mib(peak), mib(cluster.device.memory_bytes))),
+            ("optimality gap".into(), format!("{:.2} %", found.plan.predicted.gap_ppm as f64 / 1e4)),
+            (
+                "searched".into(),
+                format!(
+                    "{} candidates, elimination width {}, in {:.0} ms",
+                    found.effort.n_candidates,
+                    found.effort.width,
+                    search * 1e3
+                ),
+            ),
+        ];
+        let rejected = found.rejected.iter().map(|r| (r.name.clone(), ms(r.time_ns), r.why.clone())).collect();
+        let json = json(found, &rows, &memory, cluster);
+        Report { rows, totals, memory, rejected, json }
+    }
+
+    /// The table, and with `explain` what was rejected.
+    pub fn text(&self, explain: bool) -> String {
+        let mut out = String::new();
+        let width = self.rows.iter().map(|r| r.strategy.chars().count()).max().unwrap_or(0).max(8);
+        let _ = writeln!(
+            out,
+            "{:<12} {:<width$} {:>12} {:>12} {:>12}",
+            "layers", "strategy", "compute", "collectives", "sent a rank"
+        );
+        for row in &self.rows {
+            let _ = writeln!(
+                out,
+                "{:<12} {:<width$} {:>12} {:>12} {:>12}",
+                row.layers,
+                row.strategy,
+                ms(row.compute_ns),
+                ms(row.communication_ns),
+                mib(row.sent_bytes)
+            );
+        }
+        let memory: Vec<String> = self.memory.iter().map(|(class, bytes)| format!("{class} {}", mib(*bytes))).collect();
+        let _ = writeln!(out, "memory a rank: {}", memory.join(", "));
+        for (name, value) in &self.totals {
+            let _ = writeln!(out, "{name}: {value}");
+        }
+        if explain {
+            let _ = writeln!(out, "rejected:");
+            for (name, time, why) in &self.rejected {
+                let _ = writeln!(out, "  {time:>12}  {name}: {why}");
+            }
+        }
+        out
+    }
+
+    /// The same figures as one JSON object.
+    pub fn json(&self) -> String {
+        self.json.to_string()
+    }
+}
+
+fn ms(ns: u64) -> String {
+    format!("{:.3} ms", ns as f64 * 1e-6)
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Runs of segments with equal names, with the times of their layers.
+fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut layer = 0;
+    let mut first = 0;
+    let mut outside = false;
+    for (segment, choice) in segments.iter().zip(&found.decision.segments) {
+        let strategy = choice.name();
+        let key = segment.is_layer.then_some(layer);
+        // What is outside of layers is priced once, with its first segment.
+        let times =
+            if key.is_none() && std::mem::replace(&mut outside, true) { None } else { found.cost.layers.get(&key) };
+        let figures = times.map(|t| total(t, u64::from(found.decision.micro_batches))).unwrap_or_default();
+        let same = rows.last().is_some_and(|r| {
+            r.strategy == strategy && segment.is_layer && r.layers.starts_with(|c: char| c.is_ascii_digit())
+        });
+        if !same {
+            first = layer;
+            rows.push(Row { layers: String::new(), strategy, compute_ns: 0, communication_ns: 0, sent_bytes: 0 });
+        }
+        let row = rows.last_mut().expect("invariant: a row was just pushed");
+        row.compute_ns += figures.compute_ns;
+        row.communication_ns += figures.communication_ns;
+        row.sent_bytes += figures.sent_bytes;
+        row.layers = match (segment.is_layer, first == layer) {
+            (true, true) => format!("{layer}"),
+            (true, false) => format!("{first}–{layer}"),
+            (false, _) if layer == 0 && segments.len() > 1 => "embedding".into(),
+            (false, _) if segments.len() > 1 => "head".into(),
+            (false, _) => "all".into(),
+        };
+        layer += u32::from(segment.is_layer);
+    }
+    rows
+}
+
+fn total(phases: &BTreeMap<PhaseKind, PhaseTimes>, micro_batches: u64) -> PhaseTimes {
+    let mut sum = PhaseTimes::default();
+    for (phase, times) in phases {
+        let n = if phase.is_per_micro_batch() { micro_batches } else { 1 };
+        sum.compute_ns += n * times.compute_ns;
+        sum.communication_ns += n * times.communication_ns;
+        sum.sent_bytes += n * times.sent_bytes;
+    }
+    sum
+}
+
+/// Bytes of one rank by class.
+fn memory(plan: &Module) -> BTreeMap<&'static str, u64> {
+    let mut classes = BTreeMap::from([("activations and workspaces", plan.arena.transient)]);
+    for chunk in &plan.chunks {
+        for resident in &chunk.residents {
+            let class = match resident.role {
+                ResidentRole::Parameter => "parameters",
+                ResidentRole::State => "optimizer state",
+                ResidentRole::Accumulator => "gradients",
+            };
+            *classes.entry(class).or_default() += chunk.local_type(resident.value, &plan.mesh).bytes();
+        }
+    }
+    classes
+}
+
+fn json(found: &Found, rows: &[Row], memory: &BTreeMap<&'static str, u64>, cluster: &Cluster) -> serde_json::Value {
+    let row = |r: &Row| {
+        serde_json::json!({
+            "layers": r.layers, "strategy": r.strategy, "compute_ns": r.compute_ns,
+            "communication_ns": r.communication_ns, "sent_bytes": r.sent_bytes,
+        })
+    };
+    let rejected = |r: &galvatron_passes::search::Rejected| serde_json::json!({ "name": r.name, "time_ns": r.time_ns, "bytes": r.bytes, "why": r.why });
+    serde_json::json!({
+        "cluster": cluster.name,
+        "world": cluster.world(),
+        "micro_batches": found.decision.micro_batches,
+        "step_time_ns": found.cost.step_ns,
+        "peak_bytes": found.plan.arena.bytes(),
+        "gap_ppm": found.plan.predicted.gap_ppm,
+        "memory": memory,
+        "rows": rows.iter().map(row).collect::<Vec<_>>(),
+        "rejected": found.rejected.iter().map(rejected).collect::<Vec<_>>(),
+    })
+}
