@@ -163,6 +163,10 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Che
         apply::lower_reshards(module);
         Ok(())
     })?;
+    passes.run("bucket-reductions", module, |module| {
+        apply::bucket_reductions(module);
+        Ok(())
+    })?;
     passes.run("assign-buffers", module, |module| {
         apply::assign_buffers(module);
         apply::schedule(module);

@@ -22,6 +22,8 @@ pub struct Report {
 /// A run of segments with equal decisions.
 struct Row {
     layers: String,
+    /// Number of its first layer, if it is a run of layers.
+    first: Option<usize>,
     strategy: String,
     compute_ns: u64,
     communication_ns: u64,
@@ -107,40 +109,54 @@ fn mib(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Runs of segments with equal names, with the times of their layers.
+/// Runs of layers with equal decisions, and every other segment by itself, with their times in one step.
 fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
+    let n_layers = segments.iter().filter(|s| s.is_layer).count();
     let mut rows: Vec<Row> = Vec::new();
     let mut layer = 0;
-    let mut first = 0;
-    let mut outside = false;
-    for (segment, choice) in segments.iter().zip(&found.decision.segments) {
+    for (i, (segment, choice)) in segments.iter().zip(&found.decision.segments).enumerate() {
         let strategy = choice.name();
-        let key = segment.is_layer.then_some(layer);
-        // What is outside of layers is priced once, with its first segment.
-        let times =
-            if key.is_none() && std::mem::replace(&mut outside, true) { None } else { found.cost.layers.get(&key) };
+        let times = found.cost.layers.get(&Some(i as u32));
         let figures = times.map(|t| total(t, u64::from(found.decision.micro_batches))).unwrap_or_default();
-        let same = rows.last().is_some_and(|r| {
-            r.strategy == strategy && segment.is_layer && r.layers.starts_with(|c: char| c.is_ascii_digit())
-        });
-        if !same {
-            first = layer;
-            rows.push(Row { layers: String::new(), strategy, compute_ns: 0, communication_ns: 0, sent_bytes: 0 });
+        let first = layer;
+        match rows.last_mut().filter(|r| segment.is_layer && r.first.is_some() && r.strategy == strategy) {
+            Some(row) => row.extend(layer, figures),
+            None => {
+                let name = match (segment.is_layer, layer) {
+                    (true, _) => layer.to_string(),
+                    (false, _) if n_layers == 0 => "all".into(),
+                    (false, 0) => "embedding".into(),
+                    (false, _) => "head".into(),
+                };
+                let first = segment.is_layer.then_some(first);
+                let (compute_ns, communication_ns) = (figures.compute_ns, figures.communication_ns);
+                rows.push(Row {
+                    layers: name,
+                    first,
+                    strategy,
+                    compute_ns,
+                    communication_ns,
+                    sent_bytes: figures.sent_bytes,
+                });
+            }
         }
-        let row = rows.last_mut().expect("invariant: a row was just pushed");
-        row.compute_ns += figures.compute_ns;
-        row.communication_ns += figures.communication_ns;
-        row.sent_bytes += figures.sent_bytes;
-        row.layers = match (segment.is_layer, first == layer) {
-            (true, true) => format!("{layer}"),
-            (true, false) => format!("{first}–{layer}"),
-            (false, _) if layer == 0 && segments.len() > 1 => "embedding".into(),
-            (false, _) if segments.len() > 1 => "head".into(),
-            (false, _) => "all".into(),
-        };
-        layer += u32::from(segment.is_layer);
+        layer += usize::from(segment.is_layer);
+    }
+    let rest = found.cost.layers.get(&None).map(|t| total(t, u64::from(found.decision.micro_batches)));
+    if let Some(PhaseTimes { compute_ns, communication_ns, sent_bytes }) = rest {
+        let layers = "loss, norm".into();
+        rows.push(Row { layers, first: None, strategy: String::new(), compute_ns, communication_ns, sent_bytes });
     }
     rows
+}
+
+impl Row {
+    fn extend(&mut self, layer: usize, more: PhaseTimes) {
+        self.layers = format!("{}–{layer}", self.first.unwrap_or(layer));
+        self.compute_ns += more.compute_ns;
+        self.communication_ns += more.communication_ns;
+        self.sent_bytes += more.sent_bytes;
+    }
 }
 
 fn total(phases: &BTreeMap<PhaseKind, PhaseTimes>, micro_batches: u64) -> PhaseTimes {

@@ -230,3 +230,30 @@ fn a_block_of_gpt2_becomes_textbook_ops() {
     assert!(weights(&module).contains("w_qkvb.0 [2, 2]") && weights(&module).contains("w_o [2, 2, 4]"));
     assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-7);
 }
+
+/// Attention in which two queries share a head of keys, whose repetition is written out.
+#[test]
+fn grouped_queries_become_attention() {
+    let project =
+        |w: &str, heads: u32| format!("(transpose[0,2,1,3] (reshape[2,3,{heads},2] (einsum[bmk,kn->bmn] x {w})))");
+    let repeated =
+        |w: &str| format!("(reshape[2,4,3,2] (broadcast[2,2,2,3,2] (reshape[2,2,1,3,2] {})))", project(w, 2));
+    let keys = format!("(transpose[0,1,3,2] {})", repeated("w_k"));
+    let scores = format!("(div (einsum[abmk,abkn->abmn] {} {keys}) 1.5)", project("w_q", 4));
+    let p = format!("(softmax (add {scores} (causal_mask[1,1,3,3,0] )))");
+    let term = format!("(reshape[2,3,8] (transpose[0,2,1,3] (einsum[abmk,abkn->abmn] {p} {})))", repeated("w_v"));
+    let before = module_of_term("x:2x3x5 w_q:5x8 w_k:5x4 w_v:5x4", &term);
+    let mut module = before.clone();
+    canonicalize(&mut module);
+    rewrite(&mut module);
+    assert!(listing(&module).contains("causal"), "{}", listing(&module));
+    assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-12);
+}
+
+#[test]
+fn a_trained_mask_is_left_alone() {
+    let term = "(einsum[bhqk,bhkd->bhqd] (softmax (add (einsum[bhqd,bhkd->bhqk] q k) w_m)) v)";
+    let mut module = module_of_term("q:2x3x4x2 k:2x3x4x2 v:2x3x4x2 w_m:3x4x4", term);
+    rewrite(&mut module);
+    assert!(!listing(&module).contains("attention"));
+}

@@ -4,7 +4,7 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 12] = [
+pub const PASSES: [(&str, &str); 13] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
@@ -16,6 +16,7 @@ pub const PASSES: [(&str, &str); 12] = [
     ("shard", "writes the placements"),
     ("insert-recomputation", "computes again what is not kept"),
     ("lower-reshards", "turns changes of placement into collectives"),
+    ("bucket-reductions", "joins small gradient reductions"),
     ("assign-buffers", "places every buffer and writes the schedule"),
 ];
 

@@ -23,7 +23,7 @@ pub struct Segment {
 /// Fewest nodes that make a layer.
 const MIN_LAYER_NODES: usize = 6;
 
-/// Splits the forward program into segments, puts `program.body` into their order and tags nodes with their layer.
+/// Splits the forward program into segments, puts `program.body` into their order and tags nodes with the number of their segment.
 pub fn segment(program: &mut Program) -> Vec<Segment> {
     let order = canonical_order(program);
     let runs =
@@ -43,12 +43,10 @@ pub fn segment(program: &mut Program) -> Vec<Segment> {
 }
 
 fn tag_layers(program: &mut Program, segments: &[Segment]) {
-    let mut layer = 0;
-    for segment in segments {
+    for (i, segment) in segments.iter().enumerate() {
         for &node in &segment.nodes {
-            program.graph.node_mut(node).layer = segment.is_layer.then_some(layer);
+            program.graph.node_mut(node).layer = Some(i as u32);
         }
-        layer += u32::from(segment.is_layer);
     }
 }
 

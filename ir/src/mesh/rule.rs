@@ -107,6 +107,15 @@ impl ShardingRule {
             && !self.results.iter().any(minor)
     }
 
+    /// Whether the op is linear in this operand while all others are whole.
+    pub fn is_linear_alone(&self, operand: usize) -> bool {
+        match &self.linear {
+            Linearity::None => false,
+            Linearity::Joint(operands) => operands[..] == [operand],
+            Linearity::Each(operands) => operands.contains(&operand),
+        }
+    }
+
     /// The map that gives the operands these placements, or why there is none.
     ///
     /// The partial axes of operands are checked against the op's linearity; the result placements then follow.

@@ -52,8 +52,23 @@ pub enum Alias {
     None,
     /// Result 0 is the operand's bytes under another shape: never copied.
     View(usize),
-    /// Result i may be written over the i-th listed operand, if that dies here and has the same bytes.
+    /// Result i may be written over the i-th listed operand, an only result over any of them, if that dies here and has the
+    /// same bytes.
     MayReuse(Vec<usize>),
+    /// Result i may be written over operand i, if that dies here and has the same bytes.
+    MayReuseEach,
+}
+
+impl Alias {
+    /// The operands that a result may be written over, best first: any listed one if it is the only result.
+    pub fn reusable(&self, result: usize, n_results: usize) -> Vec<usize> {
+        match self {
+            Alias::MayReuse(operands) if n_results == 1 => operands.clone(),
+            Alias::MayReuse(operands) => operands.get(result).copied().into_iter().collect(),
+            Alias::MayReuseEach => vec![result],
+            Alias::None | Alias::View(_) => Vec::new(),
+        }
+    }
 }
 
 /// The questions that each op answers. Types are global in `infer` and local in `work` and `workspace`.

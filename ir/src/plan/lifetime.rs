@@ -82,7 +82,7 @@ pub fn buffer_of_values(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Option<usi
 
 /// The buffers that may be written over another, at most one choice each, in order of execution.
 ///
-/// Result i of an op that says `MayReuse` may take the place of the i-th listed operand if that has the same bytes, is no other
+/// A result may take the place of an operand that its op lists for it if that has the same bytes, is no other
 /// operand of the node too, and dies here: no later node reads it. An accumulator dies with its last reader; a parameter or a
 /// state dies here if the result becomes its new value. What an `update` reads is never written over.
 pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
@@ -92,15 +92,18 @@ pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
     let mut found = Vec::new();
     for (position, (_, node)) in chunk.nodes().enumerate() {
         let node = chunk.graph.node(node);
-        let Alias::MayReuse(operands) = node.op.alias() else { continue };
-        for (&result, &operand) in node.results.iter().zip(&operands) {
-            let Some(over) = node.args.get(operand).and_then(|a| buffer_of[a.index()]) else { continue };
+        let alias = node.op.alias();
+        for (i, &result) in node.results.iter().enumerate() {
             let Some(writer) = buffer_of[result.index()] else { continue };
-            let others = node.args.iter().enumerate().filter(|(i, _)| *i != operand);
-            let is_other = others.map(|(_, a)| buffer_of[a.index()]).any(|b| b == Some(over));
-            let dies =
-                dies_at(&lifetimes[over], position, &micro_batches, &updates[over], updates[writer].contains(&over));
-            if dies && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes {
+            let is_free = |&operand: &usize| {
+                let over = node.args.get(operand).and_then(|a| buffer_of[a.index()])?;
+                let mut others = node.args.iter().enumerate().filter(|(i, _)| *i != operand);
+                let is_other = others.any(|(_, a)| buffer_of[a.index()] == Some(over));
+                let becomes_content = updates[writer].contains(&over);
+                let dies = dies_at(&lifetimes[over], position, &micro_batches, &updates[over], becomes_content);
+                (dies && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes).then_some(over)
+            };
+            if let Some(over) = alias.reusable(i, node.results.len()).iter().find_map(is_free) {
                 found.push(Reuse { writer, over });
             }
         }

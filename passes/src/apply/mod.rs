@@ -1,11 +1,13 @@
 //! Mechanical passes from a training program and a strategy to a plan. They decide nothing.
 
+mod bucket;
 mod buffers;
 mod checkpoint;
 mod collectives;
 mod schedule;
 pub(crate) mod shard;
 
+pub use bucket::bucket_reductions;
 pub use buffers::assign_buffers;
 pub use checkpoint::insert_recomputation;
 pub use collectives::lower_reshards;
@@ -20,6 +22,7 @@ pub fn apply(module: &mut Module, strategy: &Strategy) {
     shard(module, strategy);
     insert_recomputation(module, strategy);
     lower_reshards(module);
+    bucket_reductions(module);
     assign_buffers(module);
     schedule(module);
 }

@@ -1,4 +1,4 @@
-//! Reshapes that merge dimensions and transposes move down, through whatever works on the other dimensions.
+//! Reshapes that merge dimensions, transposes and repetitions move down, through whatever works on the other dimensions.
 
 use super::einsums::{absorb_broadcast, absorb_merge};
 use super::elementwise::{is_elementwise, permute_operands};
@@ -25,7 +25,10 @@ pub(super) fn lower_layouts(program: &mut Program) -> bool {
             Op::Embedding(_) => lower_over_embedding(cx, &args),
             Op::ReduceSum(sum) => lower_over_sum(cx, &sum, args[0]),
             Op::Transpose(t) => lower_over_transpose(cx, &t, args[0]),
-            op if is_elementwise(&op) => lower_merge(cx, node, &args).or_else(|| lower_transpose(cx, node, &args)),
+            op if is_elementwise(&op) => lower_merge(cx, node, &args)
+                .or_else(|| lower_transpose(cx, node, &args))
+                .or_else(|| lower_broadcast(cx, node, &args)),
+
             _ => None,
         }
     })
@@ -82,6 +85,21 @@ fn lower_transpose(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option
     let operands: Vec<ValueId> = operands.into_iter().map(|o| o.emit(cx)).collect();
     let value = cx.emit(cx.op(node).clone(), &operands);
     Some(cx.emit(t, &[value]))
+}
+
+/// f(broadcast x) = broadcast f(x), where the other operands of f are single elements.
+fn lower_broadcast(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option<ValueId> {
+    let out = cx.shape(cx.result(node));
+    let whole = args.iter().position(|&a| cx.ty(a).elements() != 1)?;
+    if args.iter().enumerate().any(|(i, &a)| i != whole && !cx.shape(a).is_empty()) || cx.shape(args[whole]) != out {
+        return None;
+    }
+    let Some((Op::Broadcast(broadcast), inner)) = cx.def(args[whole]) else { return None };
+    let (broadcast, source) = (broadcast.clone(), inner[0]);
+    let mut operands = args.to_vec();
+    operands[whole] = source;
+    let value = cx.emit(cx.op(node).clone(), &operands);
+    Some(cx.emit(broadcast, &[value]))
 }
 
 /// Softmax and layer_norm work on the last dimension; the others may change.

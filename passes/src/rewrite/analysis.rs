@@ -14,8 +14,8 @@ pub(super) type Graph = EGraph<Term, Facts>;
 pub(super) struct Facts {
     /// The ops.
     pub(super) vocabulary: Vocabulary,
-    /// Types of the leaves.
-    pub(super) leaves: Vec<TensorType>,
+    /// Types of the leaves, and whether a trained weight may have gone into them.
+    pub(super) leaves: Vec<(TensorType, bool)>,
 }
 
 /// What is known of a class.
@@ -27,14 +27,25 @@ pub(super) enum Fact {
         ty: TensorType,
         /// The value of every element, where known.
         splat: Option<Scalar>,
+        /// Whether it may depend on a trained weight.
+        is_trained: bool,
     },
     /// It stands for the attributes of an op.
     Attr(OpIndex),
 }
 
 impl Fact {
-    fn tensor(ty: TensorType) -> Fact {
-        Fact::Tensor { ty, splat: None }
+    fn tensor(ty: TensorType, is_trained: bool) -> Fact {
+        Fact::Tensor { ty, splat: None, is_trained }
+    }
+
+    /// Whether the tensor may depend on a trained weight.
+    pub(super) fn is_trained(&self) -> bool {
+        matches!(self, Fact::Tensor { is_trained: true, .. })
+    }
+
+    fn without_splat(&self) -> Fact {
+        Fact::tensor(self.ty().clone(), self.is_trained())
     }
 
     /// Type of the tensor.
@@ -68,27 +79,35 @@ impl Analysis<Term> for Facts {
     fn make(graph: &mut Graph, term: &Term, _id: Id) -> Fact {
         match term {
             Term::Attr(index) => Fact::Attr(*index),
-            Term::Leaf(LeafIndex(i)) => Fact::tensor(graph.analysis.leaves[*i as usize].clone()),
-            Term::GuardedSoftmax([x]) | Term::Normalized([_, x]) => Fact::tensor(graph[*x].data.ty().clone()),
-            Term::RowMean([x]) => Fact::tensor(with_unit_last(graph[*x].data.ty())),
+            Term::Leaf(LeafIndex(i)) => {
+                let (ty, is_trained) = graph.analysis.leaves[*i as usize].clone();
+                Fact::tensor(ty, is_trained)
+            }
+            Term::GuardedSoftmax([x]) | Term::Normalized([_, x]) => graph[*x].data.without_splat(),
+            Term::RowMean([x]) => Fact::tensor(with_unit_last(graph[*x].data.ty()), graph[*x].data.is_trained()),
             _ => {
                 let (op, skip) = resolve(graph, term).expect("invariant: every other term is an op");
                 let args: Vec<&TensorType> = term.children()[skip..].iter().map(|c| graph[*c].data.ty()).collect();
                 let ty = op.infer(&args).expect("invariant: rules make legal terms").remove(0);
                 let splat = if let Op::Full(full) = &op { Some(full.value) } else { None };
-                Fact::Tensor { ty, splat }
+                let is_trained = term.children().iter().any(|c| graph[*c].data.is_trained());
+                Fact::Tensor { ty, splat, is_trained }
             }
         }
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
-        if let (Fact::Tensor { ty, splat }, Fact::Tensor { ty: other, splat: known }) = (&mut *a, &b) {
-            assert_eq!(ty, other, "invariant: both sides of a rule have one type");
-            let before = *splat;
-            *splat = splat.or(*known);
-            return DidMerge(before != *splat, *splat != *known);
+        if let Fact::Tensor { ty, splat, is_trained } = a
+            && let Fact::Tensor { ty: other, splat: known, is_trained: maybe } = b
+        {
+            assert_eq!(*ty, other, "invariant: both sides of a rule have one type");
+            let before = (*splat, *is_trained);
+            // Two terms of one class are equal, so the one that depends on fewer weights tells the truth.
+            let merged = (splat.or(known), *is_trained && maybe);
+            (*splat, *is_trained) = merged;
+            return DidMerge(before != merged, (known, maybe) != merged);
         }
-        assert_eq!(*a, b, "invariant: attributes are never merged");
+        assert!(matches!(a, Fact::Attr(_)), "invariant: attributes are never merged with tensors");
         DidMerge(false, false)
     }
 }

@@ -69,7 +69,9 @@ impl Converted {
         }
         let leaf = LeafIndex(self.leaves.len() as u32);
         self.leaves.push(value);
-        self.graph.analysis.leaves.push(program.graph.value(value).ty.clone());
+        let is_input = program.inputs.iter().any(|input| input.value == value);
+        let is_frozen = program.weight_of(value).is_some_and(|weight| !weight.trainable);
+        self.graph.analysis.leaves.push((program.graph.value(value).ty.clone(), !is_input && !is_frozen));
         let class = self.graph.add(Term::Leaf(leaf));
         self.class_of.insert(value, class);
         class

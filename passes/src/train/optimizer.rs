@@ -43,8 +43,11 @@ pub fn attach_optimizer(module: &mut Module, gradients: &Gradients, recipe: &Opt
 }
 
 fn gradient_norm(program: &mut Program, gradients: &Gradients) -> ValueId {
-    let squares: Vec<ValueId> =
-        gradients.values().map(|&g| emit(program, SumSquares.into(), &[g], "grad_squares")[0]).collect();
+    let mut squares = Vec::new();
+    for &gradient in gradients.values() {
+        squares.push(emit(program, SumSquares.into(), &[gradient], "grad_squares")[0]);
+        join_layer_of(program, gradient);
+    }
     let total = emit(program, AddN.into(), &squares, "grad_squares_total")[0];
     emit(program, Unary { kind: UnaryKind::Sqrt }.into(), &[total], "grad_norm")[0]
 }
@@ -74,8 +77,17 @@ fn update(
     let args: Vec<ValueId> = [weight, gradient].iter().chain(&states).chain(scalars).copied().collect();
     let name = format!("{}.new", program.graph.value(weight).name);
     let results = emit(program, op, &args, &name);
+    join_layer_of(program, gradient);
     let targets = std::iter::once(weight).chain(states);
     program.updates.extend(targets.zip(results));
+}
+
+/// Puts the newest node into the segment that computes a gradient.
+fn join_layer_of(program: &mut Program, gradient: ValueId) {
+    let layer = program.graph.producer(gradient).and_then(|n| program.graph.node(n).layer);
+    if let Some(&newest) = program.body.last() {
+        program.graph.node_mut(newest).layer = layer;
+    }
 }
 
 fn adamw(recipe: &OptimizerRecipe, weight_decay: Scalar) -> Adamw {

@@ -1,6 +1,8 @@
 //! Small models for the tests of the importer.
 
 use bytes::Bytes;
+use galvatron_ir::op::Op;
+use galvatron_ir::recipe::Recipe;
 use prost::Message;
 
 use super::proto::{
@@ -8,6 +10,7 @@ use super::proto::{
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use super::reader::OnnxModel;
+use super::{ImportOptions, Imported, import_model};
 
 /// A model under construction: input `x` f32 [batch, 4], output `y`.
 #[derive(Clone)]
@@ -111,6 +114,23 @@ impl Builder {
         self.tensor(name, 7, &[values.len() as i64], raw)
     }
 
+    /// A scalar integer.
+    pub fn int(self, name: &str, value: i64) -> Self {
+        self.tensor(name, 7, &[], value.to_le_bytes().to_vec())
+    }
+
+    /// A square matrix of integers.
+    pub fn matrix(self, name: &str, n: i64, element: impl Fn(i64, i64) -> i64) -> Self {
+        let raw = (0..n * n).flat_map(|i| element(i / n, i % n).to_le_bytes()).collect();
+        self.tensor(name, 7, &[n, n], raw)
+    }
+
+    /// One more node.
+    pub fn node(mut self, text: &str) -> Self {
+        self.graph.node.push(node(text));
+        self
+    }
+
     /// An initializer whose elements are in another file.
     pub fn external(mut self, name: &str, dims: &[i64]) -> Self {
         let entry =
@@ -129,4 +149,93 @@ impl Builder {
         let model = ModelProto { graph: Some(self.graph.clone()), opset_import, ..Default::default() };
         OnnxModel::from_bytes(model.encode_to_vec().into(), "m.onnx".into()).unwrap()
     }
+
+    /// The model imported for a batch of 2 and a sequence of 6, or the diagnostics as text.
+    pub fn import(&self) -> Result<Imported, String> {
+        let recipe = Recipe { global_batch: Some(2), sequence: Some(6), ..Recipe::default() };
+        let imported = import_model(&self.read(), &ImportOptions { recipe: &recipe });
+        imported.map_err(|faults| faults.iter().map(|fault| format!("{fault}\n")).collect())
+    }
+
+    /// The ops of the imported program in order, each with its first result: `mul f32[2, 4]; einsum<bi,oi->bo> f32[2, 3]`.
+    pub fn ops(&self) -> String {
+        let program = self.import().unwrap().module.program;
+        let describe = |node| {
+            let node = program.graph.node(node);
+            let spec = match &node.op {
+                Op::Einsum(einsum) => format!("<{}>", einsum.spec()),
+                Op::Transpose(transpose) => format!("<{:?}>", transpose.perm),
+                Op::Slice(slice) => format!("<{}: {}, {}>", slice.dim, slice.start, slice.len),
+                Op::Broadcast(broadcast) => format!("<{:?}>", broadcast.dims),
+                Op::Full(full) => format!("<{}>", full.value),
+                Op::Attention(attention) if attention.causal => "<causal>".into(),
+                _ => String::new(),
+            };
+            format!("{}{spec} {}", node.op.mnemonic(), program.graph.value(node.results[0]).ty)
+        };
+        program.body.iter().map(|&node| describe(node)).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Imports nodes over the input `x` f32 [2, 4] and compares the ops.
+pub fn check(nodes: &[&str], expected: &str) {
+    assert_eq!(Builder::new(nodes).ops(), expected);
+}
+
+#[test]
+fn weights_keep_their_name_and_place() {
+    let imported = Builder::new(&["a = MatMul x w", "y = MatMul a w"]).f32("w", &[4, 4]).import().unwrap();
+    let module = imported.module;
+    let weight = &module.program.weights[0];
+    assert_eq!((module.program.weights.len(), module.initializers.len()), (1, 1), "a tied weight is one weight");
+    assert_eq!((weight.trainable, module.program.graph.value(weight.value).name.as_str()), (true, "w"));
+    assert_eq!((module.name.as_str(), module.initializers[0].file.as_str()), ("m", "m.onnx"));
+    assert!(module.initializers[0].offset > 0);
+}
+
+#[test]
+fn external_weights_need_not_exist() {
+    let imported = Builder::new(&["y = MatMul x w"]).external("w", &[4, 3]).import().unwrap();
+    assert_eq!(imported.module.initializers[0].file, "m.weights");
+    let frozen = Builder::new(&["y = Mul x w"]).external("w", &[4, 1, 4]).import().unwrap();
+    assert!(!frozen.module.program.weights[0].trainable, "a tensor without a role is read, but not trained");
+}
+
+#[test]
+fn values_keep_their_names() {
+    let nodes = ["h.0/a = Gemm{transB=1} x w", "b = Identity h.0/a", "y = Relu b"];
+    let program = Builder::new(&nodes).f32("w", &[4, 4]).import().unwrap().module.program;
+    let of = |node: usize| program.graph.value(program.graph.node(program.body[node]).results[0]).name.as_str();
+    assert_eq!((of(0), of(1), program.outputs[0].0.as_str()), ("h.0/a", "y", "y"));
+}
+
+#[test]
+fn what_depends_on_shapes_is_evaluated() {
+    let nodes = ["s = Shape x", "n = Gather{axis=0} s zero", "r = Concat{axis=0} n minus", "y = Reshape x r"];
+    let builder = Builder::new(&nodes).ints("zero", &[1]).ints("minus", &[-1]);
+    assert_eq!(builder.ops(), "reshape f32[4, 2]");
+}
+
+#[test]
+fn all_unsupported_operators_are_in_one_diagnostic() {
+    let nodes = ["a = TopK x", "b = Cos x", "c = TopK b", "y = Softmax a", "z = Pad{mode=reflect} x two"];
+    let fault = Builder::new(&nodes).ints("two", &[0, 0, 0, 0]).import().unwrap_err();
+    let expected = "error[onnx-op]: the model uses operators that are not supported: `TopK` (at `a`, `c`); \
+                    `Cos` on values that depend on the data (at `b`); `Pad` other than with a constant (at `z`)\n";
+    assert_eq!(fault, expected);
+}
+
+#[test]
+fn operands_that_do_not_fit_name_the_node() {
+    let fault = Builder::new(&["a = MatMul x w", "y = Relu a", "z = Add x w"]).f32("w", &[3, 3]).import().unwrap_err();
+    assert_eq!(fault.matches("error[onnx-node]: node `").count(), 2, "{fault}");
+    assert!(fault.starts_with("error[onnx-node]: node `a` (`MatMul`): "), "{fault}");
+}
+
+#[test]
+fn weights_without_a_place_are_refused() {
+    let mut builder = Builder::new(&["y = MatMul x w"]).f32("w", &[4, 1]);
+    let tensor = &mut builder.graph.initializer[0];
+    (tensor.raw_data, tensor.float_data) = (None, vec![1.0; 4]);
+    assert!(builder.import().unwrap_err().starts_with("error[onnx-weight]: the elements of parameter `w`"));
 }

@@ -212,10 +212,10 @@ impl Cx<'_> {
         match self.op.alias() {
             Alias::None => false,
             Alias::View(operand) => operand == arg,
-            Alias::MayReuse(listed) if self.results.len() == 1 => {
-                listed.iter().any(|&l| self.args[l].span() == self.args[arg].span())
-            }
-            Alias::MayReuse(listed) => listed.get(result) == Some(&arg),
+            alias => alias
+                .reusable(result, self.results.len())
+                .iter()
+                .any(|&listed| self.args[listed].span() == self.args[arg].span()),
         }
     }
 }

@@ -115,6 +115,7 @@ fn overlays(sample: &Sample) -> Vec<Vec<(usize, usize)>> {
             listed.into_iter().map(|a| (a, 0)).filter(fits).map(|pair| vec![pair]).collect()
         }
         Alias::MayReuse(listed) => vec![listed.into_iter().zip(0..).filter(fits).collect()],
+        Alias::MayReuseEach => vec![(0..results.len()).map(|i| (i, i)).filter(fits).collect()],
     }
 }
 

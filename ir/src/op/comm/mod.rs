@@ -87,7 +87,7 @@ impl OpDef for AllReduce {
     }
 
     fn alias(&self) -> crate::op::Alias {
-        crate::op::Alias::MayReuse(vec![0])
+        crate::op::Alias::MayReuseEach
     }
 
     /// Several operands travel as one message, packed one after the other.

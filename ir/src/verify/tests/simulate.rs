@@ -6,7 +6,7 @@ use super::random::Random;
 use super::verify;
 use crate::id::{NodeId, ValueId};
 use crate::module::{Level, Module};
-use crate::op::{Alias, Op};
+use crate::op::Op;
 use crate::plan::lifetime::{buffer_of_values, lifetimes, workspace_bytes};
 use crate::plan::{ALIGNMENT, Place, Region};
 use std::collections::BTreeMap;
@@ -53,12 +53,10 @@ impl Memory<'_> {
     fn run(&mut self, id: NodeId, first: bool) -> bool {
         let node = self.module.chunks[0].graph.node(id);
         let place = |v: ValueId| self.module.chunks[0].graph.value(v).place;
-        let over = match node.op.alias() {
-            Alias::MayReuse(operands) => operands,
-            _ => Vec::new(),
-        };
+        let alias = node.op.alias();
         let (late, early): (Vec<_>, Vec<_>) = node.results.iter().enumerate().partition(|(i, r)| {
-            over.get(*i).and_then(|&o| node.args.get(o)).is_some_and(|&arg| place(arg) == place(**r))
+            let over = alias.reusable(*i, node.results.len());
+            over.iter().filter_map(|&o| node.args.get(o)).any(|&arg| place(arg) == place(**r))
         });
         self.scribble(id);
         early.iter().for_each(|(_, r)| self.write(**r));

@@ -7,7 +7,7 @@ use galvatron_ir::op::comm::Reshard;
 use galvatron_ir::op::mem::{Accumulate, Load};
 use galvatron_ir::op::{Effects, Op};
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
-use galvatron_ir::{NodeId, ValueId};
+use galvatron_ir::{AxisId, NodeId, ValueId};
 
 impl Sharder<'_> {
     /// Emits a program node under a map: fetches its operands, places its results.
@@ -18,6 +18,27 @@ impl Sharder<'_> {
         let args: Vec<ValueId> = n.args.iter().zip(&wanted).map(|(&a, s)| self.fetch(a, s, phase)).collect();
         let placements = (0..n.results.len()).map(|i| rule.result_sharding(i, map)).collect();
         self.emit_node(node, &args, placements, phase);
+    }
+
+    /// Emits a backward node. A sum over micro-batches stays partial through a node that is linear in it: only an
+    /// accumulator resolves it.
+    pub fn emit_backward(&mut self, node: NodeId, map: &FactorMap) {
+        let rule = crate::batch::rule_of(self.program, node);
+        let n = self.program.graph.node(node);
+        let sum = (0..n.args.len()).find(|&i| self.copies.is_sum_over_micro_batches(n.args[i]));
+        let Some(sum) = sum.filter(|&i| rule.is_linear_alone(i)) else {
+            return self.emit(node, map, PhaseKind::Backward);
+        };
+        let is_free = |a: &AxisId| !map.axes.iter().flatten().any(|b| b == a);
+        let partial = self.copies.all(n.args[sum])[0].sharding.partial.iter().copied().filter(is_free).collect();
+        let map = FactorMap { partial, ..map.clone() };
+        let wanted = |i: usize| {
+            let partial = if i == sum { map.partial.clone() } else { Vec::new() };
+            Sharding { partial, ..rule.operand_sharding(i, &map) }
+        };
+        let args = (0..n.args.len()).map(|i| self.fetch(n.args[i], &wanted(i), PhaseKind::Backward)).collect::<Vec<_>>();
+        let placements = (0..n.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
+        self.emit_node(node, &args, placements, PhaseKind::Backward);
     }
 
     /// Emits a program node whose operands and result placements are known.
@@ -110,15 +131,11 @@ impl Sharder<'_> {
         let source = self.program.graph.value(of);
         let names = std::slice::from_ref(&source.name);
         let node = self.chunk.graph.add_typed(Reshard.into(), &[from.value], vec![source.ty.clone()], names);
-        self.chunk.graph.node_mut(node).layer = self.layer_of(of);
+        self.chunk.graph.node_mut(node).layer = self.layer;
         self.chunk.phase_mut(phase).push(node);
         let value = self.chunk.graph.node(node).results[0];
         self.record(of, value, wanted.clone(), phase);
         value
-    }
-
-    fn layer_of(&self, of: ValueId) -> Option<u32> {
-        self.program.graph.producer(of).and_then(|n| self.program.graph.node(n).layer)
     }
 
     /// The gradient of a weight goes where its accumulator lives as soon as it is computed.

@@ -46,6 +46,8 @@ struct Sharder<'a> {
     step_level: BTreeSet<ValueId>,
     /// The values that the executor reports: the loss and the gradient norm.
     reported: Vec<ValueId>,
+    /// The segment of the node that is being emitted.
+    layer: Option<u32>,
     /// Accumulators by the value that they sum.
     accumulators: BTreeMap<ValueId, ValueId>,
 }
@@ -69,6 +71,7 @@ impl<'a> Sharder<'a> {
             weight_of_gradient,
             step_level: BTreeSet::new(),
             reported: ["loss", "grad_norm"].iter().filter_map(|name| program.output(name)).collect(),
+            layer: None,
             accumulators: BTreeMap::new(),
         }
     }
@@ -88,6 +91,7 @@ impl<'a> Sharder<'a> {
     /// Emits one node of the program.
     fn visit(&mut self, node: NodeId) {
         let n = self.program.graph.node(node);
+        self.layer = n.layer;
         if let Some(map) = self.strategy.maps.get(&node) {
             self.visit_forward(node, map);
         } else if self.is_step_level(node) {
@@ -97,7 +101,7 @@ impl<'a> Sharder<'a> {
         } else {
             let maps = &self.strategy.maps;
             let map = self.inherited.map(self.program, |f| maps.get(&f), node);
-            self.emit(node, &map, PhaseKind::Backward);
+            self.emit_backward(node, &map);
         }
         for &result in &self.program.graph.node(node).results {
             self.sink_gradient(result);
@@ -159,6 +163,7 @@ impl<'a> Sharder<'a> {
                 Some(state) => &weights[&state.weight].state,
                 None => &weights[&target].parameter,
             };
+            self.layer = self.program.graph.producer(new).and_then(|n| self.program.graph.node(n).layer);
             let new = self.fetch(new, placement, PhaseKind::Step);
             let resident = self.copies.resident(target);
             self.push(Op::Update(galvatron_ir::op::mem::Update), &[resident, new], PhaseKind::Step);

@@ -1,16 +1,15 @@
 //! Attention from two contractions and a softmax, wherever the scale and the mask stand.
 
 use super::Rule;
+use super::attention_masks::{HIDDEN, mask_operand, split_mask};
+use super::attention_parts::{Parts, parts};
 use super::conditions::{Match, rule};
 use crate::rewrite::analysis::{Graph, add_full, add_op};
 use crate::rewrite::language::Term;
 use egg::Id;
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{Attention, Broadcast, Einsum, Reshape, Transpose};
+use galvatron_ir::op::compute::{Attention, Einsum, Reshape, Transpose};
 use galvatron_ir::types::Scalar;
-
-/// Masks add at most this to hidden scores: their exponential is zero beside any visible one.
-const HIDDEN: f64 = -1e4;
 
 /// The rules. The scores may be scaled or not, masked or not; their softmax may be guarded against rows of NaN.
 pub(super) fn rules() -> Vec<Rule> {
@@ -101,110 +100,63 @@ fn causal_attention(m: &mut Match<'_>) -> Option<Id> {
     let (true, rest) = split_mask(m.graph, mask, sq, sk) else { return None };
     let mut args = vec![q, k, v];
     let shape = [m.shape("q")[0], m.shape("q")[2], sq, sk];
-    args.extend(rest.map(|rest| mask_operand(m.graph, rest, shape)));
+    if let Some(rest) = rest {
+        args.push(mask_operand(m.graph, rest, "bh", shape)?);
+    }
     Some(add_op(m.graph, Attention { scale, causal: true }, &args))
-}
-
-/// Which label of the two contractions plays which part.
-struct Parts {
-    q: String,
-    k: String,
-    v: String,
-    out: String,
-    swapped: bool,
-    n_batch: usize,
-}
-
-/// Reads the labels of the scores `s` and of the product with the values `t`, or `None` if this is no attention.
-///
-/// Layouts are given in the letters b, h (absent with one batch dimension), q, k, d, e.
-fn parts(s: &Einsum, t: &Einsum) -> Option<Parts> {
-    let scores: Vec<char> = s.out.chars().collect();
-    let n_batch = scores.len().checked_sub(2).filter(|n| (1..=2).contains(n))?;
-    let (query, key) = (scores[n_batch], scores[n_batch + 1]);
-    let swapped = s.rhs.contains(query);
-    let (q, k) = if swapped { (&s.rhs, &s.lhs) } else { (&s.lhs, &s.rhs) };
-    let shared = scores[..n_batch].iter().all(|&c| q.contains(c) && k.contains(c));
-    let rank = n_batch + 2;
-    if !shared || q.len() != rank || k.len() != rank || !q.contains(query) || q.contains(key) || k.contains(query) {
-        return None;
-    }
-    let probabilities: Vec<char> = t.lhs.chars().collect();
-    let (row, column) = (probabilities[n_batch], probabilities[n_batch + 1]);
-    let batch = &probabilities[..n_batch];
-    let carried = batch.iter().all(|&c| t.rhs.contains(c) && t.out.contains(c));
-    let contracted = t.rhs.contains(column) && !t.out.contains(column) && !t.rhs.contains(row) && t.out.contains(row);
-    if !carried || !contracted || t.rhs.len() != rank || t.out.len() != rank {
-        return None;
-    }
-    let name = |from: &[char], rest: char| {
-        let from = from.to_vec();
-        move |c: char| {
-            let at = from.iter().position(|&f| f == c);
-            at.map_or(rest, |i| if i < n_batch { ['b', 'h'][i] } else { ['q', 'k'][i - n_batch] })
-        }
-    };
-    let (of_scores, of_product) = (name(&scores, 'd'), name(&probabilities, 'e'));
-    Some(Parts {
-        q: q.chars().map(&of_scores).collect(),
-        k: k.chars().map(&of_scores).collect(),
-        v: t.rhs.chars().map(&of_product).collect(),
-        out: t.out.chars().map(&of_product).collect(),
-        swapped,
-        n_batch,
-    })
 }
 
 fn attention(m: &mut Match<'_>) -> Option<Id> {
     let (Some(Op::Einsum(s)), Some(Op::Einsum(t))) = (m.attr("s"), m.attr("t")) else { return None };
-    let parts = parts(&s.clone(), &t.clone())?;
+    let parts = parts(s, t)?;
     let scale = match m.find("c") {
         Some(_) => m.splat("c")?,
         None => 1.0,
     };
-    let (mut q, mut k, v) = (m.get("q"), m.get("k"), m.get("v"));
-    if parts.swapped {
-        (q, k) = (k, q);
-    }
-    let with_heads = |axis: char| format!("b{axis}{}", if parts.n_batch == 2 { "h" } else { "" });
-    let q = laid_out(m.graph, q, &parts.q, &(with_heads('q') + "d"));
-    let k = laid_out(m.graph, k, &parts.k, &(with_heads('k') + "d"));
-    let v = laid_out(m.graph, v, &parts.v, &(with_heads('k') + "e"));
-    let shape = |g: &Graph, id: Id| g[id].data.ty().shape.clone();
-    let (of_q, of_k, of_v) = (shape(m.graph, q), shape(m.graph, k), shape(m.graph, v));
+    let (q, k) = if parts.swapped { (m.get("k"), m.get("q")) } else { (m.get("q"), m.get("k")) };
+    let q = laid_out(m.graph, q, &parts.q, "bqhrd");
+    let k = laid_out(m.graph, k, &parts.k, "bkhd");
+    let v = laid_out(m.graph, m.get("v"), &parts.v, "bkhe");
+    let (of_q, of_k) = (shape(m.graph, q), shape(m.graph, k));
     let scores = [of_q[0], of_q[2], of_q[1], of_k[1]];
     let (mut args, mut causal) = (vec![q, k, v], false);
     if let Some(mask) = m.find("m") {
         let (is_causal, rest) = split_mask(m.graph, mask, scores[2], scores[3]);
         causal = is_causal;
-        let rank = parts.n_batch + 2;
-        let rest = rest.map(|rest| with_rank(m.graph, rest, rank));
-        let rest = rest.map(|rest| mask_operand(m.graph, rest, scores));
-        if rest.is_some_and(|rest| !fits(&shape(m.graph, rest), &scores)) {
-            return None;
+        if let Some(rest) = rest {
+            args.push(mask_operand(m.graph, rest, parts.batch, scores)?);
         }
-        args.extend(rest);
     }
     let out = add_op(m.graph, Attention { scale: Scalar::new(scale), causal }, &args);
-    let flat: Vec<u64> = [of_q[0], of_q[1], of_q[2], of_v[3]].to_vec();
-    let mut letters = "bqhe".to_string();
-    let out = if parts.n_batch == 1 {
-        letters = "bqe".into();
-        add_op(m.graph, Reshape { shape: vec![flat[0], flat[1], flat[3]] }, &[out])
-    } else {
-        out
-    };
-    Some(transposed(m.graph, out, &letters, &parts.out))
+    Some(restored(m.graph, out, &parts, of_k[2]))
 }
 
-/// Dimensions in the order b, rows, h, width; a missing h becomes a unit dimension.
+fn shape(graph: &Graph, id: Id) -> Vec<u64> {
+    graph[id].data.ty().shape.clone()
+}
+
+/// The operand as [b, rows, heads, width]: queries of one head of keys are merged with it, missing heads are a unit dimension.
 fn laid_out(graph: &mut Graph, x: Id, from: &str, to: &str) -> Id {
-    let x = transposed(graph, x, from, to);
-    if to.contains('h') {
+    let kept: String = to.chars().filter(|&c| from.contains(c)).collect();
+    let x = transposed(graph, x, from, &kept);
+    let old = shape(graph, x);
+    let (width, heads) = (old[old.len() - 1], old[2..old.len() - 1].iter().product());
+    if old.len() == 4 {
         return x;
     }
-    let shape = graph[x].data.ty().shape.clone();
-    add_op(graph, Reshape { shape: vec![shape[0], shape[1], 1, shape[2]] }, &[x])
+    add_op(graph, Reshape { shape: vec![old[0], old[1], heads, width] }, &[x])
+}
+
+/// The result of attention in the layout of the product that it replaces.
+fn restored(graph: &mut Graph, out: Id, parts: &Parts, n_key_heads: u64) -> Id {
+    let old = shape(graph, out);
+    let (letters, new) = match parts.batch {
+        "b" => ("bqe", vec![old[0], old[1], old[3]]),
+        "bhr" => ("bqhre", vec![old[0], old[1], n_key_heads, old[2] / n_key_heads, old[3]]),
+        _ => ("bqhe", old.clone()),
+    };
+    let out = if new == old { out } else { add_op(graph, Reshape { shape: new }, &[out]) };
+    transposed(graph, out, letters, &parts.out)
 }
 
 fn transposed(graph: &mut Graph, x: Id, from: &str, to: &str) -> Id {
@@ -213,55 +165,4 @@ fn transposed(graph: &mut Graph, x: Id, from: &str, to: &str) -> Id {
     }
     let perm = to.chars().filter_map(|c| from.find(c)).collect();
     add_op(graph, Transpose { perm }, &[x])
-}
-
-/// A mask under `rank` dimensions, with a unit dimension for heads inserted where scores have none.
-fn with_rank(graph: &mut Graph, mask: Id, rank: usize) -> Id {
-    let mut shape = graph[mask].data.ty().shape.clone();
-    if rank != 3 || shape.len() < 3 {
-        return mask;
-    }
-    shape.insert(1, 1);
-    add_op(graph, Reshape { shape }, &[mask])
-}
-
-/// The mask as `attention` wants it: rank 4 with whole last dimensions.
-fn mask_operand(graph: &mut Graph, mask: Id, scores: [u64; 4]) -> Id {
-    let shape = graph[mask].data.ty().shape.clone();
-    let mut padded = vec![1; 4 - shape.len()];
-    padded.extend(&shape);
-    let whole = vec![padded[0], padded[1], scores[2], scores[3]];
-    let padded_mask = if padded == shape { mask } else { add_op(graph, Reshape { shape: padded.clone() }, &[mask]) };
-    if padded == whole {
-        return padded_mask;
-    }
-    add_op(graph, Broadcast { shape: whole, dims: vec![0, 1, 2, 3] }, &[padded_mask])
-}
-
-fn fits(mask: &[u64], scores: &[u64; 4]) -> bool {
-    let one_or = |i: usize| mask[i] == 1 || mask[i] == scores[i];
-    mask.len() == 4 && one_or(0) && one_or(1) && mask[2..] == scores[2..]
-}
-
-/// Whether the mask hides later keys, and what else it adds.
-fn split_mask(graph: &Graph, mask: Id, sq: u64, sk: u64) -> (bool, Option<Id>) {
-    let is_causal = |id: Id| graph[id].nodes.iter().any(|term| is_causal_mask(graph, term, sq, sk));
-    if is_causal(mask) {
-        return (true, None);
-    }
-    for term in &graph[mask].nodes {
-        if let Term::Add([a, b]) = term
-            && is_causal(*a)
-        {
-            return (true, Some(*b));
-        }
-    }
-    (false, Some(mask))
-}
-
-fn is_causal_mask(graph: &Graph, term: &Term, sq: u64, sk: u64) -> bool {
-    let Term::Other(index, _) = term else { return false };
-    let Op::CausalMask(mask) = graph.analysis.vocabulary.op(*index) else { return false };
-    let sees_itself = sk >= sq && mask.offset == (sk - sq) as i64;
-    mask.shape.ends_with(&[sq, sk]) && sees_itself && mask.fill.get() <= HIDDEN
 }

@@ -3,6 +3,8 @@
 mod activation;
 mod arithmetic;
 mod attention;
+mod attention_masks;
+mod attention_parts;
 mod conditions;
 mod norm;
 mod samples;

@@ -112,3 +112,38 @@ fn elements(tensor: &StaticTensor) -> Vec<f64> {
         _ => tensor.stored_doubles().unwrap_or_default().to_vec(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    #[test]
+    fn known_forms_need_no_list_of_elements() {
+        let nodes = ["m = Cast{to=1} hidden", "y = Add x m"];
+        let builder = Builder::new(&nodes).input("x", 1, "batch 1 6 6");
+        let mask = builder.matrix("hidden", 6, |row, column| if column > row { -9 } else { 0 });
+        assert_eq!(mask.ops(), "causal_mask f32[6, 6]; add f32[2, 1, 6, 6]");
+    }
+
+    #[test]
+    fn constants_are_stored_once_along_repeated_dimensions() {
+        let nodes = ["t = Cast{to=1} numbers", "e = Expand t shape", "y = Concat{axis=0} x e"];
+        let builder = Builder::new(&nodes).ints("numbers", &[1, 2, 4, 8]).ints("shape", &[3, 4]);
+        assert_eq!(builder.ops(), "constant f32[1, 4]; broadcast<[0, 1]> f32[3, 4]; concat f32[5, 4]");
+    }
+
+    #[test]
+    fn large_tables_are_read_from_their_file() {
+        let builder = Builder::new(&["y = Mul x table"]).input("x", 1, "batch 256 257").f32("table", &[256, 257]);
+        let program = builder.import().unwrap().module.program;
+        assert_eq!((program.weights.len(), program.weights[0].trainable), (1, false));
+    }
+
+    #[test]
+    fn large_constants_without_a_file_are_refused() {
+        let nodes = ["t = Mul table table", "y = Mul x t"];
+        let builder = Builder::new(&nodes).input("x", 1, "batch 256 257").f32("table", &[256, 257]);
+        let expected = "`Mul` with the constant `t` of 65792 elements, more than 65536 (at `y`)";
+        assert!(builder.import().unwrap_err().contains(expected));
+    }
+}

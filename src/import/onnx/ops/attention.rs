@@ -1,7 +1,7 @@
 //! `Attention` of operator set 23.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Attention, Broadcast, CausalMask, Full, Where};
+use galvatron_ir::op::compute::{Attention, Binary, Broadcast, CausalMask, Full, Where};
 use galvatron_ir::types::{DType, Scalar, TensorType};
 
 use super::super::lower::as_f64;
@@ -40,14 +40,15 @@ fn attention(call: &mut Call<'_, '_>) -> Results {
     let (mut causal, mask) = mask(call, scores)?;
     let mut args = vec![q, k, v];
     args.extend(mask);
-    if is_causal && !causal {
-        causal = queries[1] == keys[1];
-        if !causal && args.len() == 4 {
-            return Err(Fault::Unsupported("with `is_causal` and a mask for other lengths of queries and keys".into()));
-        }
-        if !causal {
-            let shape = vec![1, 1, queries[1], keys[1]];
-            args.push(call.emit(CausalMask { shape, offset: 0, fill: Scalar::new(f64::NEG_INFINITY) }, &[])?);
+    if is_causal && queries[1] == keys[1] {
+        causal = true;
+    } else if is_causal {
+        // The operator counts keys from the first, the op of the IR from the last.
+        let shape = vec![1, 1, queries[1], keys[1]];
+        let earlier = call.emit(CausalMask { shape, offset: 0, fill: Scalar::new(f64::NEG_INFINITY) }, &[])?;
+        match args.get_mut(3) {
+            Some(mask) => *mask = call.emit(Binary::ADD, &[*mask, earlier])?,
+            None => args.push(earlier),
         }
     }
     let result = call.emit(Attention { scale: Scalar::new(scale), causal }, &args)?;
@@ -101,17 +102,20 @@ fn mask(call: &mut Call<'_, '_>, scores: [u64; 4]) -> Result<(bool, Option<Value
     if call.known(3).and_then(|t| t.as_splat()).is_some_and(|everywhere| added(everywhere) == 0.0) {
         return Ok((false, None));
     }
-    let shape = call.shape(3)?;
-    let unit = [1; 4];
-    let narrow = broadcast_shape(&[&shape, &unit])?;
-    let mut value = call.broadcastable(3, &[&[1, 1, scores[2], scores[3]]], &narrow).or_else(|_| call.value(3))?;
+    let mut value = match call.known(3).cloned() {
+        Some(tensor) => {
+            let stored = tensor.stored().iter().map(|&d| d as u64).collect();
+            call.lowering.materialize_as(&call.node.inputs[3], &tensor, stored)?
+        }
+        None => call.value(3)?,
+    };
     if call.ty(value).dtype == DType::Bool {
         let full = |value| Full { ty: TensorType::f32([]), value: Scalar::new(value) };
         let (zero, hidden) = (call.emit(full(0.0), &[])?, call.emit(full(f64::NEG_INFINITY), &[])?);
         value = call.emit(Where, &[value, zero, hidden])?;
     }
     let own = call.ty(value).shape;
-    let aligned = broadcast_shape(&[&own, &unit])?;
+    let aligned = broadcast_shape(&[&own, &[1; 4]])?;
     let value = call.reshape(value, &aligned)?;
     let whole = vec![aligned[0], aligned[1], scores[2], scores[3]];
     if whole == aligned {
@@ -127,5 +131,50 @@ fn added(value: statics::Scalar) -> f64 {
         statics::Scalar::Bool(true) => 0.0,
         statics::Scalar::Bool(false) => f64::NEG_INFINITY,
         other => as_f64(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    fn attention(attributes: &str, operands: &str) -> Builder {
+        let builder = Builder::new(&[&format!("y = Attention{{{attributes}}} {operands}")]).opset(23);
+        builder.input("q", 1, "batch 6 8").input("k", 1, "batch 6 4").input("v", 1, "batch 6 4").input("x", 1, "batch")
+    }
+
+    const PACKED: &str = "reshape f32[2, 6, 4, 2]; reshape f32[2, 6, 2, 2]; reshape f32[2, 6, 2, 2]; ";
+
+    #[test]
+    fn packed_heads_are_split() {
+        let ops = attention("q_num_heads=4, kv_num_heads=2, is_causal=1", "q k v").ops();
+        assert_eq!(ops, format!("{PACKED}attention<causal> f32[2, 6, 4, 2]; reshape f32[2, 6, 8]"));
+    }
+
+    #[test]
+    fn heads_before_the_length_are_transposed() {
+        let builder = Builder::new(&["y = Attention x x x"]).opset(23).input("x", 1, "batch 3 6 4");
+        let to = "transpose<[0, 2, 1, 3]> f32[2, 6, 3, 4]; ";
+        let back = "attention f32[2, 6, 3, 4]; transpose<[0, 2, 1, 3]> f32[2, 3, 6, 4]";
+        assert_eq!(builder.ops(), format!("{to}{to}{to}{back}"));
+    }
+
+    #[test]
+    fn masks_are_recognised() {
+        let builder = attention("q_num_heads=4, kv_num_heads=2", "q k v m").node("m = Cast{to=9} seen");
+        let causal = builder.clone().matrix("seen", 6, |row, column| i64::from(column <= row));
+        assert_eq!(causal.ops(), format!("{PACKED}attention<causal> f32[2, 6, 4, 2]; reshape f32[2, 6, 8]"));
+        let all = builder.clone().matrix("seen", 6, |_, _| 1);
+        assert_eq!(all.ops(), format!("{PACKED}attention f32[2, 6, 4, 2]; reshape f32[2, 6, 8]"));
+        let other = builder.matrix("seen", 6, |row, column| i64::from(column != row)).ops();
+        assert!(other.contains("where f32[6, 6]; reshape f32[1, 1, 6, 6]; attention f32[2, 6, 4, 2]"), "{other}");
+    }
+
+    #[test]
+    fn options_are_refused_by_name() {
+        let refused = |attributes: &str| attention(attributes, "q k v").import().unwrap_err();
+        assert!(refused("q_num_heads=4, kv_num_heads=2, softcap=3.5").contains("`Attention` with `softcap`"));
+        assert!(refused("q_num_heads=4, kv_num_heads=2, left_window=2").contains("with `left_window`"));
+        assert!(refused("q_num_heads=3, kv_num_heads=2").contains("`q_num_heads` does not divide the width 8"));
     }
 }

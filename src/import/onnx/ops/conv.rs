@@ -17,7 +17,7 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
 fn conv(call: &mut Call<'_, '_>) -> Results {
     let (mut x, kernel) = (call.value(0)?, call.value(1)?);
     let (image, window) = (call.ty(x).shape, call.ty(kernel).shape);
-    if image.len() != window.len() || image.len() < 3 {
+    if image.len() != window.len() || image.len() < 3 || window.contains(&0) {
         return Err(format!("a kernel of shape {window:?} on an image of shape {image:?}").into());
     }
     let n_spatial = image.len() - 2;
@@ -60,4 +60,28 @@ fn refuse_overlap(call: &Call<'_, '_>, window: &[u64]) -> Result<(), Fault> {
         return unsupported("whose windows overlap, have gaps or reach beyond the image");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    fn conv(attributes: &str) -> Builder {
+        let builder = Builder::new(&[&format!("y = Conv{{{attributes}}} x w b")]);
+        builder.input("x", 1, "batch 3 8 9").f32("w", &[5, 3, 4, 4]).f32("b", &[5])
+    }
+
+    #[test]
+    fn patches_are_contracted() {
+        let expected = "slice<3: 0, 8> f32[2, 3, 8, 8]; reshape f32[2, 3, 2, 4, 2, 4]; \
+                        einsum<bcxiyj,ocij->boxy> f32[2, 5, 2, 2]; reshape f32[5, 1, 1]; add f32[2, 5, 2, 2]";
+        assert_eq!(conv("strides=[4 4]").ops(), expected);
+    }
+
+    #[test]
+    fn overlapping_windows_are_refused() {
+        for attributes in ["strides=[2 2]", "strides=[4 4], pads=[1 1 1 1]", "strides=[4 4], group=3"] {
+            assert!(conv(attributes).import().unwrap_err().starts_with("error[onnx-op]"), "{attributes}");
+        }
+    }
 }

@@ -145,3 +145,39 @@ fn converted(call: &mut Call<'_, '_>, to: DType) -> Results {
     }
     one(call.emit(Cast { to }, &[x])?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{Builder, check};
+
+    #[test]
+    fn static_operands_stay_narrow() {
+        let builder = Builder::new(&["s = Shape x", "ones = ConstantOfShape s", "y = Add x ones"]);
+        assert_eq!(builder.ops(), "full<0.0> f32[1, 1]; add f32[2, 4]");
+    }
+
+    #[test]
+    fn static_operands_that_widen_the_result_are_whole() {
+        let builder = Builder::new(&["ones = ConstantOfShape three", "y = Add x ones"]).ints("three", &[3, 2, 4]);
+        assert_eq!(builder.ops(), "full<0.0> f32[3, 2, 4]; add f32[3, 2, 4]");
+    }
+
+    #[test]
+    fn functions_of_one_operand() {
+        check(&["a = Gelu{approximate=tanh} x", "y = Gelu a"], "gelu_tanh f32[2, 4]; gelu f32[2, 4]");
+        check(&["y = Cast{to=1} x"], "");
+        check(&["y = Swish{alpha=2.5} x"], "full<2.5> f32[]; mul f32[2, 4]; sigmoid f32[2, 4]; mul f32[2, 4]");
+    }
+
+    #[test]
+    fn exponents_may_be_integers() {
+        let builder = Builder::new(&["y = Pow x three"]).ints("three", &[3]);
+        assert_eq!(builder.ops(), "full<3.0> i64[1]; cast f32[1]; pow f32[2, 4]");
+    }
+
+    #[test]
+    fn arithmetic_on_integer_inputs_is_refused() {
+        let builder = Builder::new(&["y = Add ids ids"]).input("ids", 7, "batch seq");
+        assert!(builder.import().unwrap_err().contains("`Add` on i64 values that depend on the data (at `y`)"));
+    }
+}

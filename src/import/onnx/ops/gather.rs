@@ -108,3 +108,37 @@ fn looked_up(call: &mut Call<'_, '_>, data: ValueId, axis: usize, indices: Value
     let back = (n_index..n_index + axis).chain(0..n_index).chain(n_index + axis..n_index + rank - 1).collect();
     transposed(call, rows, back)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    #[test]
+    fn tables_are_looked_up() {
+        let builder = Builder::new(&["y = Gather w ids"]).input("ids", 7, "batch seq").f32("w", &[9, 4]);
+        assert_eq!(builder.ops(), "embedding f32[2, 6, 4]");
+        let known = Builder::new(&["p = Gather w at", "y = Add p x"]).ints("at", &[0, -1]).f32("w", &[9, 4]);
+        assert_eq!(known.ops(), "iota i64[2]; embedding f32[2, 4]; add f32[2, 4]");
+    }
+
+    #[test]
+    fn trained_tables_are_looked_up_even_in_order() {
+        let builder = Builder::new(&["p = Gather w at", "y = Add p x"]).ints("at", &[0, 1]).f32("w", &[9, 4]);
+        assert_eq!(builder.ops(), "iota i64[2]; embedding f32[2, 4]; add f32[2, 4]");
+    }
+
+    #[test]
+    fn indices_in_order_are_slices() {
+        let builder = |at: &[i64]| Builder::new(&["y = Gather{axis=1} x at"]).ints("at", at).ops();
+        assert_eq!(builder(&[1, 2]), "slice<1: 1, 2> f32[2, 2]");
+        assert_eq!(builder(&[-1]), "slice<1: 3, 1> f32[2, 1]");
+        let scattered = "transpose<[1, 0]> f32[4, 2]; embedding f32[2, 2]; transpose<[1, 0]> f32[2, 2]";
+        assert_eq!(builder(&[2, 0]), format!("iota i64[2]; {scattered}"));
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let builder = Builder::new(&["y = Gather{axis=1} x at"]).ints("at", &[4]);
+        assert!(builder.import().unwrap_err().contains("indices from 4 in a dimension of 4"));
+    }
+}

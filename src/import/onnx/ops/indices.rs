@@ -2,6 +2,7 @@
 
 use galvatron_ir::id::ValueId;
 use galvatron_ir::op::compute::{Broadcast, Embedding};
+use galvatron_ir::types::element_count;
 
 use super::super::attributes::{Attribute, Attributes};
 use super::super::statics::{Scalar, StaticTensor, evaluate};
@@ -21,45 +22,56 @@ enum Component {
 /// Index tuples that run through the data along dimensions of their own only repeat and permute it.
 pub(super) fn gather_nd(call: &mut Call<'_, '_>) -> Results {
     let unsupported = || Fault::Unsupported("on values that depend on the data, other than by ranges".into());
-    let mut value = call.value(0)?;
+    let value = call.value(0)?;
     let data = call.ty(value).shape;
     let indices = call.known(1).cloned().ok_or_else(unsupported)?;
-    let Some((&n_components, index_dims)) = indices.shape().split_last() else { return Err("no indices".into()) };
+    let &n_components = indices.shape().last().ok_or("no indices")?;
     if call.attributes().int("batch_dims", 0) != 0 || n_components > data.len() {
         return Err(unsupported());
     }
-    if let ([_], Some(extent)) = (&data[..n_components], data.first())
-        && call.ty(value).dtype.is_float()
-        && component(&indices, 0, *extent)?.is_none()
-    {
-        return rows(call, value, &indices);
+    let components = data.iter().enumerate().take(n_components).map(|(d, &extent)| component(&indices, d, extent));
+    let components: Option<Vec<Component>> = components.collect::<Result<_, _>>()?;
+    match components {
+        Some(components) => ranges(call, value, &components, &indices)?.ok_or_else(unsupported).and_then(one),
+        None if n_components == 1 && call.ty(value).dtype.is_float() => rows(call, value, &indices),
+        None => Err(unsupported()),
     }
+}
+
+/// The data permuted and repeated; none if two of its dimensions run along the same one of the result.
+fn ranges(
+    call: &mut Call<'_, '_>,
+    mut value: ValueId,
+    components: &[Component],
+    indices: &StaticTensor,
+) -> Result<Option<ValueId>, Fault> {
+    let data = call.ty(value).shape;
+    let (index_dims, rest) = (&indices.shape()[..indices.shape().len() - 1], &data[components.len()..]);
     let (mut dims, mut kept) = (Vec::new(), Vec::new());
-    for (d, &extent) in data.iter().enumerate().take(n_components) {
-        match component(&indices, d, extent)?.ok_or_else(unsupported)? {
+    for (d, component) in components.iter().enumerate() {
+        match *component {
             Component::Along(dim) => {
                 dims.push(dim);
-                kept.push(extent);
+                kept.push(data[d]);
             }
             Component::At(at) => value = sliced(call, value, d, at, 1)?,
         }
     }
-    let rest = &data[n_components..];
     dims.extend(index_dims.len()..index_dims.len() + rest.len());
     kept.extend(rest);
-    let value = call.reshape(value, &kept)?;
     let mut order: Vec<usize> = (0..dims.len()).collect();
     order.sort_by_key(|&i| dims[i]);
-    let value = transposed(call, value, order)?;
     dims.sort();
     if dims.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(unsupported());
+        return Ok(None);
     }
+    let value = call.reshape(value, &kept)?;
+    let value = transposed(call, value, order)?;
     let shape: Vec<u64> = index_dims.iter().map(|&d| d as u64).chain(rest.iter().copied()).collect();
-    if call.ty(value).elements() == shape.iter().product::<u64>() {
-        return one(call.reshape(value, &shape)?);
+    if call.ty(value).elements() == element_count(&shape) {
+        return call.reshape(value, &shape).map(Some);
     }
-    one(call.emit(Broadcast { shape, dims }, &[value])?)
+    call.emit(Broadcast { shape, dims }, &[value]).map(Some)
 }
 
 /// Rows of a table, at places in any order.
@@ -88,4 +100,25 @@ fn along_last(indices: &StaticTensor, d: usize) -> Result<StaticTensor, Fault> {
     let axis = Attributes::default().with("axis", Attribute::Int(-1));
     let picked = evaluate("Gather", 13, &axis, &[Some(indices), Some(&place)], 1);
     Ok(picked.expect("invariant: gathering is evaluated")?.remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    #[test]
+    fn ranges_repeat_the_data() {
+        let nodes = ["r = Range zero n one", "c = Reshape r column", "all = Expand c shape", "y = GatherND x all"];
+        let builder = Builder::new(&nodes).ints("column", &[1, 2, 1]).ints("shape", &[3, 2, 1]);
+        let scalars = ["zero", "n", "one"].into_iter().zip([0, 2, 1]);
+        let builder = scalars.fold(builder, |builder, (name, value)| builder.int(name, value));
+        assert_eq!(builder.ops(), "broadcast<[1, 2]> f32[3, 2, 4]");
+    }
+
+    #[test]
+    fn single_components_are_rows() {
+        let nodes = ["at = Unsqueeze rows last", "y = GatherND x at"];
+        let builder = Builder::new(&nodes).ints("rows", &[1, 1, 0]).ints("last", &[1]);
+        assert_eq!(builder.ops(), "constant i64[3]; embedding f32[3, 4]");
+    }
 }

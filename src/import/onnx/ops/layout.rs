@@ -2,6 +2,7 @@
 
 use galvatron_ir::id::ValueId;
 use galvatron_ir::op::compute::{Broadcast, Transpose};
+use galvatron_ir::types::element_count;
 
 use super::{Call, Fault, Lowered, Operator, Results, axis_index, broadcast_shape, one};
 
@@ -49,8 +50,8 @@ fn reshaped(from: &[u64], target: &[i64], zero_copies: bool) -> Result<Vec<u64>,
         });
     }
     if let Some(d) = target.iter().position(|&extent| extent == -1) {
-        let (total, known): (u64, u64) = (from.iter().product(), shape.iter().product());
-        shape[d] = total.checked_div(known).filter(|n| n * known == total).ok_or_else(bad)?;
+        let (total, known) = (element_count(from), element_count(&shape));
+        shape[d] = total.checked_div(known).filter(|n| n.checked_mul(known) == Some(total)).ok_or_else(bad)?;
     }
     Ok(shape)
 }
@@ -133,9 +134,42 @@ pub(super) fn expanded(call: &mut Call<'_, '_>, value: ValueId, shape: Vec<u64>)
     if own == shape {
         return Ok(value);
     }
-    if own.iter().product::<u64>() == shape.iter().product::<u64>() {
+    if element_count(&own) == element_count(&shape) {
         return call.reshape(value, &shape);
     }
     let dims = (shape.len() - own.len()..shape.len()).collect();
     call.emit(Broadcast { shape, dims }, &[value])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{Builder, check};
+
+    #[test]
+    fn reshape_reads_0_and_minus_1() {
+        let builder =
+            |attributes: &str| Builder::new(&[&format!("y = Reshape{attributes} x s")]).ints("s", &[0, 2, -1]);
+        assert_eq!(builder("").ops(), "reshape f32[2, 2, 2]");
+        assert!(builder("{allowzero=1}").import().unwrap_err().contains("cannot get the shape [0, 2, -1]"));
+    }
+
+    #[test]
+    fn axes_come_and_go() {
+        let nodes = ["a = Unsqueeze x axes", "b = Squeeze a", "c = Flatten{axis=0} b", "y = Transpose c"];
+        let builder = Builder::new(&nodes).ints("axes", &[0, -1]);
+        let expected = "reshape f32[1, 2, 4, 1]; reshape f32[2, 4]; reshape f32[1, 8]; transpose<[1, 0]> f32[8, 1]";
+        assert_eq!(builder.ops(), expected);
+    }
+
+    #[test]
+    fn identities_disappear() {
+        check(&["a = Dropout x", "b = Transpose{perm=[0 1]} a", "c = Flatten b", "y = Relu c"], "relu f32[2, 4]");
+    }
+
+    #[test]
+    fn expand_repeats_or_reshapes() {
+        let builder = |shape: &[i64]| Builder::new(&["y = Expand x s"]).ints("s", shape).ops();
+        assert_eq!(builder(&[3, 1, 4]), "broadcast<[1, 2]> f32[3, 2, 4]");
+        assert_eq!((builder(&[1, 2, 1]).as_str(), builder(&[1]).as_str()), ("reshape f32[1, 2, 4]", ""));
+    }
 }

@@ -84,3 +84,32 @@ fn combined(call: &mut Call<'_, '_>, both: bool) -> Results {
     let value = call.emit(Where, &args)?;
     one(expanded(call, value, result)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    #[test]
+    fn causal_choices_need_no_table() {
+        let nodes = ["c = Cast{to=9} tril", "y = Where c x fill"];
+        let builder = Builder::new(&nodes).input("x", 1, "batch 6 6").f32("fill", &[]);
+        let mask = builder.matrix("tril", 6, |row, column| i64::from(column <= row));
+        assert_eq!(mask.ops(), "full<0.5> f32[]; causal_mask f32[6, 6]; cast bool[6, 6]; where f32[2, 6, 6]");
+    }
+
+    #[test]
+    fn known_conditions_choose() {
+        let builder = Builder::new(&["c = Cast{to=9} zero", "y = Where c x z"]).ints("zero", &[0]).f32("z", &[]);
+        assert_eq!(builder.ops(), "full<0.5> f32[]; broadcast<[]> f32[2, 4]");
+    }
+
+    #[test]
+    fn truth_values_are_combined() {
+        let nodes = ["m = Cast{to=9} ids", "n = Not m", "a = And m n", "b = Or a yes", "y = Where b x z"];
+        let builder = Builder::new(&nodes).input("ids", 7, "batch 4").f32("z", &[]).ints("one", &[1]);
+        let builder = builder.node("yes = Cast{to=9} one");
+        let expected = "cast bool[2, 4]; full<0.0> bool[]; full<1.0> bool[]; where bool[2, 4]; full<0.0> bool[]; \
+                        where bool[2, 4]; full<1.0> bool[]; broadcast<[]> bool[2, 4]; full<0.5> f32[]; where f32[2, 4]";
+        assert_eq!(builder.ops(), expected);
+    }
+}

@@ -40,3 +40,29 @@ fn cross_entropy(call: &mut Call<'_, '_>) -> Results {
     let count = call.emit(CountLabels { ignore }, &[labels])?;
     one(call.emit(Binary::DIV, &[sum, count])?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    fn loss(attributes: &str, operands: &str, scores: &str, labels: &str) -> Builder {
+        let builder = Builder::new(&[&format!("y = SoftmaxCrossEntropyLoss{{{attributes}}} {operands}")]);
+        builder.input("x", 1, scores).input("labels", 7, labels)
+    }
+
+    #[test]
+    fn the_mean_is_over_the_labels_that_count() {
+        let mean = loss("reduction=mean, ignore_index=-100", "x labels", "batch 4", "batch").ops();
+        assert_eq!(mean, "cross_entropy f32[]; count_labels f32[]; div f32[]");
+        let sum = loss("reduction=sum", "x labels", "batch 4 6", "batch seq").ops();
+        assert_eq!(sum, "transpose<[0, 2, 1]> f32[2, 6, 4]; cross_entropy f32[]");
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        let none = loss("reduction=none", "x labels", "batch 4", "batch");
+        assert!(none.import().unwrap_err().contains("with the reduction `none`"));
+        let weighted = loss("reduction=sum", "x labels w", "batch 4", "batch").f32("w", &[4]);
+        assert!(weighted.import().unwrap_err().contains("with weights of classes"));
+    }
+}

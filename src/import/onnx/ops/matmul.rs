@@ -92,3 +92,38 @@ fn einsum(call: &mut Call<'_, '_>) -> Results {
     let (a, b) = (call.value(0)?, call.value(1)?);
     one(call.emit(einsum, &[a, b])?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    fn product(a: &str, b: &[i64], expected: &str) {
+        let builder = Builder::new(&["y = MatMul x b"]).input("x", 1, a).f32("b", b);
+        assert_eq!(builder.ops(), expected);
+    }
+
+    #[test]
+    fn matrices_vectors_and_batches() {
+        product("2 3 4", &[2, 4, 5], "einsum<bmk,bkn->bmn> f32[2, 3, 5]");
+        product("2 4", &[4], "einsum<mk,k->m> f32[2]");
+        product("2", &[2, 5], "einsum<k,kn->n> f32[5]");
+        product("2 6 3 4", &[4, 5], "einsum<bhmk,kn->bhmn> f32[2, 6, 3, 5]");
+    }
+
+    #[test]
+    fn repeated_leading_dimensions_are_dropped() {
+        product("2 1 3 4", &[2, 6, 4, 5], "reshape f32[2, 3, 4]; einsum<bmk,bhkn->bhmn> f32[2, 6, 3, 5]");
+        product("2 3 4", &[1, 4, 5], "reshape f32[4, 5]; einsum<bmk,kn->bmn> f32[2, 3, 5]");
+    }
+
+    #[test]
+    fn gemm_transposes_by_labels() {
+        let gemm = |attributes: &str| {
+            let node = format!("y = Gemm{{{attributes}}} x w c");
+            Builder::new(&[&node]).f32("w", &[4, 4]).f32("c", &[4]).ops()
+        };
+        assert_eq!(gemm("transB=1"), "einsum<mk,nk->mn> f32[2, 4]; add f32[2, 4]");
+        let scaled = "einsum<mk,kn->mn> f32[2, 4]; full<0.5> f32[]; mul f32[2, 4]";
+        assert_eq!(gemm("alpha=0.5, beta=0.0"), scaled);
+    }
+}

@@ -100,3 +100,43 @@ fn softmax(call: &mut Call<'_, '_>) -> Results {
     let y = call.emit(Softmax, &[x])?;
     one(transposed(call, y, swap)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{Builder, check};
+
+    #[test]
+    fn layer_norm_over_the_last_dimension_is_one_op() {
+        let builder = Builder::new(&["y = LayerNormalization x g b"]).f32("g", &[4]).f32("b", &[4]);
+        assert_eq!(builder.ops(), "layer_norm f32[2, 4]");
+    }
+
+    #[test]
+    fn other_axes_are_merged_and_a_missing_bias_is_zero() {
+        let builder = Builder::new(&["y _ r = LayerNormalization{axis=1} x g"]).f32("g", &[3, 4]);
+        let expected = "reshape f32[2, 12]; reshape f32[12]; full<0.0> f32[12]; layer_norm f32[2, 12]; \
+                        reshape f32[2, 3, 4]; reshape f32[2, 1, 1]; reshape f32[2, 1, 1]";
+        assert_eq!(builder.input("x", 1, "batch 3 4").ops(), expected);
+    }
+
+    #[test]
+    fn rms_norm_is_made_of_its_parts() {
+        let builder = Builder::new(&["y = RMSNormalization x g"]).f32("g", &[4]);
+        let expected = "mul f32[2, 4]; reduce_sum f32[2]; full<0.25> f32[]; mul f32[2]; reshape f32[2, 1]; \
+                        full<9.999999747378752e-6> f32[]; add f32[2, 1]; sqrt f32[2, 1]; div f32[2, 4]; mul f32[2, 4]";
+        assert_eq!(builder.ops(), expected);
+    }
+
+    #[test]
+    fn softmax_moves_its_axis_to_the_end() {
+        check(&["y = Softmax x"], "softmax f32[2, 4]");
+        let other = "transpose<[1, 0]> f32[4, 2]; softmax f32[4, 2]; transpose<[1, 0]> f32[2, 4]";
+        check(&["y = Softmax{axis=0} x"], other);
+    }
+
+    #[test]
+    fn softmax_of_old_operator_sets_merges_dimensions() {
+        let builder = Builder::new(&["y = Softmax x"]).opset(11).input("x", 1, "batch 3 4");
+        assert_eq!(builder.ops(), "reshape f32[2, 12]; softmax f32[2, 12]; reshape f32[2, 3, 4]");
+    }
+}

@@ -96,9 +96,10 @@ fn strided(
     [start, end, step]: [i64; 3],
 ) -> Result<ValueId, Fault> {
     let shape = call.ty(value).shape;
-    let (extent, step) = (shape[dim], u64::try_from(step).unwrap_or(0));
+    let (extent, signed) = (shape[dim], step);
+    let step = u64::try_from(step).unwrap_or(0);
     if step == 0 || !extent.is_multiple_of(step) || end as u64 != extent || start as u64 >= step {
-        return Err(Fault::Unsupported(format!("with a step of {step} over an extent of {extent}")));
+        return Err(Fault::Unsupported(format!("with a step of {signed} over an extent of {extent}")));
     }
     let (mut split, mut kept) = (shape.clone(), shape);
     (split[dim], kept[dim]) = (extent / step, extent / step);
@@ -190,4 +191,43 @@ fn padded(
         }
     }
     if parts.len() == 1 { Ok(value) } else { call.emit(Concat { dim }, &parts) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{Builder, check};
+
+    #[test]
+    fn split_gives_slices() {
+        check(&["a y = Split{axis=1, num_outputs=2} x"], "slice<1: 0, 2> f32[2, 2]; slice<1: 2, 2> f32[2, 2]");
+        let uneven = Builder::new(&["a y = Split{axis=-1} x n"]).ints("n", &[1, 3]);
+        assert_eq!(uneven.ops(), "slice<1: 0, 1> f32[2, 1]; slice<1: 1, 3> f32[2, 3]");
+    }
+
+    #[test]
+    fn slices_clamp_their_bounds() {
+        let slice = |start, end| {
+            let bounds = Builder::new(&["y = Slice x a b axis"]).ints("a", &[start]).ints("b", &[end]);
+            bounds.ints("axis", &[1])
+        };
+        assert_eq!(slice(-3, i64::MAX).ops(), "slice<1: 1, 3> f32[2, 3]");
+        assert_eq!(slice(0, 9).ops(), "");
+        assert!(slice(4, 9).import().unwrap_err().contains("without any element"));
+    }
+
+    #[test]
+    fn steps_that_divide_are_a_dimension() {
+        let nodes = Builder::new(&["y = Slice x a b axis step"]).ints("a", &[1]).ints("b", &[4]);
+        let expected = "reshape f32[2, 2, 2]; slice<2: 1, 1> f32[2, 2, 1]; reshape f32[2, 2]";
+        assert_eq!(nodes.ints("axis", &[1]).ints("step", &[2]).ops(), expected);
+    }
+
+    #[test]
+    fn parts_are_joined_repeated_and_padded() {
+        check(&["y = Concat{axis=-1} x x"], "concat f32[2, 8]");
+        let tiled = Builder::new(&["y = Tile x n"]).ints("n", &[3, 1]);
+        assert_eq!(tiled.ops(), "broadcast<[1, 3]> f32[3, 2, 1, 4]; reshape f32[6, 4]");
+        let padded = Builder::new(&["y = Pad x n"]).ints("n", &[0, 1, 0, -1]);
+        assert_eq!(padded.ops(), "slice<1: 0, 3> f32[2, 3]; full<0.0> f32[2, 1]; concat f32[2, 4]");
+    }
 }

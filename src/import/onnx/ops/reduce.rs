@@ -56,3 +56,16 @@ fn reduced(call: &mut Call<'_, '_>, mut dims: Vec<usize>, mean: bool, keep: bool
     }
     one(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::check;
+
+    #[test]
+    fn means_are_sums_over_a_count() {
+        let mean = "reduce_sum f32[2]; full<0.25> f32[]; mul f32[2]; reshape f32[2, 1]";
+        check(&["y = ReduceMean{axes=[-1]} x"], mean);
+        check(&["y = ReduceSum{keepdims=0} x"], "reduce_sum f32[]");
+        check(&["y = ReduceSum{noop_with_empty_axes=1} x"], "");
+    }
+}

@@ -115,3 +115,33 @@ fn turn(call: &mut Call<'_, '_>, x: ValueId, cos: ValueId, sin: ValueId, interle
     let joined = call.emit(Concat { dim: 4 }, &columns)?;
     call.reshape(joined, &shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    fn rotary(attributes: &str, x: &str) -> String {
+        let nodes = ["table = Cast{to=1} numbers", "cos = Unsqueeze table first", "sin = Neg cos"];
+        let node = format!("y = RotaryEmbedding{{{attributes}}} x cos sin");
+        let builder = Builder::new(&[nodes[0], nodes[1], nodes[2], &node]).opset(23).input("x", 1, x);
+        builder.matrix("numbers", 6, |row, column| row + column).ints("first", &[0]).ops()
+    }
+
+    #[test]
+    fn halves_are_turned() {
+        let ops = rotary("", "batch 3 6 12");
+        let tables = "constant f32[1, 6, 6]; reshape f32[1, 1, 6, 6]; constant f32[1, 6, 6]; reshape f32[1, 1, 6, 6]; ";
+        assert!(ops.starts_with(tables), "{ops}");
+        assert!(ops.ends_with("sub f32[2, 3, 6, 6]; add f32[2, 3, 6, 6]; concat f32[2, 3, 6, 12]"), "{ops}");
+    }
+
+    #[test]
+    fn packed_heads_keep_their_shape_and_a_part_may_stay() {
+        let ops = rotary("num_heads=2, rotary_embedding_dim=12, interleaved=1", "batch 6 32");
+        assert!(ops.starts_with("reshape f32[2, 6, 2, 16]; "), "{ops}");
+        assert!(
+            ops.ends_with("slice<3: 12, 4> f32[2, 6, 2, 4]; concat f32[2, 6, 2, 16]; reshape f32[2, 6, 32]"),
+            "{ops}"
+        );
+    }
+}

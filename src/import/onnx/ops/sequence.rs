@@ -24,7 +24,7 @@ fn split(call: &mut Call<'_, '_>) -> Results {
     let is_scalar = call.has(1) && call.shape(1)?.is_empty();
     let lengths = match call.ints(1, "")? {
         Some(lengths) if !is_scalar => lengths.iter().map(|&n| n.max(0) as u64).collect(),
-        length => parts(extent, length.map_or(1, |n| n[0].max(1) as u64)),
+        length => parts(extent, length.and_then(|n| n.first().copied()).unwrap_or(1).max(1) as u64),
     };
     if lengths.iter().sum::<u64>() != extent {
         return Err(format!("parts {lengths:?} of an extent of {extent}").into());
@@ -81,4 +81,16 @@ fn concat(call: &mut Call<'_, '_>) -> Results {
     }
     let dim = call.axis(0, call.ty(first).rank())?;
     super::one(call.emit(galvatron_ir::op::compute::Concat { dim }, &values)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::Builder;
+
+    #[test]
+    fn parts_of_a_list_are_slices() {
+        let nodes = ["l = SplitToSequence{axis=1} x n", "y = SequenceAt l at"];
+        let builder = Builder::new(&nodes).int("n", 2).int("at", -1);
+        assert_eq!(builder.ops(), "slice<1: 0, 2> f32[2, 2]; slice<1: 2, 2> f32[2, 2]");
+    }
 }

@@ -248,3 +248,61 @@ impl<'m> Analysis<'m> {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{Builder, names};
+    use super::*;
+
+    /// Names of the initializers with the role of a parameter, in their order.
+    fn check(builder: Builder, expected: &str) {
+        let model = builder.read();
+        let roles = roles(&model);
+        let chosen = model.initializers.iter().zip(&roles).filter(|(_, role)| role.parameter);
+        assert_eq!(names(chosen.map(|(record, _)| record.name.as_str())), expected);
+    }
+
+    #[test]
+    fn views_and_joints_of_weights_are_weights() {
+        let nodes = ["t = Transpose w", "q k = Split{num_outputs=2} t", "y = MatMul x q"];
+        check(Builder::new(&nodes).f32("w", &[4, 8]), "w");
+        check(Builder::new(&["w = Concat{axis=1} a b", "y = MatMul x w"]).f32("a", &[4, 1]).f32("b", &[4, 1]), "a b");
+        check(Builder::new(&["g = Add gain one", "y = Mul x g"]).f32("gain", &[4]).f32("one", &[]), "gain");
+    }
+
+    #[test]
+    fn positions_are_a_table_and_rotary_tables_are_none() {
+        let table = |next: &str| {
+            let builder = Builder::new(&["p = Gather m.table at", next]).ints("at", &[0, 1]);
+            builder.f32("m.table", &[9, 4])
+        };
+        check(table("y = Add x p"), "m.table");
+        check(table("y = Mul x p"), "");
+    }
+
+    #[test]
+    fn angles_are_no_parameters() {
+        let nodes = ["a = MatMul positions m.inv_freq", "c = Cos a", "y = Mul x c"];
+        let builder = Builder::new(&nodes).input("positions", 1, "batch 6 1");
+        check(builder.f32("m.inv_freq", &[1, 4]), "");
+    }
+
+    #[test]
+    fn masks_before_a_softmax_are_constants() {
+        let scores = |name: &str| {
+            let sum = format!("s = Add x {name}");
+            Builder::new(&[&sum, "t = Add s s", "y = Softmax t"])
+        };
+        check(scores("m.mask").f32("m.mask", &[1, 4, 4]), "");
+        check(scores("bias").f32("bias", &[4]), "bias");
+    }
+
+    #[test]
+    fn folded_tables_are_known_by_their_name() {
+        let sum = |name: &str| Builder::new(&[&format!("y = Add x {name}")]).f32(name, &[1, 2, 4]);
+        check(sum("embedding_1"), "");
+        check(sum("onnx::Add_12"), "");
+        check(sum("pos_embed"), "pos_embed");
+        check(sum("vit.position_embeddings"), "vit.position_embeddings");
+    }
+}
