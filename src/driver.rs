@@ -1,7 +1,9 @@
 //! The standard pipeline: from a model file, a cluster and a recipe to a plan.
 
+mod emit;
 mod pins;
 
+pub use emit::strategy_file;
 pub use pins::pins_of;
 
 use crate::import::{ImportOptions, import};

@@ -2,7 +2,7 @@
 
 use super::{BAD_INPUT, NO_PLAN, OK, complain, read_text, shown};
 use crate::config::{cluster, strategy, train};
-use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of};
+use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
@@ -69,6 +69,9 @@ pub struct CompileArgs {
     /// Decisions that are fixed: strategy.toml.
     #[arg(long)]
     pub strategy: Option<PathBuf>,
+    /// Writes what the search decided as a strategy.toml that gives the same plan.
+    #[arg(long, value_name = "FILE")]
+    pub emit_strategy: Option<PathBuf>,
     /// Prints the module after a pass, or after `all`.
     #[arg(long, value_name = "PASS|all")]
     pub print_ir_after: Option<String>,
@@ -194,10 +197,8 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     for note in &compiled.notes {
         eprintln!("note: {note}");
     }
-    if let Some(path) = &args.output
-        && let Err(e) = std::fs::write(path, galvatron_ir::text::print(&compiled.module))
-    {
-        return complain(&[Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))], None);
+    if let Err(fault) = write_files(args, compiled) {
+        return complain(&[fault], None);
     }
     if let Some(found) = &compiled.found {
         let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
@@ -212,4 +213,20 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
         }
     }
     OK
+}
+
+/// The plan and the strategy, where they were asked for.
+fn write_files(args: &CompileArgs, compiled: &Compiled) -> Result<(), Diagnostic> {
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text)
+            .map_err(|e| Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display())))
+    };
+    if let Some(path) = &args.output {
+        write(path, galvatron_ir::text::print(&compiled.module))?;
+    }
+    if let (Some(path), Some(found)) = (&args.emit_strategy, &compiled.found) {
+        let file = strategy_file(&compiled.module, found, &compiled.segments);
+        write(path, strategy::to_toml(&file))?;
+    }
+    Ok(())
 }

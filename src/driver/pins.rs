@@ -2,7 +2,7 @@
 
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
-use galvatron_passes::search::{LayerPins, Mode, Pins, SequenceMode};
+use galvatron_passes::search::{LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
 
 /// The pins of a strategy file.
 ///
@@ -20,8 +20,8 @@ pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
     {
         faults.push(unsupported("stage_layers").at(layers.span()));
     }
-    if !strategy.place.is_empty() || !strategy.save.is_empty() {
-        faults.push(unsupported("[[place]] and [[save]]"));
+    if !strategy.save.is_empty() {
+        faults.push(unsupported("[[save]]"));
     }
     let mut pins = Pins {
         micro_batches: strategy.micro_batches.as_ref().map(|m| *m.get_ref() as u32),
@@ -30,6 +30,13 @@ pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
         head: strategy.head.as_ref().map_or_else(LayerPins::default, |p| layer_pins(p, &mut faults)),
         ..Pins::default()
     };
+    for pin in &strategy.place {
+        let place = match pin.factor.get_ref().as_str() {
+            WHOLE => Place::Whole,
+            label => Place::Factor(label.to_string()),
+        };
+        pins.places.insert(pin.op.get_ref().clone(), place);
+    }
     for range in &strategy.layers {
         let layer = layer_pins(&range.pins, &mut faults);
         for i in range.range.get_ref().clone() {

@@ -369,7 +369,7 @@ impl SpaceBuilder<'_> {
         let mut all = boundary_placements(ty, batch, split, mesh);
         let pinned_tensor = pins.tp.is_some_and(|tp| tp > 1);
         all.retain(|(kind, _)| match (kind, pins.sequence) {
-            (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty(),
+            (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty() || !self.pins.places.is_empty(),
             (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron),
             (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None),
         });
@@ -385,11 +385,15 @@ impl SpaceBuilder<'_> {
         pins: &LayerPins,
         mesh: &Mesh,
     ) -> bool {
+        let program = self.facts.program;
+        let n = program.graph.node(node);
+        let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
+        if let Some(place) = self.pins.places.get(name).filter(|_| !split.tensor.is_empty()) {
+            return place.allows(&crate::batch::rule_of(program, node), option.tensor_factor);
+        }
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
             return true;
         }
-        let program = self.facts.program;
-        let n = program.graph.node(node);
         let rule = crate::batch::rule_of(program, node);
         let wanted: Vec<usize> = match n.op {
             Op::Einsum(_) => {

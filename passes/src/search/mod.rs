@@ -15,8 +15,9 @@ pub mod solver;
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice};
+pub use boundary::BoundaryKind;
 pub use candidates::Mode;
-pub use pins::{LayerPins, PinFault, Pins, SequenceMode};
+pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
 pub use weights::zero_shard;
 
 use crate::cost::{CostModel, PlanCost, plan_cost};

@@ -1,5 +1,7 @@
 //! Decisions that the user fixes; what is left out is searched.
 
+use galvatron_ir::mesh::ShardingRule;
+
 /// Where the boundary sequence lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceMode {
@@ -37,6 +39,31 @@ pub struct Pins {
     pub head: LayerPins,
     /// Of single layers, by number; replaces the keys that it names.
     pub layers: std::collections::BTreeMap<u32, LayerPins>,
+    /// Of single ops, by the name of their first result.
+    pub places: std::collections::BTreeMap<String, Place>,
+}
+
+/// What the tensor axes of one op shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing: every tensor rank computes the whole.
+    Whole,
+    /// The factor of that label.
+    Factor(String),
+}
+
+/// How `Place::Whole` is written in a strategy file.
+pub const WHOLE: &str = "none";
+
+impl Place {
+    /// Whether an option of an op with this rule is what is pinned.
+    pub fn allows(&self, rule: &ShardingRule, tensor_factor: Option<usize>) -> bool {
+        match (self, tensor_factor) {
+            (Place::Whole, factor) => factor.is_none(),
+            (Place::Factor(label), Some(factor)) => rule.factors[factor].label == *label,
+            (Place::Factor(_), None) => false,
+        }
+    }
 }
 
 impl LayerPins {

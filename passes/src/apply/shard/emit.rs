@@ -36,7 +36,8 @@ impl Sharder<'_> {
             let partial = if i == sum { map.partial.clone() } else { Vec::new() };
             Sharding { partial, ..rule.operand_sharding(i, &map) }
         };
-        let args = (0..n.args.len()).map(|i| self.fetch(n.args[i], &wanted(i), PhaseKind::Backward)).collect::<Vec<_>>();
+        let args =
+            (0..n.args.len()).map(|i| self.fetch(n.args[i], &wanted(i), PhaseKind::Backward)).collect::<Vec<_>>();
         let placements = (0..n.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
         self.emit_node(node, &args, placements, PhaseKind::Backward);
     }

@@ -1,0 +1,90 @@
+//! Writes what a search decided as `strategy.toml`: the usual names, and `[[place]]` for what they do not determine.
+
+use crate::config::strategy::{self as file, Pinned, StrategyFile};
+use galvatron_ir::mesh::Mesh;
+use galvatron_ir::{Module, NodeId};
+use galvatron_passes::batch::rule_of;
+use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice, WHOLE};
+use galvatron_passes::segment::Segment;
+use serde_spanned::Spanned;
+
+/// The strategy file of a search on a module at level `training` or higher.
+pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> StrategyFile {
+    let mut out =
+        StrategyFile { micro_batches: pin(u64::from(found.decision.micro_batches)), ..StrategyFile::default() };
+    let has_layers = segments.iter().any(|s| s.is_layer);
+    let mut layer = 0;
+    for (segment, choice) in segments.iter().zip(&found.decision.segments) {
+        let pins = pins_of_choice(choice);
+        match (segment.is_layer, has_layers) {
+            (true, _) => add_layer(&mut out.layers, layer, pins),
+            (false, false) => out.pins = pins,
+            (false, true) if layer == 0 => out.embedding = Some(pins),
+            (false, true) => out.head = Some(pins),
+        }
+        layer += u32::from(segment.is_layer);
+        if choice.tp > 1 {
+            out.place.extend(choice.nodes.iter().map(|&node| place(module, found, node, choice)));
+        }
+    }
+    out
+}
+
+fn pin<T>(value: T) -> Pinned<T> {
+    Some(Spanned::new(0..0, value))
+}
+
+fn pins_of_choice(choice: &SegmentChoice) -> file::LayerPins {
+    let sequence = match choice.boundary {
+        BoundaryKind::Sequence => file::SequenceMode::Megatron,
+        BoundaryKind::Batch | BoundaryKind::Replicated => file::SequenceMode::None,
+    };
+    let recompute = match choice.mode {
+        Mode::None => file::Recompute::None,
+        Mode::Selective => file::Recompute::Selective,
+        Mode::Full => file::Recompute::Full,
+    };
+    file::LayerPins {
+        dp: pin(choice.dp as u32),
+        tp: pin(choice.tp as u32),
+        zero: pin(choice.zero),
+        sequence: pin(sequence),
+        recompute: pin(recompute),
+        ..file::LayerPins::default()
+    }
+}
+
+/// Extends the last range if that has the same pins.
+fn add_layer(layers: &mut Vec<file::LayerRange>, layer: u32, pins: file::LayerPins) {
+    match layers.last_mut().filter(|l| l.pins == pins && l.range.get_ref().end == layer) {
+        Some(last) => last.range = Spanned::new(0..0, last.range.get_ref().start..layer + 1),
+        None => layers.push(file::LayerRange { range: Spanned::new(0..0, layer..layer + 1), pins }),
+    }
+}
+
+/// What the tensor axes of one op shard.
+fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -> file::PlacePin {
+    let mesh = &module.mesh;
+    let tensor = tensor_axes(mesh, choice.tp);
+    let rule = rule_of(&module.program, node);
+    let map = &found.strategy.maps[&node];
+    let factor = map.axes.iter().position(|axes| tensor.iter().all(|a| axes.contains(a)));
+    let label = factor.map_or(WHOLE.to_string(), |f| rule.factors[f].label.clone());
+    let name = module.program.graph.node(node).results.first();
+    let name = name.map_or(String::new(), |&r| module.program.graph.value(r).name.clone());
+    let axes = tensor.iter().map(|&a| mesh.name(a).to_string()).collect();
+    let spanned = |s: String| Spanned::new(0..0, s);
+    file::PlacePin { op: spanned(name), factor: spanned(label), axes: Spanned::new(0..0, axes) }
+}
+
+/// The fastest axes whose sizes multiply to the degree.
+fn tensor_axes(mesh: &Mesh, degree: u64) -> Vec<galvatron_ir::AxisId> {
+    let mut axes: Vec<galvatron_ir::AxisId> = Vec::new();
+    for axis in mesh.spatial().rev() {
+        if mesh.product(&axes) >= degree {
+            break;
+        }
+        axes.insert(0, axis);
+    }
+    axes
+}
