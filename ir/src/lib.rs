@@ -19,6 +19,7 @@ pub mod id;
 pub mod mesh;
 pub mod module;
 pub mod op;
+pub mod place;
 pub mod plan;
 pub mod recipe;
 pub mod text;

@@ -162,3 +162,26 @@ impl LrSchedule {
         }
     }
 }
+
+/// Whether a name fits one of the recipe's globs, whose `*` stands for any characters.
+pub fn matches_glob(glob: &str, name: &str) -> bool {
+    match glob.split_once('*') {
+        None => glob == name,
+        Some((head, rest)) => name
+            .strip_prefix(head)
+            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches_glob(rest, &tail[i..]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_glob;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        assert!(matches_glob("*.bias", "h.0.attn.bias"));
+        assert!(matches_glob("h.*.ln_*.weight", "h.11.ln_1.weight"));
+        assert!(!matches_glob("*.bias", "h.0.attn.weight"));
+        assert!(!matches_glob("h", "h.0"));
+    }
+}

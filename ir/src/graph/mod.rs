@@ -9,7 +9,7 @@ pub use view::{dead_nodes, dependency_graph, toposort};
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Sharding;
 use crate::op::Op;
-use crate::plan::Place;
+use crate::place::Place;
 use crate::types::TensorType;
 use std::collections::BTreeSet;
 

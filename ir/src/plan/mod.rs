@@ -2,42 +2,13 @@
 
 pub mod lifetime;
 
+pub use crate::place::{ALIGNMENT, Place, Region};
+
 use crate::graph::Graph;
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::op::Op;
 use crate::types::TensorType;
-
-/// A part of a rank's arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Region {
-    /// Lives across steps: parameters, optimizer state, accumulators.
-    Persistent,
-    /// Lives within one step.
-    Transient,
-}
-
-impl Region {
-    /// All regions with their names in the text format.
-    pub const ALL: [(Region, &'static str); 2] = [(Region::Persistent, "persistent"), (Region::Transient, "transient")];
-
-    /// Name in the text format.
-    pub fn name(self) -> &'static str {
-        Region::ALL.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
-    }
-}
-
-/// Where a buffer lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The region.
-    pub region: Region,
-    /// Byte offset in the region.
-    pub offset: u64,
-}
-
-/// Bytes that every buffer's offset is a multiple of.
-pub const ALIGNMENT: u64 = 64;
 
 /// Phases of a chunk, in the order in which a step runs them; forward and backward once a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

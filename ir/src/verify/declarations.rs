@@ -4,14 +4,16 @@ use super::context::ProgramFacts;
 use super::{Finding, Site};
 use crate::graph::Def;
 use crate::id::ValueId;
-use crate::module::{Level, Module, Weight};
+use crate::module::{Level, Module, ViewStep, Weight};
 use crate::types::TensorType;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Every fault of a declaration.
 pub(super) fn check(module: &Module, facts: &ProgramFacts) -> Vec<Finding> {
     let mut findings = declared_once(module);
     findings.extend(weights(module));
+    findings.extend(shared_elements(module));
     findings.extend(states(module, facts));
     findings.extend(updates(module, facts));
     findings.extend(outputs(module, facts));
@@ -77,6 +79,53 @@ fn weight_view(module: &Module, weight: &Weight) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{name} is declared `{declared}`, the view of \"{}\" is `{view}`", stored.name))
+}
+
+/// No two trainable weights view one stored element: each would be trained for itself, and one of them stored.
+fn shared_elements(module: &Module) -> Vec<Finding> {
+    let weights = &module.program.weights;
+    let mut viewed: BTreeMap<usize, Vec<&Weight>> = BTreeMap::new();
+    let mut findings = Vec::new();
+    for (i, weight) in weights.iter().enumerate().filter(|(_, w)| w.trainable) {
+        let Some(stored) = module.initializers.get(weight.initializer) else { continue };
+        let others = viewed.entry(weight.initializer).or_default();
+        if let Some(other) = others.iter().find(|other| meet(&stored.ty.shape, &weight.view, &other.view)) {
+            let (name, other) = (name(module, weight.value), name(module, other.value));
+            let message = format!("{name} views elements of \"{}\" that {other} views too", stored.name);
+            findings.push(fault(Site::Weight(i), message));
+        }
+        others.push(weight);
+    }
+    findings
+}
+
+/// Whether two views of a stored shape surely have an element in common.
+fn meet(stored: &[u64], a: &[ViewStep], b: &[ViewStep]) -> bool {
+    let n_common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let shape = a[..n_common].iter().try_fold(stored.to_vec(), |shape, step| step.apply(&shape));
+    let parts = shape.and_then(|s| Some((part_of(&s, &a[n_common..])?, part_of(&s, &b[n_common..])?)));
+    parts.is_some_and(|(a, b)| a.iter().zip(&b).all(|(a, b)| a.start < b.end && b.start < a.end))
+}
+
+/// The range of each dimension that a view takes; `None` where it slices what it has reshaped.
+fn part_of(shape: &[u64], view: &[ViewStep]) -> Option<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = shape.iter().map(|&extent| 0..extent).collect();
+    let mut dims: Vec<usize> = (0..shape.len()).collect();
+    let mut is_reshaped = false;
+    for step in view {
+        match step {
+            ViewStep::Reshape(_) => is_reshaped = true,
+            ViewStep::Slice { .. } if is_reshaped => return None,
+            ViewStep::Transpose(_) if is_reshaped => {}
+            ViewStep::Transpose(perm) => dims = perm.iter().map(|&p| dims.get(p).copied()).collect::<Option<_>>()?,
+            ViewStep::Slice { dim, start, len } => {
+                let range = &mut ranges[*dims.get(*dim)?];
+                let start = range.start.saturating_add(*start);
+                *range = start..start.saturating_add(*len);
+            }
+        }
+    }
+    Some(ranges)
 }
 
 /// A state belongs to a trainable weight of its type; no weight has two of one kind.

@@ -363,7 +363,10 @@ impl SpaceBuilder<'_> {
         split: &Split,
         mesh: &Mesh,
     ) -> Vec<(BoundaryKind, Option<Sharding>)> {
-        let Some(value) = piece.input.or(piece.output) else { return vec![(BoundaryKind::Batch, None)] };
+        let Some(value) = piece.input.or(piece.output) else {
+            let has_none = pins.sequence == Some(SequenceMode::Megatron);
+            return if has_none { Vec::new() } else { vec![(BoundaryKind::Batch, None)] };
+        };
         let ty = &self.facts.program.graph.value(value).ty;
         let Some(&batch) = self.facts.batch.dims.get(&value) else { return Vec::new() };
         let mut all = boundary_placements(ty, batch, split, mesh);

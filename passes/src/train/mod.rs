@@ -6,4 +6,4 @@ mod optimizer;
 
 pub use autodiff::{Gradients, differentiate};
 pub use loss::attach_loss;
-pub use optimizer::{attach_optimizer, matches_glob};
+pub use optimizer::attach_optimizer;

@@ -6,7 +6,7 @@ use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{AddN, ClipScale, SumSquares, Unary, UnaryKind};
 use galvatron_ir::op::mem::RunScalar;
 use galvatron_ir::op::opt::{Adamw, Sgd};
-use galvatron_ir::recipe::{OptimizerKind, OptimizerRecipe};
+use galvatron_ir::recipe::{OptimizerKind, OptimizerRecipe, matches_glob};
 use galvatron_ir::types::Scalar;
 use galvatron_ir::{Module, ValueId};
 
@@ -111,27 +111,4 @@ fn emit(program: &mut Program, op: Op, args: &[ValueId], name: &str) -> Vec<Valu
     let results = program.graph.node(node).results.clone();
     program.graph.rename(results[0], name);
     results
-}
-
-/// Whether a name fits a glob whose `*` stands for any characters.
-pub fn matches_glob(glob: &str, name: &str) -> bool {
-    match glob.split_once('*') {
-        None => glob == name,
-        Some((head, rest)) => name
-            .strip_prefix(head)
-            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches_glob(rest, &tail[i..]))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches_glob;
-
-    #[test]
-    fn a_star_stands_for_anything() {
-        assert!(matches_glob("*.bias", "h.0.attn.bias"));
-        assert!(matches_glob("h.*.ln_*.weight", "h.11.ln_1.weight"));
-        assert!(!matches_glob("*.bias", "h.0.attn.weight"));
-        assert!(!matches_glob("h", "h.0"));
-    }
 }

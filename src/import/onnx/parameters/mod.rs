@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use galvatron_ir::diagnostic::{Checked, Diagnostic};
 use galvatron_ir::recipe::Recipe;
+use galvatron_ir::recipe::matches_glob;
 
 use super::reader::OnnxModel;
 use super::weights::{ElementType, TensorRecord};
@@ -103,16 +104,6 @@ fn abbreviated(names: &[&str]) -> String {
     let listed: Vec<_> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
     let rest = if names.len() > 8 { format!(" and {} more", names.len() - 8) } else { String::new() };
     listed.join(", ") + &rest
-}
-
-/// Whether a name fits a glob whose `*` stands for any characters.
-fn matches_glob(glob: &str, name: &str) -> bool {
-    match glob.split_once('*') {
-        None => glob == name,
-        Some((head, rest)) => name
-            .strip_prefix(head)
-            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches_glob(rest, &tail[i..]))),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,77 @@
+//! Where the time of a step goes: the trace of rank 0 by kind of op.
+
+use galvatron_backends::exec::TraceEvent;
+use galvatron_ir::graph::Node;
+use galvatron_ir::op::Op;
+use galvatron_ir::plan::Chunk;
+use galvatron_ir::{Module, ValueId};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Rows of the table.
+const SHOWN: usize = 16;
+
+/// Operations of the matrix products of one step, over all ranks; recomputation counts.
+pub fn model_flops(plan: &Module) -> u64 {
+    let chunk = &plan.chunks[0];
+    let runs = |phase: galvatron_ir::plan::PhaseKind| plan.schedule.iter().filter(|s| s.phase == phase).count() as u64;
+    let flops = chunk.nodes().map(|(phase, node)| runs(phase) * matmul_flops(plan, chunk.graph.node(node)));
+    plan.mesh.world() * flops.sum::<u64>()
+}
+
+fn matmul_flops(plan: &Module, node: &Node) -> u64 {
+    let types = |values: &[ValueId]| plan.chunks[0].local_types(values, &plan.mesh);
+    let (args, results) = (types(&node.args), types(&node.results));
+    node.op.work(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>()).matmul_flops
+}
+
+/// What nodes of one kind took together.
+#[derive(Default)]
+struct Row {
+    ns: u64,
+    flops: u64,
+    n: u64,
+}
+
+/// One line a kind of op, the longest first, in means over the steps after `warmup`.
+pub fn table(plan: &Module, trace: &[TraceEvent], warmup: u64) -> String {
+    let nodes = nodes_by_name(&plan.chunks[0]);
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    let measured: Vec<&TraceEvent> = trace.iter().filter(|e| e.rank == 0 && e.step > warmup).collect();
+    for event in &measured {
+        let node = nodes.get(event.node.as_str());
+        let row = rows.entry(kind(event, node.copied())).or_default();
+        row.ns += event.duration_ns;
+        row.n += 1;
+        row.flops += node.map_or(0, |node| matmul_flops(plan, node));
+    }
+    let steps = measured.iter().map(|e| e.step).max().unwrap_or(warmup).saturating_sub(warmup).max(1);
+    let all: u64 = measured.iter().map(|e| e.duration_ns).sum();
+    let mut rows: Vec<(String, Row)> = rows.into_iter().collect();
+    rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.ns));
+    let mut out = String::new();
+    for (kind, row) in rows.iter().take(SHOWN) {
+        let ms = row.ns as f64 / steps as f64 / 1e6;
+        let share = 100.0 * row.ns as f64 / all.max(1) as f64;
+        write!(out, "  {kind:<34} {:>4} x {ms:8.2} ms {share:5.1} %", row.n / steps).expect("strings take everything");
+        if row.flops > 0 {
+            write!(out, " {:7.1} GFLOP/s", row.flops as f64 / row.ns as f64).expect("strings take everything");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Nodes with a result, by the name that the trace has for them.
+fn nodes_by_name(chunk: &Chunk) -> BTreeMap<String, &Node> {
+    let nodes = chunk.nodes().map(|(_, id)| chunk.graph.node(id));
+    nodes.filter_map(|n| Some((format!("%{}", chunk.graph.value(*n.results.first()?).name), n))).collect()
+}
+
+/// The mnemonic, and for a contraction its labels.
+fn kind(event: &TraceEvent, node: Option<&Node>) -> String {
+    match node.map(|n| &n.op) {
+        Some(Op::Einsum(einsum)) => format!("einsum {} {}", einsum.spec(), event.phase.name()),
+        _ => format!("{} {}", event.op, event.phase.name()),
+    }
+}

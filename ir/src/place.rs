@@ -1,0 +1,32 @@
+//! Where a buffer lies in the arena of its rank.
+
+/// A part of a rank's arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Region {
+    /// Lives across steps: parameters, optimizer state, accumulators.
+    Persistent,
+    /// Lives within one step.
+    Transient,
+}
+
+impl Region {
+    /// All regions with their names in the text format.
+    pub const ALL: [(Region, &'static str); 2] = [(Region::Persistent, "persistent"), (Region::Transient, "transient")];
+
+    /// Name in the text format.
+    pub fn name(self) -> &'static str {
+        Region::ALL.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The region.
+    pub region: Region,
+    /// Byte offset in the region.
+    pub offset: u64,
+}
+
+/// Bytes that every buffer's offset is a multiple of.
+pub const ALIGNMENT: u64 = 64;

@@ -1,0 +1,378 @@
+//! The parity table: every plan trains like PyTorch, whatever the model, the exporter, the optimizer, the ranks and the pins.
+//! A plan obeys its pins and uses as much memory as it says; pins that cannot be met are refused with a known code.
+//!
+//! `cargo test --test parity -- --nocapture` prints the table. With `GALVATRON_FIXTURES` it has more models and dialects.
+
+#[path = "support/fixture.rs"]
+mod fixture;
+#[path = "support/obedience.rs"]
+mod obedience;
+#[path = "support/plan.rs"]
+mod plan;
+
+use fixture::{Fixture, N_STEPS};
+use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport};
+use galvatron_ir::Module;
+use obedience::disobeyed;
+use plan::Order;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Cells that are compiled and trained at the same time.
+const N_WORKERS: usize = 2;
+
+const OPTIMIZERS: [&str; 3] = ["sgd", "sgd_momentum", "adamw"];
+
+/// Codes with which a pin may be refused.
+const REFUSALS: [&str; 5] = ["divisibility", "world-size", "no-sequence-axis", "too-few-layers", "unsupported"];
+
+/// Layer 0 over tensor ranks, layer 1 over data ranks.
+const MIXED: &str = "[[layers]]\nrange = [0, 1]\ntp = 4\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 3";
+
+/// Texts of `strategy.toml` with the numbers of ranks on which they are tried.
+const PINS: [(&str, &[u32]); 39] = [
+    ("", &[1, 2, 4, 8]),
+    ("dp = 1", &[1, 2]),
+    ("dp = 2", &[2, 4, 8]),
+    ("dp = 4", &[4, 8]),
+    ("dp = 8", &[8]),
+    ("tp = 1", &[2, 4]),
+    ("tp = 2", &[2, 4, 8]),
+    ("tp = 4", &[4, 8]),
+    ("tp = 8", &[8]),
+    ("dp = 2\ntp = 2", &[4, 8]),
+    ("dp = 2\ntp = 4", &[8]),
+    ("dp = 4\ntp = 2", &[8]),
+    ("dp = 2\nzero = 0", &[2]),
+    ("dp = 2\nzero = 1", &[2]),
+    ("dp = 2\nzero = 2", &[2]),
+    ("dp = 2\nzero = 3", &[2]),
+    ("dp = 4\nzero = 1", &[4]),
+    ("dp = 4\nzero = 2", &[4]),
+    ("dp = 4\nzero = 3", &[4]),
+    ("dp = 2\nzero = 2\nmicro_batches = 2", &[2]),
+    ("dp = 2\nzero = 3\nmicro_batches = 2", &[2]),
+    ("dp = 2\ntp = 2\nzero = 3\nmicro_batches = 2", &[4]),
+    ("dp = 4\ntp = 2\nzero = 1", &[8]),
+    ("tp = 2\nsequence = \"megatron\"", &[2, 4]),
+    ("tp = 4\nsequence = \"megatron\"", &[4, 8]),
+    ("dp = 2\ntp = 2\nzero = 1\nsequence = \"megatron\"\nrecompute = \"selective\"", &[4]),
+    ("recompute = \"none\"", &[1, 4]),
+    ("recompute = \"selective\"", &[1, 4]),
+    ("recompute = \"full\"", &[1, 4]),
+    ("dp = 4\nzero = 3\nrecompute = \"full\"", &[4]),
+    ("micro_batches = 1", &[1, 4]),
+    ("micro_batches = 2", &[1, 2, 4]),
+    ("micro_batches = 4", &[1, 2]),
+    ("micro_batches = 3", &[1]),
+    (MIXED, &[4]),
+    ("dp = 3", &[4]),
+    ("cp = 2", &[4]),
+    ("pp = 2", &[4]),
+    ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
+];
+
+/// One cell of the table, and what came of it.
+struct Cell<'a> {
+    order: Order<'a>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// The largest error of a loss in units of its tolerance.
+    Trained(f64),
+    /// The pins are refused: code and message.
+    Refused(String),
+    /// Everything that is wrong.
+    Wrong(Vec<String>),
+}
+
+#[test]
+fn every_plan_trains_like_pytorch() {
+    let fixtures: Vec<Fixture> = models().into_iter().map(Fixture::open).collect();
+    let orders: Vec<Order<'_>> = fixtures.iter().flat_map(orders).collect();
+    let cells = run_all(&orders);
+    print!("{}", table(&cells));
+    let faults: Vec<String> = cells.iter().flat_map(faults).collect();
+    assert!(faults.is_empty(), "{} faults in {} cells:\n{}", faults.len(), cells.len(), faults.join("\n"));
+    for fixture in &fixtures {
+        check_refusals(&fixture.model, &cells);
+    }
+}
+
+/// Whether the whole set of fixtures is there.
+fn is_whole_set() -> bool {
+    std::env::var_os("GALVATRON_FIXTURES").is_some()
+}
+
+fn models() -> Vec<&'static str> {
+    if is_whole_set() { vec!["mlp", "gpt2", "gpt2_deep"] } else { vec!["mlp", "gpt2"] }
+}
+
+/// The dialects that can follow the reference; the first with every optimizer, the others with one.
+fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
+    let files = fixture.manifest["files"].as_object().expect("the manifest lists the files");
+    let follows = |dialect: &str| files[dialect]["trains_like_pytorch"] == true;
+    let mut orders = Vec::new();
+    for dialect in files.keys().filter(|d| follows(d)) {
+        for optimizer in OPTIMIZERS {
+            for (strategy, worlds) in PINS {
+                let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy };
+                orders.extend(worlds.iter().map(order).filter(is_run));
+            }
+        }
+    }
+    orders
+}
+
+/// Without the whole set only a part of the table is run: of all dialects but one the plans without pins and a few others.
+fn is_run(order: &Order<'_>) -> bool {
+    let is_short = ["", MIXED].contains(&order.strategy) || order.strategy.contains("zero = 3");
+    is_whole_set() || order.dialect == "keep20" || (order.optimizer == "adamw" && is_short)
+}
+
+fn run_all<'a>(orders: &[Order<'a>]) -> Vec<Cell<'a>> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<BTreeMap<usize, Outcome>> = Mutex::default();
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(order) = orders.get(index) else { break };
+            let outcome = catch_unwind(AssertUnwindSafe(|| outcome(order)))
+                .unwrap_or_else(|_| Outcome::Wrong(vec!["it panics".into()]));
+            done.lock().expect("panics are caught").insert(index, outcome);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..N_WORKERS {
+            scope.spawn(work);
+        }
+    });
+    let done = done.into_inner().expect("panics are caught");
+    orders.iter().zip(done.into_values()).map(|(&order, outcome)| Cell { order, outcome }).collect()
+}
+
+fn outcome(order: &Order<'_>) -> Outcome {
+    let compiled = match order.compile() {
+        Ok(compiled) => compiled,
+        Err(faults) => {
+            let unknown = faults.iter().any(|fault| !REFUSALS.contains(&fault.code));
+            let shown: Vec<String> = faults.iter().map(|f| format!("{}: {}", f.code, f.message)).collect();
+            return if unknown { Outcome::Wrong(shown) } else { Outcome::Refused(shown.join("; ")) };
+        }
+    };
+    let mut wrong = disobeyed(&compiled, &order.pins().expect("invariant: they were read before"));
+    let module = reread(&compiled.module, &mut wrong);
+    let mut worst = 0.0;
+    match train(order, &module, N_STEPS, &mut |step| {
+        worst = f64::max(worst, check_step(order, &module, step, &mut wrong))
+    }) {
+        Ok(report) if report.steps == N_STEPS => {}
+        Ok(report) => wrong.push(format!("{} steps were run", report.steps)),
+        Err(fault) => wrong.push(fault),
+    }
+    if wrong.is_empty() { Outcome::Trained(worst) } else { Outcome::Wrong(wrong) }
+}
+
+/// The module as it is after printing and parsing; it must verify and print the same.
+fn reread(module: &Module, wrong: &mut Vec<String>) -> Module {
+    let text = galvatron_ir::text::print(module);
+    let module = galvatron_ir::text::parse(&text).expect("printed plans parse");
+    wrong.extend(galvatron_ir::verify::check(&module, None).iter().map(|fault| format!("after parsing: {fault}")));
+    if galvatron_ir::text::print(&module) != text {
+        wrong.push("the parsed plan prints otherwise".into());
+    }
+    module
+}
+
+/// Trains on one thread a rank.
+fn train(
+    order: &Order<'_>,
+    module: &Module,
+    steps: u64,
+    each: &mut dyn FnMut(&StepReport),
+) -> Result<RunReport, String> {
+    let options = RunOptions { steps, threads: Some(1), dump_gradients: steps == 1, ..RunOptions::default() };
+    let mut observer = |step: StepReport| {
+        each(&step);
+        Flow::Continue
+    };
+    galvatron_backends::run(module, &options, order.fixture.data(), &order.weights(), &mut observer)
+        .map_err(|fault| format!("the run fails: {fault}"))
+}
+
+/// The error of a step's loss in units of its tolerance.
+fn check_step(order: &Order<'_>, module: &Module, step: &StepReport, wrong: &mut Vec<String>) -> f64 {
+    let run = &order.fixture.manifest["reference"]["trajectories"][order.optimizer];
+    let number = |value: &serde_json::Value| value.as_f64().expect("the manifest has a number");
+    let expected = number(&run["losses"][step.step as usize - 1]);
+    let tolerance = 1e-5 * expected.abs().max(1.0) + 10.0 * number(&run["max_abs_diff_f32_f64"]);
+    let error = (step.loss - expected).abs() / tolerance;
+    // A NaN is wrong, too.
+    if error.is_nan() || error > 1.0 {
+        wrong.push(format!(
+            "the loss of step {} is {}, not {expected}: {error:.1} times the tolerance",
+            step.step, step.loss
+        ));
+    }
+    let predicted = module.arena.bytes();
+    if step.peak_bytes.len() as u64 != module.mesh.world() || step.peak_bytes.iter().any(|&bytes| bytes != predicted) {
+        wrong.push(format!("step {} used {:?} bytes, not {predicted}", step.step, step.peak_bytes));
+    }
+    error
+}
+
+/// One line a model, dialect, ranks and pins; one column an optimizer.
+fn table(cells: &[Cell<'_>]) -> String {
+    let mut rows: BTreeMap<(usize, &str, String), BTreeMap<&str, String>> = BTreeMap::new();
+    for cell in cells {
+        let Order { fixture, dialect, optimizer, .. } = cell.order;
+        let model = models().iter().position(|m| *m == fixture.model).unwrap_or(0);
+        let shown = match &cell.outcome {
+            Outcome::Trained(error) => format!("{error:.3}"),
+            Outcome::Refused(why) => why.split(':').next().unwrap_or_default().to_string(),
+            Outcome::Wrong(_) => "WRONG".into(),
+        };
+        rows.entry((model, dialect, pinned(&cell.order))).or_default().insert(optimizer, shown);
+    }
+    let mut out = format!("{:<10}{:<12}{:<78}", "model", "dialect", "pins");
+    OPTIMIZERS.iter().for_each(|name| out += &format!(" {name:>14}"));
+    for ((model, dialect, pins), columns) in rows {
+        write!(out, "\n{:<10}{dialect:<12}{pins:<78}", models()[model]).expect("strings take everything");
+        for optimizer in OPTIMIZERS {
+            write!(out, " {:>14}", columns.get(optimizer).map_or("", String::as_str)).expect("strings take everything");
+        }
+    }
+    out + "\nThe numbers are errors of the worst loss of 20 in units of its tolerance.\n"
+}
+
+/// `4 ranks: dp = 2, tp = 2`.
+fn pinned(order: &Order<'_>) -> String {
+    let pins = match order.strategy {
+        "" => "searched".to_string(),
+        strategy => strategy.replace("[[layers]]\n", "layers ").replace('\n', ", "),
+    };
+    format!("{} ranks: {pins}", order.ranks)
+}
+
+fn name(order: &Order<'_>) -> String {
+    format!("{} {} {}, {}", order.fixture.model, order.dialect, order.optimizer, pinned(order))
+}
+
+fn faults(cell: &Cell<'_>) -> Vec<String> {
+    match &cell.outcome {
+        Outcome::Wrong(wrong) => wrong.iter().map(|what| format!("{}: {what}", name(&cell.order))).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// What is refused does not depend on dialect and optimizer, and is as reviewed.
+fn check_refusals(model: &str, cells: &[Cell<'_>]) {
+    let mut refused: BTreeMap<String, Vec<(bool, &str)>> = BTreeMap::new();
+    for cell in cells.iter().filter(|c| c.order.fixture.model == model) {
+        let why = match &cell.outcome {
+            Outcome::Refused(why) => (true, why.as_str()),
+            _ => (false, ""),
+        };
+        refused.entry(pinned(&cell.order)).or_default().push(why);
+    }
+    let mut text = String::new();
+    for (pins, outcomes) in refused {
+        assert!(outcomes.iter().all(|(is_refused, _)| *is_refused == outcomes[0].0), "{model}, {pins}: {outcomes:?}");
+        if let (true, why) = outcomes[0] {
+            writeln!(text, "{pins}\n  {why}").expect("strings take everything");
+        }
+    }
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.bind(|| insta::assert_snapshot!(format!("refused-pins-{model}"), text));
+}
+
+#[test]
+fn disobedience_is_seen() {
+    let fixture = Fixture::open("gpt2");
+    let order =
+        |strategy| Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd_momentum", ranks: 4, strategy };
+    for (made, pinned) in [
+        ("dp = 4", "dp = 2"),
+        ("dp = 4", "tp = 4"),
+        ("tp = 4", "dp = 4"),
+        ("dp = 2\ntp = 2", "tp = 4"),
+        ("dp = 4\nzero = 0", "dp = 4\nzero = 1"),
+        ("dp = 4\nzero = 1", "dp = 4\nzero = 0"),
+        ("dp = 2\ntp = 2\nzero = 1\nmicro_batches = 2", "dp = 2\ntp = 2\nzero = 2"),
+        ("dp = 4\nzero = 2", "dp = 4\nzero = 3"),
+        ("tp = 4\nsequence = \"none\"", "sequence = \"megatron\""),
+        ("recompute = \"none\"", "recompute = \"selective\""),
+        ("recompute = \"selective\"", "recompute = \"full\""),
+        ("recompute = \"selective\"", "recompute = \"none\""),
+        ("micro_batches = 1", "micro_batches = 2"),
+        (MIXED, "tp = 4"),
+        (MIXED, "dp = 4"),
+    ] {
+        let compiled = order(made).compile().expect("the pins can be met");
+        let pins = order(pinned).pins().expect("the strategy can be read");
+        assert!(!disobeyed(&compiled, &pins).is_empty(), "{made:?} passes for {pinned:?}");
+    }
+}
+
+#[test]
+fn gradients_are_those_of_pytorch() {
+    let mut faults = Vec::new();
+    for model in models() {
+        let fixture = Fixture::open(model);
+        for (ranks, strategy) in
+            [(1, ""), (4, ""), (4, "dp = 2\ntp = 2"), (4, "dp = 4\nzero = 3"), (2, "micro_batches = 2")]
+        {
+            if model == "mlp" && strategy.contains("tp") {
+                continue;
+            }
+            let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy };
+            faults.extend(wrong_gradients(&order).into_iter().map(|fault| format!("{}: {fault}", name(&order))));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Compares the gradients of the first step with the reference, parameter by parameter.
+fn wrong_gradients(order: &Order<'_>) -> Vec<String> {
+    let module = order.compile().expect("the pins can be met").module;
+    let report = train(order, &module, 1, &mut |_| {}).expect("the plan runs");
+    let gradients = report.gradients.expect("they were asked for");
+    let manifest = &order.fixture.manifest;
+    let parameters = manifest["files"][order.dialect]["parameters"].as_object().expect("the manifest lists them");
+    let mut faults = Vec::new();
+    for (name, stored) in parameters {
+        assert_eq!(stored["transform"], "same", "`{name}` is stored as PyTorch has it");
+        let bound = &manifest["reference"]["parameters"][name]["grad_abs_err_f32"];
+        let tolerance = 10.0 * bound.as_f64().expect("the manifest has a number") + 1e-6;
+        let expected = gradient(order.fixture, name);
+        let Some(found) = stored["onnx"].as_str().and_then(|onnx| gradients.get(onnx)) else {
+            faults.push(format!("`{name}` has no gradient"));
+            continue;
+        };
+        let error = found.data.iter().zip(&expected).map(|(a, b)| f64::from(a - b).abs()).fold(0.0, nan_max);
+        if found.data.len() != expected.len() || error > tolerance {
+            faults.push(format!("the gradient of `{name}` is off by {error:e}, more than {tolerance:e}"));
+        }
+    }
+    faults
+}
+
+/// PyTorch's gradient of a parameter.
+fn gradient(fixture: &Fixture, name: &str) -> Vec<f32> {
+    let tensors = SafeTensors::deserialize(&fixture.reference).expect("the reference is a safetensors file");
+    let tensor = tensors.tensor(&format!("grad.{name}")).expect("the reference has all gradients");
+    assert_eq!(tensor.dtype(), Dtype::F32, "`{name}`");
+    tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// The larger one; infinity for what is no number.
+fn nan_max(a: f64, b: f64) -> f64 {
+    if b.is_nan() { f64::INFINITY } else { a.max(b) }
+}

@@ -1,0 +1,101 @@
+//! File snapshots: a small model after each pass, its plan, a block of GPT-2 in ops, and the report that the user sees.
+
+mod plans;
+
+use galvatron::report::Report;
+use galvatron_ir::Module;
+use galvatron_ir::text::print;
+use galvatron_passes::manager::PASSES;
+use plans::Job;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Three linear layers on two ranks that share the batch, in two micro-batches, trained by SGD with momentum.
+const MLP: Job<'_> = Job {
+    model: "mlp",
+    train: "[optimizer]\nkind = \"sgd\"\nlr = 0.1\nmomentum = 0.9\nweight_decay = 0.01\n",
+    ranks: 2,
+    strategy: "dp = 2\nmicro_batches = 2\n",
+};
+
+/// GPT-2 on four ranks, the layers pinned.
+const GPT2: Job<'_> = Job {
+    model: "gpt2",
+    train: "",
+    ranks: 4,
+    strategy: "dp = 2\ntp = 2\nzero = 1\nmicro_batches = 2\nsequence = \"megatron\"\nrecompute = \"selective\"\n",
+};
+
+/// Compares a text with `snapshots/NAME.snap`.
+fn check(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn a_model_after_each_pass() {
+    let mut seen = Vec::new();
+    let compiled = MLP.compile(&mut |pass, module| {
+        check(&format!("mlp.{:02}-{pass}", seen.len()), &print(module));
+        seen.push(pass.to_string());
+    });
+    compiled.expect("the pins can be met");
+    assert_eq!(seen, PASSES.map(|(name, _)| name));
+}
+
+/// The nodes of one layer by op, in the program and in each phase of the chunk.
+fn ops_of_layer(module: &Module, layer: u32) -> String {
+    let mut counts: BTreeMap<(usize, &str, &str), usize> = BTreeMap::new();
+    let program = module.program.body.iter().map(|&n| (0, "program", module.program.graph.node(n)));
+    let chunk = module.chunks.iter().flat_map(|chunk| {
+        let node = |(phase, n): (galvatron_ir::plan::PhaseKind, _)| (1 + phase as usize, phase.name(), chunk.graph.node(n));
+        chunk.nodes().map(node)
+    });
+    for (i, part, node) in program.chain(chunk).filter(|(_, _, node)| node.layer == Some(layer)) {
+        *counts.entry((i, part, node.op.mnemonic())).or_default() += 1;
+    }
+    let mut parts: BTreeMap<(usize, &str), Vec<String>> = BTreeMap::new();
+    for ((i, part, op), n) in counts {
+        parts.entry((i, part)).or_default().push(format!("{op} {n}"));
+    }
+    parts.iter().map(|((_, part), ops)| format!("  {part}: {}\n", ops.join(", "))).collect()
+}
+
+#[test]
+fn the_ops_of_a_block_of_gpt2() {
+    let mut text = String::new();
+    let compiled = GPT2.compile(&mut |pass, module| {
+        let ops = ops_of_layer(module, 1);
+        if !ops.is_empty() {
+            let _ = write!(text, "{pass}\n{ops}");
+        }
+    });
+    compiled.expect("the pins can be met");
+    check("gpt2.block", &text);
+}
+
+/// The report with the time of the search left out.
+fn report(job: Job<'_>) -> String {
+    let compiled = job.compile(&mut |_, _| {}).expect("the pins can be met");
+    let found = compiled.found.expect("the search ran");
+    let text = Report::new(&found, &compiled.segments, &job.cluster(), &compiled.times).text(true);
+    let masked = text.lines().map(|line| match line.starts_with("searched:") {
+        true => line.rsplit_once(" in ").map_or(line.into(), |(what, _)| format!("{what} in … ms")),
+        false => line.to_string(),
+    });
+    masked.map(|line| line + "\n").collect()
+}
+
+#[test]
+fn the_report_of_a_pinned_plan() {
+    check("report.mlp", &report(MLP));
+    check("report.gpt2", &report(GPT2));
+}
+
+#[test]
+fn the_report_of_a_searched_plan() {
+    check("report.gpt2-searched", &report(Job { strategy: "", ..GPT2 }));
+}

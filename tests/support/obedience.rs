@@ -1,0 +1,235 @@
+//! Whether a plan does what was pinned: read off the placements and nodes of the plan, not off the search's own words.
+
+use galvatron::driver::Compiled;
+use galvatron_ir::graph::{Node, Value};
+use galvatron_ir::mesh::{Mesh, Sharding};
+use galvatron_ir::op::Op;
+use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::{AxisId, Module, NodeId, ValueId};
+use galvatron_passes::search::{LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
+use std::collections::BTreeSet;
+
+/// Every pin that the plan does not obey, in words.
+pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
+    let found = compiled.found.as_ref().expect("the search ran");
+    let has_layers = compiled.segments.iter().any(|s| s.is_layer);
+    let mut faults = micro_batches(&compiled.module, pins.micro_batches);
+    let mut layer = 0;
+    for (i, choice) in found.decision.segments.iter().enumerate() {
+        if has_layers && !compiled.segments[i].is_layer {
+            continue;
+        }
+        let mut own = pins.layers.get(&layer).map_or(pins.all.clone(), |own| own.over(&pins.all));
+        own.dp = own.dp.or(own.tp.map(|tp| compiled.module.mesh.world() as u32 / tp));
+        layer += 1;
+        let view = LayerView::new(compiled, choice);
+        faults.extend(view.faults(&own).into_iter().map(|fault| format!("segment {i}: {fault}")));
+    }
+    faults
+}
+
+fn micro_batches(module: &Module, pinned: Option<u32>) -> Vec<String> {
+    let runs = |phase| module.schedule.iter().filter(|s| s.phase == phase).count() as u32;
+    let found = (module.mesh.micro_batches() as u32, runs(PhaseKind::Forward), runs(PhaseKind::Backward));
+    match pinned {
+        Some(m) if found != (m, m, m) => vec![format!("mesh, forwards and backwards {found:?} for {m} micro-batches")],
+        _ => Vec::new(),
+    }
+}
+
+/// One layer of a plan.
+struct LayerView<'a> {
+    module: &'a Module,
+    chunk: &'a Chunk,
+    mesh: &'a Mesh,
+    choice: &'a SegmentChoice,
+    /// What the layer computes in the program.
+    results: BTreeSet<ValueId>,
+    /// What of it others read in the forward program.
+    outputs: BTreeSet<ValueId>,
+    /// Parameters that only this layer reads.
+    weights: BTreeSet<ValueId>,
+    /// Spatial axes over which the batch lies.
+    data: Vec<AxisId>,
+}
+
+impl<'a> LayerView<'a> {
+    fn new(compiled: &'a Compiled, choice: &'a SegmentChoice) -> LayerView<'a> {
+        let module = &compiled.module;
+        let graph = &module.program.graph;
+        let args = |nodes: &[NodeId]| nodes.iter().flat_map(|&n| graph.node(n).args.clone()).collect::<Vec<_>>();
+        let results: BTreeSet<ValueId> = choice.nodes.iter().flat_map(|&n| graph.node(n).results.clone()).collect();
+        let read_inside: BTreeSet<ValueId> = args(&choice.nodes).into_iter().collect();
+        let others = compiled.segments.iter().filter(|s| s.nodes != choice.nodes);
+        let read_outside: BTreeSet<ValueId> = others.flat_map(|s| args(&s.nodes)).collect();
+        let trained = module.program.weights.iter().filter(|w| w.trainable).map(|w| w.value);
+        let mesh = &module.mesh;
+        let mut data = Vec::new();
+        for axis in mesh.spatial() {
+            if mesh.product(&data) < choice.dp {
+                data.push(axis);
+            }
+        }
+        LayerView {
+            module,
+            chunk: &module.chunks[0],
+            mesh,
+            choice,
+            outputs: results.intersection(&read_outside).copied().collect(),
+            results,
+            weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
+            data,
+        }
+    }
+
+    /// What of the layer is not as pinned.
+    fn faults(&self, pins: &LayerPins) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Some(dp) = pins.dp {
+            self.check_batch(u64::from(dp), &mut faults);
+        }
+        if let Some(tp) = pins.tp {
+            self.check_products(u64::from(tp), &mut faults);
+        }
+        if let Some(zero) = pins.zero {
+            self.check_residents(zero, &mut faults);
+        }
+        if pins.sequence == Some(SequenceMode::Megatron) {
+            self.check_sequence(&mut faults);
+        }
+        if let Some(mode) = pins.recompute {
+            self.check_recomputation(mode, &mut faults);
+        }
+        faults
+    }
+
+    /// The batch of every activation that leaves the layer lies over axes of product `dp`. The products of a model without
+    /// layers may lie over more.
+    fn check_batch(&self, dp: u64, faults: &mut Vec<String>) {
+        if self.outputs.is_empty() {
+            for (_, value) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Einsum(_))) {
+                let found = self.mesh.product(&self.spatial(&placement(value).dims[0]));
+                if !found.is_multiple_of(dp) {
+                    faults.push(format!("the batch of `{}` is over {found} ranks, not dp {dp}", value.name));
+                }
+            }
+        }
+        for (_, value) in self.forward_copies(&self.outputs).filter(|(n, _)| is_computed(n)) {
+            let found = self.mesh.product(&self.spatial(&placement(value).dims[0]));
+            if found != dp {
+                faults.push(format!("the batch of `{}` is over {found} ranks, not dp {dp}", value.name));
+            }
+        }
+    }
+
+    /// Every weight that a matrix product reads is cut into `tp` parts.
+    fn check_products(&self, tp: u64, faults: &mut Vec<String>) {
+        for (node, _) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Einsum(_))) {
+            for &arg in &node.args {
+                let value = self.chunk.graph.value(arg);
+                let parts: u64 = placement(value).dims.iter().map(|d| self.mesh.product(d)).product();
+                if value.of.is_some_and(|of| self.weights.contains(&of)) && parts != tp {
+                    faults.push(format!("weight `{}` is cut into {parts} parts, not tp {tp}", value.name));
+                }
+            }
+        }
+    }
+
+    /// What belongs to a weight is sharded over the data axes from its ZeRO level on and not before.
+    fn check_residents(&self, zero: u8, faults: &mut Vec<String>) {
+        let program = &self.module.program;
+        for resident in &self.chunk.residents {
+            let value = self.chunk.graph.value(resident.value);
+            let Some(of) = value.of else { continue };
+            let state = program.states.iter().find(|s| s.value == of).map(|s| s.weight);
+            let gradient = program.graph.value(of).grad_of;
+            let (weight, level) = match resident.role {
+                ResidentRole::State => (state, 1),
+                ResidentRole::Accumulator => (gradient, 2),
+                ResidentRole::Parameter => (Some(of), 3),
+            };
+            if !weight.is_some_and(|w| self.weights.contains(&w)) || !self.can_be_cut(value) {
+                continue;
+            }
+            let sharded = self.data.iter().filter(|&&a| placement(value).is_sharded_over(a)).count();
+            let expected = if zero >= level { self.data.len() } else { 0 };
+            if sharded != expected {
+                let role = resident.role.name();
+                faults.push(format!("{role} `{}` is over {sharded} data axes at ZeRO {zero}", value.name));
+            }
+        }
+    }
+
+    /// Whether some dimension can be cut over the data axes besides its other axes.
+    fn can_be_cut(&self, value: &Value) -> bool {
+        (0..value.ty.rank()).any(|dim| {
+            let other: Vec<AxisId> =
+                placement(value).dims[dim].iter().copied().filter(|a| !self.data.contains(a)).collect();
+            value.ty.shape[dim].is_multiple_of(self.mesh.product(&other) * self.mesh.product(&self.data))
+        })
+    }
+
+    /// The activations that leave the layer have their sequence over the tensor axes.
+    fn check_sequence(&self, faults: &mut Vec<String>) {
+        for &output in &self.outputs {
+            let copies = self.forward_copies(&self.outputs).filter(|(_, v)| v.of == Some(output));
+            let parts: Vec<u64> = copies.map(|(_, v)| self.mesh.product(&placement(v).dims[1])).collect();
+            if !parts.contains(&self.choice.tp) {
+                let name = &self.module.program.graph.value(output).name;
+                faults.push(format!("the sequence of `{name}` is over {parts:?} ranks, not {}", self.choice.tp));
+            }
+        }
+    }
+
+    /// The backward phase reads what the mode keeps and computes the rest again.
+    fn check_recomputation(&self, mode: Mode, faults: &mut Vec<String>) {
+        let backward = self.chunk.phase(PhaseKind::Backward).iter().map(|&n| self.chunk.graph.node(n));
+        let n_again = backward.clone().filter(|n| self.is_of_layer(n)).count();
+        if (n_again > 0) != (mode != Mode::None) {
+            faults.push(format!("{n_again} nodes are recomputed in mode {}", mode.name()));
+        }
+        let read: BTreeSet<ValueId> = backward.flat_map(|n| n.args.iter().copied()).collect();
+        for (node, value) in self.forward_copies(&self.results) {
+            let of = value.of.expect("invariant: chunk values are copies");
+            let source = self.module.program.graph.producer(of).expect("invariant: results have a node");
+            let is_kept = match mode {
+                Mode::None => true,
+                Mode::Selective => {
+                    matches!(self.module.program.graph.node(source).op, Op::Einsum(_) | Op::Attention(_))
+                }
+                Mode::Full => false,
+            };
+            let is_read = node.results.iter().any(|r| read.contains(r) && self.chunk.graph.value(*r).of == Some(of));
+            if is_read && !is_kept && !self.outputs.contains(&of) {
+                faults.push(format!("`{}` is kept in mode {}", value.name, mode.name()));
+            }
+        }
+    }
+
+    /// Whether a node computes a value of the layer.
+    fn is_of_layer(&self, node: &Node) -> bool {
+        let is_own = |r: &ValueId| self.chunk.graph.value(*r).of.is_some_and(|of| self.results.contains(&of));
+        is_computed(node) && node.results.iter().any(is_own)
+    }
+
+    /// Nodes of the forward phase with each of their results that is a copy of one of these.
+    fn forward_copies(&self, of: &BTreeSet<ValueId>) -> impl Iterator<Item = (&'a Node, &'a Value)> {
+        let graph = &self.chunk.graph;
+        let nodes = self.chunk.phase(PhaseKind::Forward).iter().map(|&n| graph.node(n));
+        let results = nodes.flat_map(move |n| n.results.iter().map(move |&r| (n, graph.value(r))));
+        results.filter(move |(_, value)| value.of.is_some_and(|v| of.contains(&v)))
+    }
+
+    fn spatial(&self, axes: &[AxisId]) -> Vec<AxisId> {
+        axes.iter().copied().filter(|&a| a != Mesh::MB).collect()
+    }
+}
+
+/// Whether a node computes its results; collectives and cuts only move them.
+fn is_computed(node: &Node) -> bool {
+    !node.op.mnemonic().starts_with("comm.")
+}
+
+fn placement(value: &Value) -> &Sharding {
+    value.sharding.as_ref().expect("invariant: values of a chunk have a placement")
+}

@@ -1,0 +1,68 @@
+//! From a fixture and pins to a plan, inside the process.
+
+use crate::fixture::Fixture;
+use galvatron::config::cluster::parse_cluster;
+use galvatron::config::strategy::parse_strategy;
+use galvatron::driver::{Compilation, CompileFault, Compiled, compile, pins_of};
+use galvatron::weights::PlanWeights;
+use galvatron_ir::{Checked, Diagnostic};
+use galvatron_passes::search::Pins;
+use std::path::Path;
+
+/// A plan to be made.
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
+    /// The model and its reference.
+    pub fixture: &'a Fixture,
+    /// How the model was exported.
+    pub dialect: &'a str,
+    /// The reference run: `sgd`, `sgd_momentum` or `adamw`.
+    pub optimizer: &'a str,
+    /// Number of ranks.
+    pub ranks: u32,
+    /// Text of a `strategy.toml`.
+    pub strategy: &'a str,
+}
+
+impl Order<'_> {
+    /// The pins of the strategy.
+    ///
+    /// # Errors
+    /// What the strategy file is refused for.
+    pub fn pins(&self) -> Checked<Pins> {
+        pins_of(&parse_strategy(self.strategy)?)
+    }
+
+    /// Compiles the model; the module is verified after each pass.
+    ///
+    /// # Errors
+    /// What the pins are refused for.
+    pub fn compile(&self) -> Checked<Compiled> {
+        let what = Compilation {
+            model: &self.fixture.onnx(self.dialect),
+            cluster: &parse_cluster(&cluster(self.ranks))?,
+            recipe: &self.fixture.recipe(self.dialect, self.optimizer),
+            pins: &self.pins()?,
+            stop_after: None,
+            verify_each: true,
+        };
+        compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
+            CompileFault::Input(faults) => faults,
+            CompileFault::NoPlan { name, .. } => vec![Diagnostic::new("no-plan", name)],
+        })
+    }
+
+    /// The weights inside the ONNX file.
+    pub fn weights(&self) -> PlanWeights {
+        PlanWeights::new(Path::new(""), Some(&self.fixture.onnx(self.dialect)))
+    }
+}
+
+/// CPU ranks of one machine.
+fn cluster(ranks: u32) -> String {
+    format!(
+        "nodes = 1\ndevices_per_node = {ranks}\n\
+         [device]\nkind = \"cpu\"\nmemory_gib = 2.0\npeak_tflops = {{ f32 = 0.1 }}\nmemory_bandwidth_gbps = 10.0\n\
+         [links.intra_node]\nbandwidth_gbps = 4.0\nlatency_us = 10.0\n"
+    )
+}
