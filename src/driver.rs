@@ -105,6 +105,9 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
     }
     if let Some(found) = &out.found {
         back(found, &mut passes, &mut module)?;
+        // A plan is never handed out unverified, whatever is checked on the way.
+        let faults = galvatron_ir::verify::check(&module, None);
+        assert!(faults.is_empty() || passes.is_stopped(), "invariant: plans verify: {}", faults[0]);
     }
     out.times = passes.times().to_vec();
     out.module = module;

@@ -4,18 +4,21 @@ use galvatron_backends::exec::WeightSource;
 use galvatron_backends::fault::RunFault;
 use galvatron_ir::module::Initializer;
 use galvatron_ir::types::DType;
-use memmap2::Mmap;
+use safetensors::tensor::Metadata;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-/// The files that the plan names, by memory map.
+/// The files that the plan names. They are read and not mapped: mapped pages would count as memory of this process.
 pub struct PlanWeights {
     /// Folders in which a relative name is looked for, in order.
     folders: Vec<PathBuf>,
     /// A file (or folder) that stands for all of them.
     instead: Option<PathBuf>,
-    maps: Mutex<BTreeMap<String, std::sync::Arc<Mmap>>>,
+    /// Open files by the name in the plan.
+    files: Mutex<BTreeMap<String, File>>,
 }
 
 impl PlanWeights {
@@ -25,7 +28,7 @@ impl PlanWeights {
         PlanWeights {
             folders: vec![folder, PathBuf::new()],
             instead: instead.map(Path::to_path_buf),
-            maps: Mutex::default(),
+            files: Mutex::default(),
         }
     }
 
@@ -40,22 +43,21 @@ impl PlanWeights {
         }
     }
 
-    fn map(&self, file: &str) -> Result<std::sync::Arc<Mmap>, String> {
-        let mut maps = self.maps.lock().map_err(|_| "another reader failed".to_string())?;
-        if let Some(map) = maps.get(file) {
-            return Ok(map.clone());
-        }
+    fn open(&self, file: &str) -> Result<File, String> {
         let candidates = self.candidates(file);
         let Some(path) = candidates.iter().find(|p| p.is_file()) else {
             let tried: Vec<String> = candidates.iter().map(|p| format!("`{}`", p.display())).collect();
             return Err(format!("its file does not exist; looked for {}; name it with `--weights`", tried.join(", ")));
         };
-        let open = std::fs::File::open(path).map_err(|e| format!("cannot open `{}`: {e}", path.display()))?;
-        // SAFETY: the map is read only; a file that another process truncates meanwhile is outside of what we can guard.
-        let map = unsafe { Mmap::map(&open) }.map_err(|e| format!("cannot map `{}`: {e}", path.display()))?;
-        let map = std::sync::Arc::new(map);
-        maps.insert(file.to_string(), map.clone());
-        Ok(map)
+        File::open(path).map_err(|e| format!("cannot open `{}`: {e}", path.display()))
+    }
+
+    fn floats(&self, file: &str, offset: u64, n: usize) -> Result<Vec<f32>, String> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if !files.contains_key(file) {
+            files.insert(file.to_string(), self.open(file)?);
+        }
+        read_floats(&files[file], offset, n).map_err(|what| format!("`{file}`: {what}"))
     }
 }
 
@@ -65,19 +67,17 @@ impl WeightSource for PlanWeights {
         if initializer.ty.dtype != DType::F32 {
             return Err(fault(format!("weights of type {} are not supported", initializer.ty.dtype)));
         }
-        let map = self.map(&initializer.file).map_err(fault)?;
-        let (start, bytes) = (initializer.offset as usize, initializer.ty.bytes() as usize);
-        let part = start.checked_add(bytes).and_then(|end| map.get(start..end));
-        let part = part.ok_or_else(|| {
-            fault(format!("bytes {start} to {} are beyond the end of `{}`", start + bytes, initializer.file))
-        })?;
-        Ok(floats(part))
+        let n = initializer.ty.elements() as usize;
+        self.floats(&initializer.file, initializer.offset, n).map_err(fault)
     }
 }
 
 /// Weights by name from a safetensors file; the plan's own files for names that it lacks.
 pub struct TensorFile {
-    map: Mmap,
+    file: Mutex<File>,
+    tensors: Metadata,
+    /// Byte offset of the first tensor.
+    start: u64,
     rest: PlanWeights,
 }
 
@@ -87,24 +87,40 @@ impl TensorFile {
     /// # Errors
     /// What is wrong with it.
     pub fn open(path: &Path, rest: PlanWeights) -> Result<TensorFile, String> {
-        let file = std::fs::File::open(path).map_err(|e| format!("cannot open `{}`: {e}", path.display()))?;
-        // SAFETY: as above, the map is read only.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| format!("cannot map `{}`: {e}", path.display()))?;
-        safetensors::SafeTensors::deserialize(&map).map_err(|e| format!("`{}`: {e}", path.display()))?;
-        Ok(TensorFile { map, rest })
+        let file = File::open(path).map_err(|e| format!("cannot open `{}`: {e}", path.display()))?;
+        let (tensors, start) = read_header(&file).map_err(|what| format!("`{}`: {what}", path.display()))?;
+        Ok(TensorFile { file: Mutex::new(file), tensors, start, rest })
     }
 
     fn find(&self, name: &str, shape: &[u64]) -> Result<Option<Vec<f32>>, String> {
-        let tensors = safetensors::SafeTensors::deserialize(&self.map).map_err(|e| e.to_string())?;
-        let Ok(tensor) = tensors.tensor(name) else { return Ok(None) };
-        if tensor.dtype() != safetensors::Dtype::F32 {
-            return Err(format!("the file holds {:?}, not F32", tensor.dtype()));
+        let Some(tensor) = self.tensors.info(name) else { return Ok(None) };
+        if tensor.dtype != safetensors::Dtype::F32 {
+            return Err(format!("the file holds {:?}, not F32", tensor.dtype));
         }
-        if !tensor.shape().iter().map(|&d| d as u64).eq(shape.iter().copied()) {
-            return Err(format!("the file holds shape {:?}, the model {shape:?}", tensor.shape()));
+        if !tensor.shape.iter().map(|&d| d as u64).eq(shape.iter().copied()) {
+            return Err(format!("the file holds shape {:?}, the model {shape:?}", tensor.shape));
         }
-        Ok(Some(floats(tensor.data())))
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = shape.iter().product::<u64>() as usize;
+        read_floats(&file, self.start + tensor.data_offsets.0 as u64, n).map(Some)
     }
+}
+
+/// The header of a safetensors file, checked against the file's length, and where the tensors start.
+fn read_header(mut file: &File) -> Result<(Metadata, u64), String> {
+    let io = |e: std::io::Error| e.to_string();
+    let length = file.metadata().map_err(io)?.len();
+    let mut n = [0; 8];
+    file.read_exact(&mut n).map_err(io)?;
+    let n = u64::from_le_bytes(n);
+    let start = n.checked_add(8).filter(|&start| start <= length).ok_or("its header is longer than the file")?;
+    let mut header = vec![0; n as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let tensors: Metadata = serde_json::from_slice(&header).map_err(|e| format!("its header is none: {e}"))?;
+    if tensors.data_len() as u64 != length - start {
+        return Err(format!("its header wants {} bytes, {} follow", tensors.data_len(), length - start));
+    }
+    Ok((tensors, start))
 }
 
 impl WeightSource for TensorFile {
@@ -168,6 +184,64 @@ fn normal(key: u64, i: u64) -> f64 {
     (0..4).map(uniform).sum::<f64>() * 3f64.sqrt()
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
+
+/// `n` little-endian floats from a byte offset on, read in pieces.
+fn read_floats(mut file: &File, offset: u64, n: usize) -> Result<Vec<f32>, String> {
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let bytes = n * size_of::<f32>();
+    if offset.checked_add(bytes as u64).is_none_or(|end| end > length) {
+        return Err(format!("{bytes} bytes from {offset} on are beyond its end"));
+    }
+    file.seek(SeekFrom::Start(offset)).map_err(|e| e.to_string())?;
+    let (mut floats, mut piece) = (Vec::with_capacity(n), vec![0; PIECE.min(bytes)]);
+    while floats.len() < n {
+        let piece = &mut piece[..PIECE.min(bytes - size_of::<f32>() * floats.len())];
+        file.read_exact(piece).map_err(|e| e.to_string())?;
+        floats.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    }
+    Ok(floats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use galvatron_ir::types::TensorType;
+
+    fn scratch(name: &str, bytes: &[u8]) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("galvatron-weights-{}-{name}", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn initializer(offset: u64, n: u64) -> Initializer {
+        Initializer { name: "w".into(), file: "w.bin".into(), offset, ty: TensorType::f32([n]) }
+    }
+
+    #[test]
+    fn weights_are_read_at_their_offset_and_not_beyond_the_end() {
+        let n = PIECE / 4 + 3;
+        let bytes: Vec<u8> = (0..n + 1).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let path = scratch("plain.bin", &bytes);
+        let weights = PlanWeights::new(Path::new(""), Some(&path));
+        let read = weights.read(&initializer(4, n as u64)).unwrap();
+        assert!(read.iter().enumerate().all(|(i, &v)| v == (i + 1) as f32) && read.len() == n);
+        let fault = weights.read(&initializer(8, n as u64)).unwrap_err().to_string();
+        assert!(fault.contains("beyond its end"), "{fault}");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_safetensors_file_is_read_by_name_and_a_cut_one_refused() {
+        let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![3], &data).unwrap();
+        let bytes = safetensors::serialize([("w", view)], None).unwrap();
+        let (path, cut) = (scratch("whole", &bytes), scratch("cut", &bytes[..bytes.len() - 4]));
+        let open = |path: &Path| TensorFile::open(path, PlanWeights::new(path, None));
+        assert_eq!(open(&path).unwrap().read(&initializer(0, 3)).unwrap(), [1.0, 2.0, 3.0]);
+        assert!(open(&path).unwrap().read(&initializer(0, 2)).is_err());
+        assert!(open(&cut).err().unwrap().contains("follow"));
+        [path, cut].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
 }

@@ -222,7 +222,9 @@ fn a_place_outside_the_arena_is_refused() {
     };
     refused("G0212", |l| place(l, "transient+1073741824"));
     refused("G0212", |l| place(l, "transient+4"));
-    refused("G0212", |l| replace(l, "forward", &["workspace=transient+"], "workspace=transient+", "workspace=transient+4"));
+    refused("G0212", |l| {
+        replace(l, "forward", &["workspace=transient+"], "workspace=transient+", "workspace=transient+4")
+    });
     refused("G0212", |l| {
         let line = l.find("forward", &["workspace=transient+"]);
         let cut = l.0[line].find(" workspace=").expect("the line was found by it");
@@ -289,8 +291,16 @@ fn a_copy_of_another_weight_is_refused() {
     refused("G0207", |l| {
         let resident = |l: &Lines, part: usize| l.find("", &["resident parameter", &format!("c_attn.weight.{part}:")]);
         let (a, b) = (resident(l, 0), resident(l, 1));
-        l.replace(a, "of=%model.transformer.h.0.attn.c_attn.weight.0 ", "of=%model.transformer.h.0.attn.c_attn.weight.1 ");
-        l.replace(b, "of=%model.transformer.h.0.attn.c_attn.weight.1 ", "of=%model.transformer.h.0.attn.c_attn.weight.0 ");
+        l.replace(
+            a,
+            "of=%model.transformer.h.0.attn.c_attn.weight.0 ",
+            "of=%model.transformer.h.0.attn.c_attn.weight.1 ",
+        );
+        l.replace(
+            b,
+            "of=%model.transformer.h.0.attn.c_attn.weight.1 ",
+            "of=%model.transformer.h.0.attn.c_attn.weight.0 ",
+        );
         l.find("forward", &["%model.transformer.h.0.attn.c_attn.weight.0:"])
     });
 }

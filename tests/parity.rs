@@ -9,6 +9,8 @@ mod fixture;
 mod obedience;
 #[path = "support/plan.rs"]
 mod plan;
+#[path = "support/table.rs"]
+mod table;
 
 use fixture::{Fixture, N_STEPS};
 use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport};
@@ -21,6 +23,7 @@ use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use table::{Cell, Outcome, name, pinned, table};
 
 /// Cells that are compiled and trained at the same time.
 const N_WORKERS: usize = 2;
@@ -76,27 +79,12 @@ const PINS: [(&str, &[u32]); 39] = [
     ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
 ];
 
-/// One cell of the table, and what came of it.
-struct Cell<'a> {
-    order: Order<'a>,
-    outcome: Outcome,
-}
-
-enum Outcome {
-    /// The largest error of a loss in units of its tolerance.
-    Trained(f64),
-    /// The pins are refused: code and message.
-    Refused(String),
-    /// Everything that is wrong.
-    Wrong(Vec<String>),
-}
-
 #[test]
 fn every_plan_trains_like_pytorch() {
     let fixtures: Vec<Fixture> = models().into_iter().map(Fixture::open).collect();
     let orders: Vec<Order<'_>> = fixtures.iter().flat_map(orders).collect();
     let cells = run_all(&orders);
-    print!("{}", table(&cells));
+    print!("{}", table(&cells, &models(), &OPTIMIZERS));
     let faults: Vec<String> = cells.iter().flat_map(faults).collect();
     assert!(faults.is_empty(), "{} faults in {} cells:\n{}", faults.len(), cells.len(), faults.join("\n"));
     for fixture in &fixtures {
@@ -224,43 +212,6 @@ fn check_step(order: &Order<'_>, module: &Module, step: &StepReport, wrong: &mut
         wrong.push(format!("step {} used {:?} bytes, not {predicted}", step.step, step.peak_bytes));
     }
     error
-}
-
-/// One line a model, dialect, ranks and pins; one column an optimizer.
-fn table(cells: &[Cell<'_>]) -> String {
-    let mut rows: BTreeMap<(usize, &str, String), BTreeMap<&str, String>> = BTreeMap::new();
-    for cell in cells {
-        let Order { fixture, dialect, optimizer, .. } = cell.order;
-        let model = models().iter().position(|m| *m == fixture.model).unwrap_or(0);
-        let shown = match &cell.outcome {
-            Outcome::Trained(error) => format!("{error:.3}"),
-            Outcome::Refused(why) => why.split(':').next().unwrap_or_default().to_string(),
-            Outcome::Wrong(_) => "WRONG".into(),
-        };
-        rows.entry((model, dialect, pinned(&cell.order))).or_default().insert(optimizer, shown);
-    }
-    let mut out = format!("{:<10}{:<12}{:<78}", "model", "dialect", "pins");
-    OPTIMIZERS.iter().for_each(|name| out += &format!(" {name:>14}"));
-    for ((model, dialect, pins), columns) in rows {
-        write!(out, "\n{:<10}{dialect:<12}{pins:<78}", models()[model]).expect("strings take everything");
-        for optimizer in OPTIMIZERS {
-            write!(out, " {:>14}", columns.get(optimizer).map_or("", String::as_str)).expect("strings take everything");
-        }
-    }
-    out + "\nThe numbers are errors of the worst loss of 20 in units of its tolerance.\n"
-}
-
-/// `4 ranks: dp = 2, tp = 2`.
-fn pinned(order: &Order<'_>) -> String {
-    let pins = match order.strategy {
-        "" => "searched".to_string(),
-        strategy => strategy.replace("[[layers]]\n", "layers ").replace('\n', ", "),
-    };
-    format!("{} ranks: {pins}", order.ranks)
-}
-
-fn name(order: &Order<'_>) -> String {
-    format!("{} {} {}, {}", order.fixture.model, order.dialect, order.optimizer, pinned(order))
 }
 
 fn faults(cell: &Cell<'_>) -> Vec<String> {

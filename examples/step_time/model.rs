@@ -2,13 +2,13 @@
 
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
-use galvatron_ir::module::{Initializer, Input, Program, TrainInfo, Weight};
+use galvatron_ir::module::{Initializer, Input, TrainInfo, Weight};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{Attention, Binary, Einsum, Embedding, Iota, LayerNorm, Unary, UnaryKind};
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::types::{Scalar, TensorType};
 use galvatron_ir::{Level, Module, ValueId};
-use galvatron_passes::segment::Segment;
+use galvatron_passes::segment::{Segment, segment};
 use galvatron_passes::train::{attach_loss, attach_optimizer, differentiate};
 
 /// Extents of the model and its batch.
@@ -34,10 +34,7 @@ pub const SIZE: Size = Size { layers: 4, hidden: 768, heads: 12, vocab: 8192, se
 ///
 /// # Errors
 /// What the passes refuse, in words.
-pub fn training(
-    cluster: &Cluster,
-    segment: impl Fn(&mut Program) -> Vec<Segment>,
-) -> Result<(Module, Vec<Segment>), String> {
+pub fn training(cluster: &Cluster) -> Result<(Module, Vec<Segment>), String> {
     let recipe = Recipe::default();
     let mut module = forward();
     attach_loss(&mut module, &recipe.loss).map_err(|fault| fault.to_string())?;

@@ -6,10 +6,9 @@ use galvatron_ir::op::Op;
 use galvatron_ir::plan::Chunk;
 use galvatron_ir::{Module, ValueId};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// Rows of the table.
-const SHOWN: usize = 16;
+const SHOWN: usize = 40;
 
 /// Operations of the matrix products of one step, over all ranks; recomputation counts.
 pub fn model_flops(plan: &Module) -> u64 {
@@ -33,33 +32,41 @@ struct Row {
     n: u64,
 }
 
-/// One line a kind of op, the longest first, in means over the steps after `warmup`.
+/// One line a kind of op, the longest first. Of each node it takes the fastest of the steps after `warmup`.
 pub fn table(plan: &Module, trace: &[TraceEvent], warmup: u64) -> String {
     let nodes = nodes_by_name(&plan.chunks[0]);
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    let measured: Vec<&TraceEvent> = trace.iter().filter(|e| e.rank == 0 && e.step > warmup).collect();
-    for event in &measured {
-        let node = nodes.get(event.node.as_str());
-        let row = rows.entry(kind(event, node.copied())).or_default();
-        row.ns += event.duration_ns;
+    for (event, ns) in fastest(trace.iter().filter(|e| e.rank == 0 && e.step > warmup)) {
+        let node = nodes.get(event.node.as_str()).copied();
+        let row = rows.entry(kind(event, node)).or_default();
+        row.ns += ns;
         row.n += 1;
         row.flops += node.map_or(0, |node| matmul_flops(plan, node));
     }
-    let steps = measured.iter().map(|e| e.step).max().unwrap_or(warmup).saturating_sub(warmup).max(1);
-    let all: u64 = measured.iter().map(|e| e.duration_ns).sum();
     let mut rows: Vec<(String, Row)> = rows.into_iter().collect();
     rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.ns));
-    let mut out = String::new();
-    for (kind, row) in rows.iter().take(SHOWN) {
-        let ms = row.ns as f64 / steps as f64 / 1e6;
-        let share = 100.0 * row.ns as f64 / all.max(1) as f64;
-        write!(out, "  {kind:<34} {:>4} x {ms:8.2} ms {share:5.1} %", row.n / steps).expect("strings take everything");
-        if row.flops > 0 {
-            write!(out, " {:7.1} GFLOP/s", row.flops as f64 / row.ns as f64).expect("strings take everything");
-        }
-        out.push('\n');
-    }
+    let all: u64 = rows.iter().map(|(_, row)| row.ns).sum();
+    let mut out = format!("  the nodes at their fastest: {:.1} ms\n", all as f64 / 1e6);
+    rows.iter().take(SHOWN).for_each(|(kind, row)| out += &line(kind, row, all));
     out
+}
+
+fn line(kind: &str, row: &Row, all: u64) -> String {
+    let (ms, share) = (row.ns as f64 / 1e6, 100.0 * row.ns as f64 / all.max(1) as f64);
+    let speed =
+        if row.flops > 0 { format!(" {:7.1} GFLOP/s", row.flops as f64 / row.ns as f64) } else { String::new() };
+    format!("  {kind:<34} {:>4} x {ms:8.2} ms {share:5.1} %{speed}\n", row.n)
+}
+
+/// For each execution within a step its fastest over the steps, in nanoseconds.
+fn fastest<'a>(trace: impl Iterator<Item = &'a TraceEvent>) -> Vec<(&'a TraceEvent, u64)> {
+    let mut fastest: BTreeMap<(&str, &str, Option<u32>), (&TraceEvent, u64)> = BTreeMap::new();
+    for event in trace {
+        let key = (event.node.as_str(), event.phase.name(), event.micro_batch);
+        let entry = fastest.entry(key).or_insert((event, event.duration_ns));
+        entry.1 = entry.1.min(event.duration_ns);
+    }
+    fastest.into_values().collect()
 }
 
 /// Nodes with a result, by the name that the trace has for them.

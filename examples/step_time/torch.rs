@@ -1,5 +1,6 @@
 //! The same model in PyTorch, in a process beside, where Python can import `torch`.
 
+use super::Times;
 use super::model::SIZE;
 use std::path::PathBuf;
 use std::process::Command;
@@ -30,16 +31,16 @@ impl Torch {
         }
     }
 
-    /// Median milliseconds of an eager step; nothing where the script has no such mode or fails, which it says.
-    pub fn step_ms(&mut self, mode: &str, steps: u64) -> Option<f64> {
+    /// What an eager step takes; nothing where the script fails, which it says.
+    pub fn step_times(&self, mode: &str, steps: u64) -> Option<Times> {
         let numbers = [SIZE.layers, SIZE.hidden, SIZE.heads, SIZE.vocab, SIZE.seq, SIZE.batch, steps];
         let args = numbers.iter().map(u64::to_string);
         let output = Command::new(&self.python).args(["-c", SCRIPT, mode]).args(args).output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let ms = text.lines().last().and_then(|line| line.trim().parse().ok());
-        if ms.is_none() {
-            println!("         PyTorch has no result: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let times = Times::new(text.lines().filter_map(|line| line.trim().parse().ok()).collect());
+        if times.is_none() {
+            println!("  PyTorch has no result: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        ms
+        times
     }
 }

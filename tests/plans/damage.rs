@@ -200,9 +200,9 @@ fn no_value_can_lie_on_a_resident() {
         let text = &plan.0[line];
         let places = text.match_indices(" at ").map(|(at, _)| at + 4);
         let end = |start: usize| start + text[start..].find([' ', ',']).unwrap_or(text.len() - start);
-        let moved = places.filter(|&at| &text[at..end(at)] != "persistent+0").map(|at| {
-            with_line(plan, line, format!("{}persistent+0{}", &text[..at], &text[end(at)..]))
-        });
+        let moved = places
+            .filter(|&at| &text[at..end(at)] != "persistent+0")
+            .map(|at| with_line(plan, line, format!("{}persistent+0{}", &text[..at], &text[end(at)..])));
         moved.collect()
     });
 }

@@ -1,4 +1,5 @@
-//! Whether a plan does what was pinned: read off the placements and nodes of the plan, not off the search's own words.
+//! Whether a plan does what was pinned: read off the placements and nodes of the plan. The search's
+//! own words serve only where a degree is not pinned.
 
 use galvatron::driver::Compiled;
 use galvatron_ir::graph::{Node, Value};
@@ -22,7 +23,7 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
         let mut own = pins.layers.get(&layer).map_or(pins.all.clone(), |own| own.over(&pins.all));
         own.dp = own.dp.or(own.tp.map(|tp| compiled.module.mesh.world() as u32 / tp));
         layer += 1;
-        let view = LayerView::new(compiled, choice);
+        let view = LayerView::new(compiled, choice, &own);
         faults.extend(view.faults(&own).into_iter().map(|fault| format!("segment {i}: {fault}")));
     }
     faults
@@ -42,7 +43,8 @@ struct LayerView<'a> {
     module: &'a Module,
     chunk: &'a Chunk,
     mesh: &'a Mesh,
-    choice: &'a SegmentChoice,
+    /// Ranks over which the weights lie.
+    tp: u64,
     /// What the layer computes in the program.
     results: BTreeSet<ValueId>,
     /// What of it others read in the forward program.
@@ -54,7 +56,7 @@ struct LayerView<'a> {
 }
 
 impl<'a> LayerView<'a> {
-    fn new(compiled: &'a Compiled, choice: &'a SegmentChoice) -> LayerView<'a> {
+    fn new(compiled: &'a Compiled, choice: &SegmentChoice, pins: &LayerPins) -> LayerView<'a> {
         let module = &compiled.module;
         let graph = &module.program.graph;
         let args = |nodes: &[NodeId]| nodes.iter().flat_map(|&n| graph.node(n).args.clone()).collect::<Vec<_>>();
@@ -66,7 +68,7 @@ impl<'a> LayerView<'a> {
         let mesh = &module.mesh;
         let mut data = Vec::new();
         for axis in mesh.spatial() {
-            if mesh.product(&data) < choice.dp {
+            if mesh.product(&data) < pins.dp.map_or(choice.dp, u64::from) {
                 data.push(axis);
             }
         }
@@ -74,7 +76,7 @@ impl<'a> LayerView<'a> {
             module,
             chunk: &module.chunks[0],
             mesh,
-            choice,
+            tp: pins.tp.map_or(choice.tp, u64::from),
             outputs: results.intersection(&read_outside).copied().collect(),
             results,
             weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
@@ -174,9 +176,9 @@ impl<'a> LayerView<'a> {
         for &output in &self.outputs {
             let copies = self.forward_copies(&self.outputs).filter(|(_, v)| v.of == Some(output));
             let parts: Vec<u64> = copies.map(|(_, v)| self.mesh.product(&placement(v).dims[1])).collect();
-            if !parts.contains(&self.choice.tp) {
+            if !parts.contains(&self.tp) {
                 let name = &self.module.program.graph.value(output).name;
-                faults.push(format!("the sequence of `{name}` is over {parts:?} ranks, not {}", self.choice.tp));
+                faults.push(format!("the sequence of `{name}` is over {parts:?} ranks, not {}", self.tp));
             }
         }
     }

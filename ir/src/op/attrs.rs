@@ -106,22 +106,36 @@ impl AttrReader {
         }
     }
 
-    /// Whether a flag is present.
+    /// Whether a flag is present; one with a value is left over.
     pub fn flag(&mut self, key: &str) -> bool {
-        self.take(key).is_some()
+        let is_flag = self.entries.iter().any(|(k, value)| k == key && *value == AttrValue::Flag);
+        is_flag && self.take(key).is_some()
     }
 
     /// An error if some attribute was not asked for.
     pub fn finish(self) -> Result<(), String> {
         match self.entries.first() {
             None => Ok(()),
-            Some((key, _)) => Err(format!("unknown attribute `{key}`")),
+            Some((key, AttrValue::Flag)) => Err(format!("unknown attribute `{key}`")),
+            Some((key, value)) => Err(format!("unknown attribute `{key}` with {}", in_words(value))),
         }
     }
 }
 
 fn wrong(key: &str, expected: &str, found: &AttrValue) -> String {
-    format!("attribute `{key}`: expected {expected}, found {found:?}")
+    format!("attribute `{key}`: expected {expected}, found {}", in_words(found))
+}
+
+fn in_words(value: &AttrValue) -> String {
+    match value {
+        AttrValue::Int(v) => format!("the integer {v}"),
+        AttrValue::Float(v) => format!("the number {v}"),
+        AttrValue::Str(v) => format!("the string \"{v}\""),
+        AttrValue::Ints(_) => "a list of integers".into(),
+        AttrValue::Axes(_) => "a list of mesh axes".into(),
+        AttrValue::Flag => "no value".into(),
+        AttrValue::Word(v) => format!("the word `{v}`"),
+    }
 }
 
 /// A list of extents as attribute integers.

@@ -89,7 +89,9 @@ fn shared_elements(module: &Module) -> Vec<Finding> {
     for (i, weight) in weights.iter().enumerate().filter(|(_, w)| w.trainable) {
         let Some(stored) = module.initializers.get(weight.initializer) else { continue };
         let others = viewed.entry(weight.initializer).or_default();
-        if let Some(other) = others.iter().find(|other| meet(&stored.ty.shape, &weight.view, &other.view)) {
+        let shares =
+            |other: &&&Weight| other.value != weight.value && meet(&stored.ty.shape, &weight.view, &other.view);
+        if let Some(other) = others.iter().find(shares) {
             let (name, other) = (name(module, weight.value), name(module, other.value));
             let message = format!("{name} views elements of \"{}\" that {other} views too", stored.name);
             findings.push(fault(Site::Weight(i), message));

@@ -95,7 +95,9 @@ pub(super) fn reshaped_operand(operand: &[u64], out: &[u64], to: &[u64]) -> Vec<
     let skip = out.len() - operand.len();
     let mut shape = Vec::new();
     for group in groups(out, to) {
-        let covered = if group.from.is_empty() { group.from.start > skip } else { group.from.start >= skip };
+        // Unit dimensions in front of an operand of lower rank are left out; one of full rank has them all.
+        let is_inside = group.from.start > skip || skip == 0;
+        let covered = if group.from.is_empty() { is_inside } else { group.from.start >= skip };
         if !covered {
             continue;
         }
@@ -135,5 +137,7 @@ mod tests {
         assert_eq!(reshaped_operand(&[48], &[64, 48], &[4, 16, 4, 12]), [4, 12]);
         assert_eq!(reshaped_operand(&[1, 48], &[64, 48], &[4, 16, 48]), [1, 1, 48]);
         assert_eq!(reshaped_operand(&[], &[64, 48], &[4, 16, 48]), Vec::<u64>::new());
+        assert_eq!(reshaped_operand(&[4, 6], &[4, 6], &[1, 1, 4, 6]), [1, 1, 4, 6]);
+        assert_eq!(reshaped_operand(&[6], &[4, 6], &[1, 4, 1, 6]), [6]);
     }
 }

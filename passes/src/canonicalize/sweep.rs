@@ -186,6 +186,7 @@ impl<'p> Sweep<'p> {
     /// Redirects the readers of result 0 to `value`; a value made since `fresh` takes over the name.
     fn replace(&mut self, node: NodeId, value: ValueId, fresh: usize) {
         let old = self.result(node);
+        debug_assert_eq!(self.ty(old), self.ty(value), "invariant: rules keep types: {:?}", self.op(node));
         self.replaced[old.index()] = Some(value);
         self.uses[value.index()] += std::mem::take(&mut self.uses[old.index()]);
         self.release_args(node);

@@ -1,16 +1,16 @@
-//! Candidates of every class of segments, and the chain over them, for each number of micro-batches.
+//! Candidates of every class of segments for each number of micro-batches.
 
-use super::assemble::{Chosen, Decision, SegmentChoice};
+use super::NoPlan;
+use super::assemble::SegmentChoice;
 use super::boundary::{BoundaryKind, boundary_placements};
 use super::options::{NodeOption, Split};
 use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
-use super::price::{Facts, Piece, Priced, Recompute, groups};
+use super::price::{Facts, Piece, Priced, Recompute};
 use super::solver::chain::{Candidate, Chain};
 use super::solver::{Cost, Limits, hull};
-use super::{Effort, NoPlan, Rejected};
+use super::spaces::{Space, Spaces};
 use crate::cost::CostModel;
 use crate::segment::Segment;
-use crate::strategy::Strategy;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
@@ -55,60 +55,22 @@ pub struct Choice {
     state: u16,
 }
 
-/// All candidates for one number of micro-batches.
-pub struct Space {
-    /// Micro-batches in one step.
-    pub micro_batches: u32,
-    mesh: Mesh,
-    /// Candidates by variant (class and pins).
-    choices: Vec<Vec<Choice>>,
-    chain: Chain,
-}
-
-/// One candidate a segment.
-#[derive(Clone, Debug)]
-pub struct Pick {
-    /// Micro-batches in one step.
-    pub micro_batches: u32,
-    /// Candidate of each segment.
-    pub chosen: Vec<usize>,
-    /// Surrogate cost.
-    pub cost: Cost,
-    space: usize,
-}
-
-/// The result of one round of the search.
-pub struct Round {
-    /// The best plans, cheapest first.
-    pub picks: Vec<Pick>,
-    /// No plan of the declared space within the budget costs less.
-    pub bound_ns: u64,
-}
-
 /// Collects what does not depend on the number of micro-batches.
 pub struct SpaceBuilder<'a> {
-    facts: Facts<'a>,
+    /// What pricing reads of the program.
+    pub facts: Facts<'a>,
     module: &'a Module,
-    pieces: Vec<Piece>,
+    /// The segments with their boundaries.
+    pub pieces: Vec<Piece>,
     /// For each segment its variant.
-    variant_of: Vec<usize>,
+    pub variant_of: Vec<usize>,
     /// For each variant its first segment and its pins.
-    variants: Vec<(usize, LayerPins)>,
+    pub variants: Vec<(usize, LayerPins)>,
     pins: &'a Pins,
-}
-
-/// Candidates for all numbers of micro-batches.
-pub struct Spaces<'a> {
-    builder: SpaceBuilder<'a>,
-    spaces: Vec<Space>,
-    width: usize,
 }
 
 /// Hull points kept of each (split, boundary, ZeRO, recomputation).
 const HULL_POINTS: usize = 6;
-
-/// Plans that are lowered and replayed in one round.
-const MAX_PICKS: usize = 3;
 
 impl<'a> SpaceBuilder<'a> {
     /// Reads the program and checks the pins against it.
@@ -164,148 +126,41 @@ impl<'a> SpaceBuilder<'a> {
         }
     }
 
-    /// Prices all candidates.
+    /// Prices the candidates for every number of micro-batches that divides the batch.
     pub fn build(self) -> Result<Spaces<'a>, NoPlan> {
         let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
         let counts: Vec<u32> = match self.pins.micro_batches {
             Some(m) => vec![m],
             None => (1..=batch.min(1 << 16)).filter(|m| batch.is_multiple_of(*m)).map(|m| m as u32).collect(),
         };
-        let mut spaces = Spaces { builder: self, spaces: Vec::new(), width: 0 };
-        let mut fault = None;
+        let (mut spaces, mut width, mut fault) = (Vec::new(), 0, None);
         for m in counts {
-            match spaces.space(m) {
-                Ok(space) => spaces.spaces.push(space),
+            match self.space(m, &mut width) {
+                Ok(space) => spaces.push(space),
                 Err(f) => fault = fault.or(Some(f)),
             }
         }
-        match (spaces.spaces.is_empty(), fault) {
+        match (spaces.is_empty(), fault) {
             (true, Some(fault)) => Err(NoPlan::Pin(fault)),
-            _ => Ok(spaces),
+            _ => Ok(Spaces { builder: self, spaces, width }),
         }
     }
-}
 
-impl<'a> Spaces<'a> {
-    /// The mesh for a number of micro-batches.
-    pub fn mesh(&self, micro_batches: u32) -> Mesh {
-        self.builder.module.mesh.with_micro_batches(micro_batches)
-    }
-
-    /// Counts for the report.
-    pub fn effort(&self) -> Effort {
-        let n_candidates = self.spaces.iter().flat_map(|s| &s.choices).map(Vec::len).sum();
-        Effort { n_candidates, width: self.width, n_replays: 0 }
-    }
-
-    fn space(&mut self, micro_batches: u32) -> Result<Space, PinFault> {
-        let mesh = self.mesh(micro_batches);
+    fn space(&self, micro_batches: u32, width: &mut usize) -> Result<Space, PinFault> {
+        let mesh = self.module.mesh.with_micro_batches(micro_batches);
         let mut states: Vec<Sharding> = Vec::new();
         let mut choices = Vec::new();
-        for (first, pins) in &self.builder.variants {
-            let piece = &self.builder.pieces[*first];
-            let found = self.builder.choices(piece, pins, &mesh, &mut states, &mut self.width);
+        for (first, pins) in &self.variants {
+            let piece = &self.pieces[*first];
+            let found = self.choices(piece, pins, &mesh, &mut states, width);
             if found.is_empty() {
-                return Err(self.builder.why_none(piece, pins, &mesh));
+                return Err(self.why_none(piece, pins, &mesh));
             }
             choices.push(found);
         }
-        let chain = self.builder.chain(&choices, &states, &mesh);
+        let chain = self.chain(&choices, &states, &mesh);
         Ok(Space { micro_batches, mesh, choices, chain })
     }
-
-    /// The best plans whose surrogate memory is within the budget; otherwise the least bytes that any plan needs.
-    pub fn solve(&self, budget: u64) -> Result<Round, u64> {
-        let limits = Limits::default();
-        let (mut picks, mut bound_ns, mut least): (Vec<Pick>, u64, u64) = (Vec::new(), u64::MAX, u64::MAX);
-        for (i, space) in self.spaces.iter().enumerate() {
-            match space.chain.solve(Some(budget), &limits) {
-                Ok(solution) => {
-                    bound_ns = bound_ns.min(solution.lower_bound_ns);
-                    let (chosen, cost) = (solution.assignment, solution.cost);
-                    picks.push(Pick { micro_batches: space.micro_batches, chosen, cost, space: i });
-                }
-                Err(infeasible) => least = least.min(infeasible.least.bytes),
-            }
-        }
-        if picks.is_empty() {
-            return Err(least);
-        }
-        picks.sort_by_key(|p| (p.cost.time_ns, p.micro_batches));
-        picks.truncate(MAX_PICKS);
-        Ok(Round { picks, bound_ns })
-    }
-
-    /// The decisions of a pick.
-    pub fn assemble(&self, pick: &Pick) -> (Strategy, Decision) {
-        let space = &self.spaces[pick.space];
-        let builder = &self.builder;
-        let chosen = |(segment, &c): (usize, &usize)| {
-            let variant = builder.variant_of[segment];
-            let (piece, choice) = (&builder.pieces[segment], &space.choices[variant][c]);
-            let pins = &builder.variants[variant].1;
-            let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
-            let groups = groups(&builder.facts, piece, &space.mesh, &choice.split, &filter);
-            Chosen { piece, choice, groups: groups.expect("invariant: a chosen candidate has options") }
-        };
-        let chosen: Vec<Chosen<'_>> = pick.chosen.iter().enumerate().map(chosen).collect();
-        super::assemble::assemble(&builder.facts, &chosen, &space.mesh, pick.micro_batches)
-    }
-
-    fn decision(&self, pick: &Pick) -> Decision {
-        let space = &self.spaces[pick.space];
-        let choice = |(segment, &c): (usize, &usize)| {
-            let choice = &space.choices[self.builder.variant_of[segment]][c];
-            SegmentChoice::of(&self.builder.pieces[segment], choice, &space.mesh)
-        };
-        let segments = pick.chosen.iter().enumerate().map(choice).collect();
-        Decision { micro_batches: pick.micro_batches, segments }
-    }
-
-    /// The best plan of each other number of micro-batches, and the fastest one without the memory limit.
-    pub fn rejected(&self, round: &Round, limit: u64) -> Vec<Rejected> {
-        let best = &round.picks[0];
-        let mut all = Vec::new();
-        for (i, space) in self.spaces.iter().enumerate() {
-            let Ok(solution) = space.chain.solve(None, &Limits::default()) else { continue };
-            let pick =
-                Pick { micro_batches: space.micro_batches, chosen: solution.assignment, cost: solution.cost, space: i };
-            if pick.chosen == best.chosen && pick.space == best.space {
-                continue;
-            }
-            let why = match pick.cost.bytes > limit {
-                true => format!("needs {:.3} GiB of {:.3}", gib(pick.cost.bytes), gib(limit)),
-                false => format!("slower by {:.1} %", slower(pick.cost.time_ns, best.cost.time_ns)),
-            };
-            let (time_ns, bytes) = (pick.cost.time_ns, pick.cost.bytes);
-            all.push(Rejected { name: self.name(&pick), time_ns, bytes, why });
-        }
-        all.sort_by_key(|r| r.time_ns);
-        all
-    }
-
-    /// A pick in words.
-    pub fn name(&self, pick: &Pick) -> String {
-        self.decision(pick).name()
-    }
-
-    /// The name of the plan that needs the least memory.
-    pub fn smallest_name(&self) -> String {
-        let smallest = self.spaces.iter().enumerate().filter_map(|(i, s)| {
-            let infeasible = s.chain.solve(Some(0), &Limits::default()).err()?;
-            let (chosen, cost) = (infeasible.assignment, infeasible.least);
-            Some(Pick { micro_batches: s.micro_batches, chosen, cost, space: i })
-        });
-        smallest.min_by_key(|p| p.cost.bytes).map_or(String::new(), |p| self.name(&p))
-    }
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
-}
-
-fn slower(time: u64, than: u64) -> f64 {
-    (time as f64 / than.max(1) as f64 - 1.0) * 100.0
 }
 
 impl SpaceBuilder<'_> {
@@ -380,7 +235,7 @@ impl SpaceBuilder<'_> {
     }
 
     /// Under a pinned tensor degree the matrix products of weights and the attention heads are over the tensor axes.
-    fn obeys_tensor_pin(
+    pub fn obeys_tensor_pin(
         &self,
         node: NodeId,
         option: &NodeOption,

@@ -3,7 +3,7 @@
 //! For each number of micro-batches, every class of segments gets candidates ([`candidates`]): for each split of the mesh into
 //! data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops' placements. A
 //! chain over the segments ([`solver::chain`]) then picks one candidate a segment under the memory limit. The best plans are
-//! lowered and replayed; what does not fit tightens the budget.
+//! lowered and replayed; what does not fit tightens the budget for its number of micro-batches.
 
 mod assemble;
 mod boundary;
@@ -11,7 +11,9 @@ mod candidates;
 mod options;
 mod pins;
 mod price;
+mod queue;
 pub mod solver;
+mod spaces;
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice};
@@ -25,6 +27,8 @@ use crate::segment::Segment;
 use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
+use queue::Queue;
+use spaces::{Pick, Space, Spaces};
 
 /// What the search found.
 #[derive(Clone, Debug)]
@@ -85,8 +89,8 @@ pub enum NoPlan {
     },
 }
 
-/// Rounds of tightening the budget by what a lowered plan exceeds it.
-const MAX_ROUNDS: usize = 12;
+/// Plans that fit and are compared by their replayed cost.
+const MAX_FITTING: usize = 3;
 
 /// Searches the fastest plan that fits `cluster.device.memory_bytes`.
 ///
@@ -95,49 +99,75 @@ const MAX_ROUNDS: usize = 12;
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
     let limit = model.cluster().device.memory_bytes;
     let spaces = SpaceBuilder::new(module, segments, model, pins).map_err(NoPlan::Pin)?.build()?;
-    let mut budget = limit;
+    let mut queue = Queue::new(&spaces, limit);
     let mut effort = spaces.effort();
-    let mut least = None;
-    for _ in 0..MAX_ROUNDS {
-        let round = spaces.solve(budget).map_err(|least_bytes| too_big(&spaces, least_bytes, &mut least))?;
-        let mut best: Option<Found> = None;
-        let mut over = u64::MAX;
-        for pick in &round.picks {
-            effort.n_replays += 1;
-            let (strategy, decision) = spaces.assemble(pick);
-            let mut plan = module.clone();
-            plan.mesh = spaces.mesh(pick.micro_batches);
-            crate::apply::apply(&mut plan, &strategy);
-            if plan.arena.bytes() > limit {
-                over = over.min(plan.arena.bytes() - limit);
-                least = Some(least.unwrap_or(u64::MAX).min(plan.arena.bytes()));
-                continue;
-            }
-            let cost = plan_cost(model, &plan);
-            if best.as_ref().is_none_or(|b| cost.step_ns < b.cost.step_ns) {
-                let (surrogate_ns, bound_ns) = (pick.cost.time_ns, round.bound_ns);
-                let rejected = Vec::new();
-                best = Some(Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort });
-            }
+    let mut best: Option<(Found, Pick)> = None;
+    let mut smallest: Option<(u64, Pick)> = None;
+    let mut n_fitting = 0;
+    while let Some(pick) = queue.pop() {
+        if best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= pick.cost.time_ns) {
+            break;
         }
-        if let Some(mut found) = best {
-            found.rejected = spaces.rejected(&round, limit);
-            write_prediction(&mut found);
-            found.effort = effort;
-            return Ok(found);
+        effort.n_replays += 1;
+        let (strategy, decision, plan) = replay(module, &spaces, &pick);
+        let bytes = plan.arena.bytes();
+        if bytes > limit {
+            queue.tighten(&pick, bytes - limit);
+            if smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
+                smallest = Some((bytes, pick));
+            }
+            continue;
         }
-        budget = budget.saturating_sub(over.max(limit / 256));
+        let cost = plan_cost(model, &plan);
+        if best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
+            let surrogate_ns = pick.cost.time_ns;
+            let (bound_ns, rejected) = (0, Vec::new());
+            let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
+            best = Some((found, pick));
+        }
+        n_fitting += 1;
+        if n_fitting == MAX_FITTING {
+            break;
+        }
     }
-    Err(NoPlan::Memory { least_bytes: least.unwrap_or(u64::MAX), name: "the smallest plan found".into() })
+    let Some((mut found, pick)) = best else { return Err(no_plan(module, &spaces, smallest)) };
+    found.rejected = spaces.rejected(&pick, limit);
+    found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
+    found.effort = effort;
+    write_prediction(&mut found);
+    Ok(found)
 }
 
-fn too_big(spaces: &candidates::Spaces<'_>, surrogate: u64, replayed: &mut Option<u64>) -> NoPlan {
-    let least_bytes = replayed.unwrap_or(surrogate).max(surrogate);
-    NoPlan::Memory { least_bytes, name: spaces.smallest_name() }
+/// Lowers a pick to a plan.
+fn replay(module: &Module, spaces: &Spaces<'_>, pick: &Pick) -> (Strategy, Decision, Module) {
+    let (strategy, decision) = spaces.assemble(pick);
+    let mut plan = module.clone();
+    crate::apply::apply(&mut plan, &strategy);
+    (strategy, decision, plan)
+}
+
+/// The smallest plan that was lowered; where none was, the smallest plan of the space whose surrogate is smallest.
+fn no_plan(module: &Module, spaces: &Spaces<'_>, smallest: Option<(u64, Pick)>) -> NoPlan {
+    let least = |(i, space): (usize, &Space)| {
+        let none = space.solve(Some(0), false).err()?;
+        Some(Pick { chosen: none.assignment, cost: none.least, space: i })
+    };
+    let (least_bytes, pick) = match smallest {
+        Some(found) => found,
+        None => {
+            let picks = spaces.spaces.iter().enumerate().filter_map(least);
+            let Some(pick) = picks.min_by_key(|p| p.cost.bytes) else {
+                return NoPlan::Memory { least_bytes: u64::MAX, name: String::new() };
+            };
+            (replay(module, spaces, &pick).2.arena.bytes(), pick)
+        }
+    };
+    NoPlan::Memory { least_bytes, name: spaces.name(&pick) }
 }
 
 fn write_prediction(found: &mut Found) {
-    let excess = found.surrogate_ns.saturating_sub(found.bound_ns);
+    let bound_ns = if found.bound_ns == 0 { found.surrogate_ns } else { found.bound_ns };
+    let excess = found.surrogate_ns.saturating_sub(bound_ns);
     found.plan.predicted.step_time_ns = found.cost.step_ns;
-    found.plan.predicted.gap_ppm = (u128::from(excess) * 1_000_000 / u128::from(found.bound_ns.max(1))) as u64;
+    found.plan.predicted.gap_ppm = (u128::from(excess) * 1_000_000 / u128::from(bound_ns.max(1))) as u64;
 }

@@ -7,7 +7,7 @@
 use super::Limits;
 use super::eliminate::{INFINITE, Inward, Weights};
 use super::incumbent::{Scored, polish};
-use super::lagrange::{Dual, dual, time_bound};
+use super::lagrange::{Dual, Narrow, dual, time_bound};
 use super::narrow::{Outcome, solve_narrow};
 use super::order::{BucketTree, busiest, eliminations, joint_cells};
 use super::problem::{Cost, Edge, Problem, Reduced, Var, restrict};
@@ -72,7 +72,9 @@ fn search(problem: &Problem, budget: Option<u64>, limits: &Limits) -> Outcome {
     let mut search = Search { problem, budget, limits, cut, price: None, cells_left, best: None, open_ns: u64::MAX };
     let root = search.relaxed(&keep, 0);
     let left = budget.map(|most| most.saturating_sub(root.offset.bytes));
-    if let Dual::Bound(bound) = dual(&root.problem, &BucketTree::new(&root.problem), left, limits) {
+    if let Dual::Bound(bound) =
+        dual(&Narrow { problem: &root.problem, tree: &BucketTree::new(&root.problem) }, left, limits)
+    {
         search.price = Some(bound.weights);
     }
     search.descend(keep, 0, 0);

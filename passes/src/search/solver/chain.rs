@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::frontier::close_gap;
+use super::lagrange::{Bound, Dual, dual};
+use super::path::Path;
 use super::problem::{Cost, Edge, Problem, Var};
-use super::{Infeasible, Limits, Solution, solve};
+use super::{Infeasible, Limits, Solution};
 
 /// One way to run a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +63,34 @@ impl Chain {
     /// # Errors
     /// `Infeasible` when there are none.
     pub fn solve(&self, budget: Option<u64>, limits: &Limits) -> Result<Solution, Infeasible> {
-        solve(&self.problem(), budget, limits)
+        self.search(budget, limits, true)
     }
+
+    /// Like [`Chain::solve`], but stops at the optimum of the dual: a lower bound, and candidates close to it.
+    ///
+    /// # Errors
+    /// `Infeasible` when there are none.
+    pub fn relax(&self, budget: Option<u64>, limits: &Limits) -> Result<Solution, Infeasible> {
+        self.search(budget, limits, false)
+    }
+
+    fn search(&self, budget: Option<u64>, limits: &Limits, exact: bool) -> Result<Solution, Infeasible> {
+        let path = Path::new(self);
+        match dual(&path, budget, limits) {
+            Dual::Infeasible((least, assignment)) => Err(Infeasible { least, assignment, proven: true }),
+            Dual::Free(found) => Ok(solution(Bound::exact(found))),
+            Dual::Bound(bound) => {
+                let budget = budget.expect("invariant: only a budget binds");
+                Ok(solution(if exact { close_gap(&path, bound, budget, limits) } else { bound }))
+            }
+        }
+    }
+}
+
+/// A path has elimination width 1.
+fn solution(bound: Bound) -> Solution {
+    let Bound { lower_bound_ns, incumbent: (cost, assignment), .. } = bound;
+    Solution { assignment, cost, lower_bound_ns, width: 1, proven: lower_bound_ns >= cost.time_ns }
 }
 
 #[cfg(test)]

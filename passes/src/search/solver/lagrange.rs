@@ -32,11 +32,47 @@ pub(super) struct Bound {
     pub incumbent: Scored,
 }
 
-/// The assignment with the least weighted cost, its cost, and that weighted cost.
-fn minimise(problem: &Problem, tree: &BucketTree, weights: Weights) -> (Scored, u128) {
-    let inward = Inward::new(problem, tree, weights);
-    let assignment = inward.assignment(tree);
-    ((problem.cost(&assignment), assignment), inward.least())
+impl Bound {
+    /// An optimum without a gap.
+    pub fn exact(found: Scored) -> Bound {
+        Bound { weights: Weights { time: 1, bytes: 0 }, lower_bound_ns: found.0.time_ns, incumbent: found }
+    }
+}
+
+/// What the dual asks of a problem.
+pub(super) trait Weighable {
+    /// Upper bounds on the time and the bytes of any assignment that is not forbidden.
+    fn totals(&self) -> (u128, u128);
+
+    /// An assignment with the least weighted cost, its cost, and that weighted cost.
+    fn minimise(&self, weights: Weights) -> (Scored, u128);
+
+    /// An assignment within `budget` bytes that is no slower than `within`, made from it and one over the budget.
+    fn improve(&self, over: &[usize], within: Scored, budget: u64) -> Scored;
+}
+
+/// A cost graph whose elimination fits the limits.
+pub(super) struct Narrow<'a> {
+    pub problem: &'a Problem,
+    pub tree: &'a BucketTree,
+}
+
+impl Weighable for Narrow<'_> {
+    fn totals(&self) -> (u128, u128) {
+        self.problem.totals()
+    }
+
+    fn minimise(&self, weights: Weights) -> (Scored, u128) {
+        let inward = Inward::new(self.problem, self.tree, weights);
+        let assignment = inward.assignment(self.tree);
+        ((self.problem.cost(&assignment), assignment), inward.least())
+    }
+
+    fn improve(&self, over: &[usize], within: Scored, budget: u64) -> Scored {
+        let order: Vec<usize> = self.tree.buckets.iter().map(|b| b.var).collect();
+        let mixed = mix(self.problem, &order, over, &within, budget);
+        polish(self.problem, mixed, budget).min(polish(self.problem, within, budget))
+    }
 }
 
 /// The weights for which two assignments, the first faster and the second smaller, weigh the same.
@@ -57,9 +93,9 @@ pub(super) fn time_bound(weights: Weights, least: u128, budget: u64) -> u64 {
 }
 
 /// Solves the Lagrangian dual of minimising time within `budget` bytes.
-pub(super) fn dual(problem: &Problem, tree: &BucketTree, budget: Option<u64>, limits: &Limits) -> Dual {
+pub(super) fn dual(problem: &impl Weighable, budget: Option<u64>, limits: &Limits) -> Dual {
     let totals = problem.totals();
-    let (fast, _) = minimise(problem, tree, Weights::time_first(totals));
+    let (fast, _) = problem.minimise(Weights::time_first(totals));
     let budget = budget.unwrap_or(u64::MAX);
     if fast.0.is_forbidden() {
         return Dual::Infeasible(fast);
@@ -67,22 +103,21 @@ pub(super) fn dual(problem: &Problem, tree: &BucketTree, budget: Option<u64>, li
     if fast.0.bytes <= budget {
         return Dual::Free(fast);
     }
-    let (small, _) = minimise(problem, tree, Weights::bytes_first(totals));
+    let (small, _) = problem.minimise(Weights::bytes_first(totals));
     if small.0.bytes > budget {
         return Dual::Infeasible(small);
     }
-    Dual::Bound(descend(problem, tree, budget, fast, small, limits))
+    Dual::Bound(descend(problem, budget, fast, small, limits))
 }
 
 /// Walks along the hull to the segment from an assignment over the budget to one within it.
-fn descend(problem: &Problem, tree: &BucketTree, budget: u64, over: Scored, within: Scored, limits: &Limits) -> Bound {
+fn descend(problem: &impl Weighable, budget: u64, over: Scored, within: Scored, limits: &Limits) -> Bound {
     let totals = problem.totals();
     let (mut over, mut within) = (over, within);
-    let mut bound =
-        Bound { weights: Weights { time: 1, bytes: 0 }, lower_bound_ns: over.0.time_ns, incumbent: within.clone() };
+    let mut bound = Bound { lower_bound_ns: over.0.time_ns, ..Bound::exact(within.clone()) };
     for _ in 0..limits.price_steps {
         let weights = between(over.0, within.0, totals);
-        let (found, least) = minimise(problem, tree, weights);
+        let (found, least) = problem.minimise(weights);
         let lower_bound_ns = time_bound(weights, least, budget);
         if weights.time > 0 && lower_bound_ns >= bound.lower_bound_ns {
             (bound.weights, bound.lower_bound_ns) = (weights, lower_bound_ns);
@@ -92,9 +127,7 @@ fn descend(problem: &Problem, tree: &BucketTree, budget: u64, over: Scored, with
         }
         if found.0.bytes > budget { over = found } else { within = found }
     }
-    let order: Vec<usize> = tree.buckets.iter().map(|b| b.var).collect();
-    let mixed = mix(problem, &order, &over.1, &within, budget);
-    bound.incumbent = polish(problem, mixed, budget).min(polish(problem, within, budget));
+    bound.incumbent = problem.improve(&over.1, within, budget);
     bound
 }
 
@@ -111,18 +144,19 @@ pub fn hull(problem: &Problem, limits: &Limits) -> Result<Vec<(Cost, Assignment)
         return Err(TooWide { width: tree.width });
     }
     let totals = reduced.problem.totals();
-    let (fast, least) = minimise(&reduced.problem, &tree, Weights::time_first(totals));
+    let narrow = Narrow { problem: &reduced.problem, tree: &tree };
+    let (fast, least) = narrow.minimise(Weights::time_first(totals));
     if least >= INFINITE {
         return Ok(Vec::new());
     }
-    let (small, _) = minimise(&reduced.problem, &tree, Weights::bytes_first(totals));
-    let vertices = refine(&reduced.problem, &tree, fast, small, limits.hull_points);
+    let (small, _) = narrow.minimise(Weights::bytes_first(totals));
+    let vertices = refine(&narrow, fast, small, limits.hull_points);
     let lifted = strict(vertices).into_iter().map(|(cost, a)| (cost.plus(reduced.offset), reduced.lift(&a)));
     Ok(lifted.collect())
 }
 
 /// The vertices of the hull from `fast` to `small`. The segment that encloses most time · bytes is refined first.
-fn refine(problem: &Problem, tree: &BucketTree, fast: Scored, small: Scored, most: usize) -> Vec<Scored> {
+fn refine(problem: &impl Weighable, fast: Scored, small: Scored, most: usize) -> Vec<Scored> {
     let totals = problem.totals();
     let area = |a: Cost, b: Cost| u128::from(b.time_ns - a.time_ns) * u128::from(a.bytes - b.bytes);
     let mut open = BTreeMap::new();
@@ -135,7 +169,7 @@ fn refine(problem: &Problem, tree: &BucketTree, fast: Scored, small: Scored, mos
             break;
         }
         let weights = between(start, end, totals);
-        let (found, least) = minimise(problem, tree, weights);
+        let (found, least) = problem.minimise(weights);
         if least < weights.of(start).min(weights.of(end)) {
             open.insert((area(start, found.0), start), found.0);
             open.insert((area(found.0, end), found.0), end);

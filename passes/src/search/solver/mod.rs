@@ -9,12 +9,14 @@ mod branch;
 pub mod brute;
 pub mod chain;
 mod eliminate;
+mod frontier;
 mod ilp;
 mod incumbent;
 mod lagrange;
 mod narrow;
 mod order;
 mod pareto;
+mod path;
 mod problem;
 #[cfg(test)]
 mod samples;

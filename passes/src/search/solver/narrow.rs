@@ -7,7 +7,7 @@
 use super::Limits;
 use super::eliminate::{Inward, Outward, Weights};
 use super::incumbent::Scored;
-use super::lagrange::{Bound, Dual, dual, time_bound};
+use super::lagrange::{Bound, Dual, Narrow, dual, time_bound};
 use super::order::BucketTree;
 use super::pareto::{Effort, Guide, eliminate_fronts};
 use super::problem::{Problem, Reduced, restrict};
@@ -32,7 +32,7 @@ pub(super) fn solve_narrow(
     limits: &Limits,
 ) -> Outcome {
     let under_cutoff = |found: Scored| (found.0.time_ns < cutoff_ns).then_some(found);
-    match dual(problem, tree, budget, limits) {
+    match dual(&Narrow { problem, tree }, budget, limits) {
         Dual::Infeasible(least) => Outcome { best: None, lower_bound_ns: u64::MAX, least: Some(least) },
         Dual::Free(found) => Outcome { lower_bound_ns: found.0.time_ns, best: under_cutoff(found), least: None },
         Dual::Bound(bound) => {

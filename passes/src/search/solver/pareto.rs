@@ -206,7 +206,8 @@ impl Run<'_> {
         }
         let score = |o: &Offer| self.guides.first().map_or(0, |g| g.inward.weights.of(o.cost) + rest[0]);
         let scores: Vec<u128> = offers.iter().map(score).collect();
-        let kept = select(&offers, &scores, room);
+        let costs: Vec<Cost> = offers.iter().map(|o| o.cost).collect();
+        let kept = select(&costs, &scores, room);
         let least = (0..offers.len()).filter(|&i| !kept[i]).map(|i| scores[i]).min();
         self.dropped = self.dropped.into_iter().chain(least).min();
         let mut kept = kept.into_iter();
@@ -251,18 +252,18 @@ impl Run<'_> {
     }
 }
 
-/// Marks `room` offers of a front (descending bytes): half of the room goes to the best scores, the rest to the best
+/// Marks `room` costs of a front (descending bytes): half of the room goes to the best scores, the rest to the best
 /// score of every stretch of bytes, so that the front still reaches every budget where many points tie.
-fn select(offers: &[Offer], scores: &[u128], room: usize) -> Vec<bool> {
-    let mut order: Vec<usize> = (0..offers.len()).collect();
+pub(super) fn select(front: &[Cost], scores: &[u128], room: usize) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..front.len()).collect();
     order.sort_by_key(|&i| (scores[i], i));
-    let mut kept = vec![false; offers.len()];
+    let mut kept = vec![false; front.len()];
     order[..room / 2].iter().for_each(|&i| kept[i] = true);
-    let (most, least) = (offers[0].cost.bytes, offers[offers.len() - 1].cost.bytes);
+    let (most, least) = (front[0].bytes, front[front.len() - 1].bytes);
     let n_stretches = room - room / 2;
     let mut taken = vec![false; n_stretches];
     for &i in &order[room / 2..] {
-        let along = u128::from(most - offers[i].cost.bytes) * n_stretches as u128;
+        let along = u128::from(most - front[i].bytes) * n_stretches as u128;
         let stretch = (along / (u128::from(most - least) + 1)) as usize;
         kept[i] = !std::mem::replace(&mut taken[stretch], true);
     }
