@@ -7,7 +7,7 @@ use super::options::{NodeOption, Split};
 use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced, Recompute};
 use super::solver::chain::{Candidate, Chain};
-use super::solver::{Cost, Limits, hull};
+use super::solver::{Assignment, Cost, Limits, Problem, front, hull};
 use super::spaces::{Space, Spaces};
 use crate::cost::CostModel;
 use crate::segment::Segment;
@@ -69,7 +69,13 @@ pub struct SpaceBuilder<'a> {
     pins: &'a Pins,
 }
 
-/// Hull points kept of each (split, boundary, ZeRO, recomputation).
+/// Assignments up to which a problem is small.
+const SMALL_ASSIGNMENTS: u64 = 1_000_000;
+
+/// Sums of two points that the front of a small problem may take.
+const FRONT_SUMS: u64 = 1 << 20;
+
+/// Vertices of the hull kept of each (split, boundary, ZeRO, recomputation) of a large problem.
 const HULL_POINTS: usize = 6;
 
 impl<'a> SpaceBuilder<'a> {
@@ -180,34 +186,30 @@ impl SpaceBuilder<'_> {
             None if is_layer => vec![Mode::None, Mode::Selective, Mode::Full],
             None => vec![Mode::None],
         };
+        let recomputes: Vec<(Mode, Recompute)> =
+            modes.into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
         for split in Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)) {
             let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins, mesh);
             let Some(priced) = Priced::new(&self.facts, piece, mesh, &split, &filter) else { continue };
-            for (kind, placed) in self.boundaries(piece, pins, &split, mesh) {
-                let state = placed.as_ref().map_or(0, |p| intern(states, p));
-                for &mode in &modes {
-                    let recompute = Recompute::of(&self.facts, piece, mode);
+            let boundaries = self.boundaries(piece, pins, &split, mesh);
+            for (mode, recompute) in &recomputes {
+                let edges = priced.edges(recompute);
+                for (boundary, placed) in &boundaries {
+                    let state = placed.as_ref().map_or(0, |p| intern(states, p));
+                    let input = placed.as_ref().filter(|_| piece.input.is_some());
+                    let output = placed.as_ref().filter(|_| piece.output.is_some());
                     for zero in zero_levels(pins, mesh) {
-                        let input = placed.as_ref().filter(|_| piece.input.is_some());
-                        let output = placed.as_ref().filter(|_| piece.output.is_some());
-                        let problem = priced.problem((input, output), &recompute, zero);
-                        let limits = Limits { hull_points: HULL_POINTS, ..Limits::default() };
-                        let Ok(points) = hull(&problem, &limits) else { continue };
-                        for (cost, assignment) in points.into_iter().filter(|(c, _)| !c.is_forbidden()) {
-                            let split = split.clone();
-                            all.push(Choice { split, boundary: kind, zero, mode, assignment, cost, state });
+                        let problem = priced.problem((input, output), (recompute, &edges), zero);
+                        for (cost, assignment) in points(&problem).into_iter().filter(|(c, _)| !c.is_forbidden()) {
+                            let (split, boundary, mode) = (split.clone(), *boundary, *mode);
+                            all.push(Choice { split, boundary, zero, mode, assignment, cost, state });
                         }
                     }
                 }
             }
-            *width = (*width).max(self.width_of(&priced));
+            *width = (*width).max(width_of(&priced));
         }
         undominated(all)
-    }
-
-    fn width_of(&self, priced: &Priced<'_>) -> usize {
-        let problem = priced.problem((None, None), &Recompute::default(), 0);
-        super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
     }
 
     /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
@@ -334,6 +336,20 @@ impl SpaceBuilder<'_> {
         let first = piece.nodes.iter().find_map(|&n| self.facts.program.graph.node(n).results.first().copied());
         first.map_or(String::new(), |v| self.facts.program.graph.value(v).name.clone())
     }
+}
+
+fn width_of(priced: &Priced<'_>) -> usize {
+    let recompute = Recompute::default();
+    let problem = priced.problem((None, None), (&recompute, &priced.edges(&recompute)), 0);
+    super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
+}
+
+/// The Pareto front of a small problem, some vertices of the hull of a large one.
+fn points(problem: &Problem) -> Vec<(Cost, Assignment)> {
+    let n_assignments = problem.vars.iter().fold(1u64, |n, v| n.saturating_mul(v.domain.len() as u64));
+    let limits = Limits { point_sums: FRONT_SUMS, hull_points: HULL_POINTS, ..Limits::default() };
+    let whole = (n_assignments <= SMALL_ASSIGNMENTS).then(|| front(problem, &limits)).flatten();
+    whole.unwrap_or_else(|| hull(problem, &limits).unwrap_or_default())
 }
 
 fn intern(states: &mut Vec<Sharding>, placed: &Sharding) -> u16 {

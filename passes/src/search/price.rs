@@ -243,11 +243,31 @@ impl<'a> Priced<'a> {
         self.facts.model.op_ns(&n.op, &args, &results) + self.facts.model.op_ns(&squares, &[&local], &[&scalar])
     }
 
-    /// The problem of choosing options, with boundary placements, a recomputation mode and a ZeRO level.
+    /// The costs between options where a value flows inside the segment, under a recomputation mode.
+    pub fn edges(&self, recompute: &Recompute) -> Vec<Edge> {
+        let mut edges = Vec::new();
+        for (j, k, value) in self.operands() {
+            if let Some(&i) = self.facts.program.graph.producer(value).and_then(|p| self.group_of.get(&p)) {
+                edges.push(self.edge(i, j, k, value, recompute, self.mesh.micro_batches()));
+            }
+        }
+        edges
+    }
+
+    /// Group, position and value of every operand that is no weight.
+    fn operands(&self) -> impl Iterator<Item = (usize, usize, ValueId)> {
+        self.groups.iter().enumerate().flat_map(|(j, group)| {
+            let args = &self.facts.program.graph.node(self.piece.nodes[group.members[0]]).args;
+            let all = args.iter().enumerate().map(move |(k, &value)| (j, k, value));
+            all.filter(|(_, _, value)| !self.facts.weights.contains(value))
+        })
+    }
+
+    /// The problem of choosing options, with boundary placements, a recomputation mode and its edges, and a ZeRO level.
     pub fn problem(
         &self,
         boundary: (Option<&Sharding>, Option<&Sharding>),
-        recompute: &Recompute,
+        (recompute, edges): (&Recompute, &[Edge]),
         zero: u8,
     ) -> Problem {
         let m = self.mesh.micro_batches();
@@ -258,24 +278,15 @@ impl<'a> Priced<'a> {
             .map(|(i, g)| (0..g.options.len()).map(|o| self.unary((i, o), recompute, zero, m)).collect())
             .map(|domain| Var { domain })
             .collect();
-        let mut edges = Vec::new();
-        for (j, group) in self.groups.iter().enumerate() {
-            let node = self.piece.nodes[group.members[0]];
-            for (k, &value) in self.facts.program.graph.node(node).args.iter().enumerate() {
-                if self.facts.weights.contains(&value) {
-                    continue;
-                }
-                if let (Some(placed), true) = (boundary.0, Some(value) == self.piece.input) {
-                    self.add_input(&mut vars[j], (group, k), value, placed, recompute);
-                } else if let Some(&i) = self.facts.program.graph.producer(value).and_then(|p| self.group_of.get(&p)) {
-                    edges.push(self.edge(i, j, k, value, recompute, m));
-                }
+        if let Some(placed) = boundary.0 {
+            for (j, k, value) in self.operands().filter(|(_, _, value)| Some(*value) == self.piece.input) {
+                self.add_input(&mut vars[j], (&self.groups[j], k), value, placed, recompute);
             }
         }
         if let (Some(placed), Some(output)) = (boundary.1, self.piece.output) {
             self.add_output(&mut vars, output, placed);
         }
-        Problem { vars, edges }
+        Problem { vars, edges: edges.to_vec() }
     }
 
     fn unary(&self, (group, option): (usize, usize), recompute: &Recompute, zero: u8, m: u64) -> Cost {

@@ -41,6 +41,11 @@ impl Copies {
         self.residents[&of]
     }
 
+    /// The resident of a value that is a weight or a state.
+    pub fn find_resident(&self, of: ValueId) -> Option<ValueId> {
+        self.residents.get(&of).copied()
+    }
+
     /// Whether a phase computes a copy.
     pub fn is_in(&self, of: ValueId, phase: PhaseKind) -> bool {
         self.copies.get(&of).is_some_and(|c| c.iter().any(|c| c.phase == Some(phase)))

@@ -89,12 +89,7 @@ impl Sharder<'_> {
     }
 
     fn resident_copy(&self, of: ValueId) -> Option<Copy> {
-        let is_weight = self.program.weights.iter().any(|w| w.value == of);
-        let is_state = self.program.states.iter().any(|s| s.value == of);
-        if !is_weight && !is_state {
-            return None;
-        }
-        let value = self.copies.resident(of);
+        let value = self.copies.find_resident(of)?;
         let sharding = self.chunk.graph.value(value).sharding.clone().expect("invariant: residents are placed");
         Some(Copy { value, sharding, phase: None })
     }

@@ -157,10 +157,11 @@ impl<'a> Sharder<'a> {
 
     /// Writes the new values of weights and states to their residents.
     fn write_updates(&mut self) {
+        let weight_of: BTreeMap<ValueId, ValueId> = self.program.states.iter().map(|s| (s.value, s.weight)).collect();
         for &(target, new) in &self.program.updates {
             let weights = &self.strategy.weights;
-            let placement = match self.program.states.iter().find(|s| s.value == target) {
-                Some(state) => &weights[&state.weight].state,
+            let placement = match weight_of.get(&target) {
+                Some(weight) => &weights[weight].state,
                 None => &weights[&target].parameter,
             };
             self.layer = self.program.graph.producer(new).and_then(|n| self.program.graph.node(n).layer);
