@@ -22,6 +22,9 @@ const EXPECT: &str = "// expect:\n";
 /// What a diagnostic starts with.
 const ERROR: &str = "// error: ";
 
+/// The line of a diagnostic, if it has a place, and its code and message.
+type Spelled = (Option<usize>, String);
+
 /// A file test taken apart.
 struct Case {
     path: PathBuf,
@@ -29,7 +32,7 @@ struct Case {
     /// Everything before `// expect:`, without the diagnostics.
     input: String,
     /// The diagnostics, with the index of the line of the input that each points at.
-    errors: Vec<(Option<usize>, String)>,
+    errors: Vec<Spelled>,
     /// Everything behind `// expect:`.
     expected: Option<String>,
 }
@@ -105,7 +108,7 @@ impl Case {
     }
 
     /// Diagnostics as they stand in a file.
-    fn spelled(&self, faults: &[Diagnostic]) -> Vec<(Option<usize>, String)> {
+    fn spelled(&self, faults: &[Diagnostic]) -> Vec<Spelled> {
         let line = |fault: &Diagnostic| Some(self.input[..fault.span.as_ref()?.start].matches('\n').count());
         let mut all: Vec<_> = faults.iter().map(|f| (line(f), format!("{} {}", f.code, f.message))).collect();
         all.sort_by_key(|(line, _)| *line);
@@ -116,7 +119,7 @@ impl Case {
     fn check(&self) -> Result<(), String> {
         let result = self.run();
         let found = self.spelled(result.as_ref().err().map_or(&[], |faults| faults));
-        let agrees = |((line, error), (at, expected)): (&(Option<usize>, String), &(Option<usize>, String))| {
+        let agrees = |((line, error), (at, expected)): (&Spelled, &Spelled)| {
             let (code, text) = expected.split_once(' ').unwrap_or((expected, ""));
             line == at && error.strip_prefix(code).is_some_and(|message| message.contains(text))
         };

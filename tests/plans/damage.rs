@@ -44,6 +44,7 @@ fn check(damages: impl Fn(&Lines, usize) -> Vec<Lines>) {
             }
         }
     }
+    println!("{n_tried} damages");
     assert!(n_tried > 100, "{n_tried} damages are no sweep");
     assert!(missed.is_empty(), "{} of {n_tried} damaged plans pass:\n{}", missed.len(), missed.join("\n"));
 }
