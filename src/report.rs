@@ -44,7 +44,7 @@ impl Report {
             ("micro-batches".into(), found.decision.micro_batches.to_string()),
             ("predicted step time".into(), ms(found.cost.step_ns)),
             ("predicted tokens/s".into(), format!("{:.0}", tokens as f64 / step_s)),
-            ("predicted peak a rank".into(), format!("{} of {}", mib(peak), mib(cluster.device.memory_bytes))),
+            ("predicted peak a rank".into(), format!("{} of {}", amount(peak), amount(cluster.device.memory_bytes))),
             ("optimality gap".into(), format!("{:.2} %", found.plan.predicted.gap_ppm as f64 / 1e4)),
             (
                 "searched".into(),
@@ -78,10 +78,11 @@ impl Report {
                 row.strategy,
                 ms(row.compute_ns),
                 ms(row.communication_ns),
-                mib(row.sent_bytes)
+                amount(row.sent_bytes)
             );
         }
-        let memory: Vec<String> = self.memory.iter().map(|(class, bytes)| format!("{class} {}", mib(*bytes))).collect();
+        let memory: Vec<String> =
+            self.memory.iter().map(|(class, bytes)| format!("{class} {}", amount(*bytes))).collect();
         let _ = writeln!(out, "memory a rank: {}", memory.join(", "));
         for (name, value) in &self.totals {
             let _ = writeln!(out, "{name}: {value}");
@@ -105,8 +106,13 @@ fn ms(ns: u64) -> String {
     format!("{:.3} ms", ns as f64 * 1e-6)
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+/// Bytes in the unit that suits them.
+pub fn amount(bytes: u64) -> String {
+    let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.2} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Runs of layers with equal decisions, and every other segment by itself, with their times in one step.

@@ -113,20 +113,23 @@ fn a_partial_sum_declared_as_full_is_refused() {
 
 #[test]
 fn a_loss_scaled_by_the_count_of_one_rank_is_refused() {
-    refused("G0203", |l| skip(l, "backward", &["of=%label_count "]));
+    refused("G0203", |l| skip(l, "prologue", &["= comm.all_reduce", "of=%label_count "]));
 }
 
 #[test]
 fn a_loss_scaled_by_the_count_of_one_micro_batch_is_refused() {
     refused("G0206", |l| {
-        let count = l.find("prologue", &["= count_labels"]);
-        let count = l.remove(count);
+        let [count, sum] = [["= count_labels"], ["= comm.all_reduce"]].map(|needles| {
+            let line = l.find("prologue", &needles);
+            l.remove(line)
+        });
         let labels = l.find("forward", &["= load{input=\"labels\""]);
         let mut count = Lines(vec![count]).statement(0);
         count.operands = l.statement(labels).results;
         count.tail = count.tail.replace("]+a0 ", "]+mb.a0 ");
         l.0.insert(labels + 1, count.spell());
-        l.find("backward", &["of=%label_count "])
+        l.0.insert(labels + 2, sum);
+        labels + 2
     });
 }
 

@@ -27,7 +27,7 @@ const TOLERANCE: f64 = 2e-5;
 
 /// What a process needs beyond the arenas: its code and libraries, the plan as text and as data, the packing buffers of the
 /// matrix products, stacks, and what the allocator keeps of the largest tensors that were read.
-const OWN_BYTES: u64 = 64 << 20;
+const OWN_BYTES: u64 = 32 << 20;
 
 #[test]
 fn gpt2_small_trains_like_pytorch_in_the_memory_of_its_plan() {

@@ -8,7 +8,7 @@ use galvatron_ir::{Module, ValueId};
 use std::collections::BTreeMap;
 
 /// Rows of the table.
-const SHOWN: usize = 40;
+const SHOWN: usize = 24;
 
 /// Operations of the matrix products of one step, over all ranks; recomputation counts.
 pub fn model_flops(plan: &Module) -> u64 {

@@ -135,16 +135,14 @@ fn run(args: &CompileArgs) -> i32 {
 }
 
 fn no_plan(least_bytes: u64, limit: u64, name: &str) -> i32 {
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let fault = Diagnostic::new(
-        "no-plan",
-        format!(
-            "no plan fits: the smallest needs {:.4} GiB a device, `memory_gib` is {:.4}",
-            gib(least_bytes),
-            gib(limit)
-        ),
+    let gib = least_bytes as f64 / f64::from(1 << 30);
+    let message = format!(
+        "no plan fits: the smallest needs {} a device, which has {}",
+        report::amount(least_bytes),
+        report::amount(limit)
     );
-    let help = format!("the cheapest fix: memory_gib = {:.4} ({name}), or more devices", gib(least_bytes) + 5e-5);
+    let fault = Diagnostic::new("no-plan", message);
+    let help = format!("the cheapest fix: memory_gib = {:.4} ({name}), or more devices", gib + 5e-5);
     complain(&[fault.help(help)], None);
     NO_PLAN
 }

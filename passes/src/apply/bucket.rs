@@ -11,9 +11,9 @@ use galvatron_ir::{AxisId, Module, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes up to which an operand is small.
-const SMALL_BYTES: u64 = 256 << 10;
+pub(crate) const SMALL_BYTES: u64 = 256 << 10;
 /// Bytes that one bucket holds at most.
-const BUCKET_BYTES: u64 = 4 << 20;
+pub(crate) const BUCKET_BYTES: u64 = 4 << 20;
 
 /// Merges the small all_reduces of every chunk's reduce phase.
 pub fn bucket_reductions(module: &mut Module) {

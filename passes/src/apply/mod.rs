@@ -1,6 +1,6 @@
 //! Mechanical passes from a training program and a strategy to a plan. They decide nothing.
 
-mod bucket;
+pub(crate) mod bucket;
 mod buffers;
 mod checkpoint;
 mod collectives;

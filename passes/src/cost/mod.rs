@@ -7,7 +7,7 @@ mod compute;
 mod plan;
 
 pub use collectives::Collective;
-pub use plan::{PhaseTimes, PlanCost, plan_cost};
+pub use plan::{PhaseTimes, PlanCost, node_cost, plan_cost};
 
 use galvatron_ir::cluster::{Cluster, DeviceKind};
 use galvatron_ir::mesh::{Mesh, ReshardStep, Sharding, reshard_steps};

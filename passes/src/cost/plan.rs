@@ -3,6 +3,7 @@
 
 use super::CostModel;
 use galvatron_ir::mesh::Mesh;
+use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::plan::{Chunk, PhaseKind};
 use galvatron_ir::{Module, NodeId};
@@ -35,6 +36,9 @@ pub struct PlanCost {
 /// Nanoseconds of one node of a chunk, and the bytes that it sends.
 pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) -> PhaseTimes {
     let n = chunk.graph.node(node);
+    if is_in_place(chunk, node) {
+        return PhaseTimes::default();
+    }
     let (args, results) = (chunk.local_types(&n.args, mesh), chunk.local_types(&n.results, mesh));
     match step_of_op(&n.op) {
         Some(step) => {
@@ -51,6 +55,13 @@ pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) ->
             PhaseTimes { compute_ns: model.op_ns(&n.op, &args, &results), ..PhaseTimes::default() }
         }
     }
+}
+
+/// An update whose new value was written over the old one: nothing is left to copy.
+fn is_in_place(chunk: &Chunk, node: NodeId) -> bool {
+    let n = chunk.graph.node(node);
+    let place = |i: usize| n.args.get(i).and_then(|&v| chunk.graph.value(v).place);
+    matches!(n.op, Op::Update(_)) && place(0).is_some() && place(0) == place(1)
 }
 
 /// Prices every node of the plan.

@@ -79,7 +79,8 @@ impl Decision {
             }
         }
         let runs: Vec<String> = runs.into_iter().map(|(n, c)| if c > 1 { format!("{c} × ({n})") } else { n }).collect();
-        format!("{} micro-batches: {}", self.micro_batches, runs.join(" | "))
+        let m = self.micro_batches;
+        format!("{m} micro-batch{}: {}", if m == 1 { "" } else { "es" }, runs.join(" | "))
     }
 }
 
@@ -105,6 +106,7 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment], model: &'a C
         saved,
         has_gradient,
         optimizer: optimizer_nodes(program),
+        sums: gradient_sums(program),
         shared,
         weights,
     };
@@ -134,6 +136,13 @@ fn saved_and_gradients(program: &Program, forward: &[NodeId]) -> BackwardFacts {
 fn optimizer_nodes(program: &Program) -> BTreeMap<ValueId, NodeId> {
     let is_optimizer = |n: &&NodeId| matches!(program.graph.node(**n).op, Op::Sgd(_) | Op::Adamw(_));
     program.body.iter().filter(is_optimizer).map(|&n| (program.graph.node(n).args[0], n)).collect()
+}
+
+/// The nodes that add up the gradient contributions of a value, by that value.
+fn gradient_sums(program: &Program) -> BTreeMap<ValueId, NodeId> {
+    let is_sum = |n: &&NodeId| matches!(program.graph.node(**n).op, Op::AddN(_));
+    let of = |&n: &NodeId| Some((program.graph.value(program.graph.node(n).results[0]).grad_of?, n));
+    program.body.iter().filter(is_sum).filter_map(of).collect()
 }
 
 fn pieces(program: &Program, segments: &[Segment], readers: &BTreeMap<ValueId, BTreeSet<usize>>) -> Vec<Piece> {

@@ -62,6 +62,8 @@ pub struct SpaceBuilder<'a> {
     module: &'a Module,
     /// The segments with their boundaries.
     pub pieces: Vec<Piece>,
+    /// For each segment whether it is a repeated layer.
+    pub is_layer: Vec<bool>,
     /// For each segment its variant.
     pub variant_of: Vec<usize>,
     /// For each variant its first segment and its pins.
@@ -87,7 +89,9 @@ impl<'a> SpaceBuilder<'a> {
         pins: &'a Pins,
     ) -> Result<SpaceBuilder<'a>, PinFault> {
         let (facts, pieces) = super::assemble::read_program(&module.program, segments, model);
-        let mut builder = SpaceBuilder { facts, module, pieces, variant_of: Vec::new(), variants: Vec::new(), pins };
+        let is_layer = segments.iter().map(|s| s.is_layer).collect();
+        let (variant_of, variants) = (Vec::new(), Vec::new());
+        let mut builder = SpaceBuilder { facts, module, pieces, is_layer, variant_of, variants, pins };
         builder.find_variants(segments)?;
         Ok(builder)
     }
@@ -209,7 +213,9 @@ impl SpaceBuilder<'_> {
             }
             *width = (*width).max(width_of(&priced));
         }
-        undominated(all)
+        // Those that another one beats stay: a uniform plan may be made of them.
+        all.sort_by_key(|c| (c.state, c.cost));
+        all
     }
 
     /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
@@ -227,7 +233,8 @@ impl SpaceBuilder<'_> {
         let ty = &self.facts.program.graph.value(value).ty;
         let Some(&batch) = self.facts.batch.dims.get(&value) else { return Vec::new() };
         let mut all = boundary_placements(ty, batch, split, mesh);
-        let pinned_tensor = pins.tp.is_some_and(|tp| tp > 1);
+        // With one degree pinned the other one follows from the number of ranks.
+        let pinned_tensor = pins.tp.is_some_and(|tp| tp > 1) || pins.dp.is_some();
         all.retain(|(kind, _)| match (kind, pins.sequence) {
             (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty() || !self.pins.places.is_empty(),
             (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron),
@@ -236,7 +243,8 @@ impl SpaceBuilder<'_> {
         all.into_iter().map(|(k, s)| (k, Some(s))).collect()
     }
 
-    /// Under a pinned tensor degree the matrix products of weights and the attention heads are over the tensor axes.
+    /// Under a pinned degree the tensor axes do not shard the batch; under a pinned tensor degree they shard the matrix products
+    /// of weights and the attention heads.
     pub fn obeys_tensor_pin(
         &self,
         node: NodeId,
@@ -250,6 +258,10 @@ impl SpaceBuilder<'_> {
         let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
         if let Some(place) = self.pins.places.get(name).filter(|_| !split.tensor.is_empty()) {
             return place.allows(&crate::batch::rule_of(program, node), option.tensor_factor);
+        }
+        let shards_batch = option.tensor_factor.is_some_and(|f| self.facts.batch.factors.get(&node) == Some(&f));
+        if shards_batch && (pins.dp.is_some() || pins.tp.is_some()) {
+            return false;
         }
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
             return true;
@@ -299,10 +311,16 @@ impl SpaceBuilder<'_> {
         let world = mesh.world();
         let splits: Vec<Split> = Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect();
         if splits.is_empty() {
-            let degree = |d: Option<u32>| d.map_or("?".into(), |d| d.to_string());
+            let message = match (pins.dp, pins.tp) {
+                (Some(dp), Some(tp)) => format!("dp {dp} · tp {tp} is not the world size {world}"),
+                (one, other) => {
+                    let degree = one.or(other).unwrap_or(1);
+                    format!("{world} devices cannot be split into groups of {degree}")
+                }
+            };
             return PinFault {
                 code: "world-size",
-                message: format!("dp {} · tp {} is not the world size {world}", degree(pins.dp), degree(pins.tp)),
+                message,
                 help: "the product of the degrees must be the number of devices, each a product of mesh axes".into(),
             };
         }
@@ -371,20 +389,6 @@ fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
         None if mesh.world() == 1 => vec![0],
         None => vec![0, 1, 2, 3],
     }
-}
-
-/// Drops candidates that another one of the same boundary beats in time and bytes.
-fn undominated(mut all: Vec<Choice>) -> Vec<Choice> {
-    all.sort_by_key(|c| (c.state, c.cost.time_ns, c.cost.bytes));
-    let mut kept: Vec<Choice> = Vec::new();
-    for choice in all {
-        let beaten =
-            kept.iter().rev().take_while(|k| k.state == choice.state).any(|k| k.cost.bytes <= choice.cost.bytes);
-        if !beaten {
-            kept.push(choice);
-        }
-    }
-    kept
 }
 
 impl SegmentChoice {

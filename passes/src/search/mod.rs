@@ -14,6 +14,7 @@ mod price;
 mod queue;
 pub mod solver;
 mod spaces;
+mod uniform;
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice};
@@ -28,7 +29,8 @@ use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
 use queue::Queue;
-use spaces::{Pick, Space, Spaces};
+use spaces::{Pick, Spaces};
+use std::collections::BTreeSet;
 
 /// What the search found.
 #[derive(Clone, Debug)]
@@ -89,8 +91,20 @@ pub enum NoPlan {
     },
 }
 
-/// Plans that fit and are compared by their replayed cost.
+/// Numbers of micro-batches whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
+
+/// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
+const REPLAYED_NODES: usize = 1 << 17;
+
+/// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
+const MAX_SMALLEST: usize = 8;
+
+/// Kinds of uniform plans that are solved, and how many are replayed of those whose surrogate cost is at most one part in
+/// [`UNIFORM_MARGIN`] above the best plan's.
+const MAX_UNIFORM: usize = 512;
+const MAX_UNIFORM_REPLAYS: usize = 64;
+const UNIFORM_MARGIN: u64 = 16;
 
 /// Searches the fastest plan that fits `cluster.device.memory_bytes`.
 ///
@@ -100,37 +114,37 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     let limit = model.cluster().device.memory_bytes;
     let spaces = SpaceBuilder::new(module, segments, model, pins).map_err(NoPlan::Pin)?.build()?;
     let mut queue = Queue::new(&spaces, limit);
-    let mut effort = spaces.effort();
-    let mut best: Option<(Found, Pick)> = None;
-    let mut smallest: Option<(u64, Pick)> = None;
-    let mut n_fitting = 0;
+    let mut replays =
+        Replays { module, model, spaces: &spaces, limit, best: None, smallest: None, known: Vec::new(), n_nodes: 0 };
+    let mut fitting = BTreeSet::new();
     while let Some(pick) = queue.pop() {
-        if best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= pick.cost.time_ns) {
+        if replays.is_better(pick.cost.time_ns) || replays.is_spent() || fitting.len() == MAX_FITTING {
             break;
         }
-        effort.n_replays += 1;
-        let (strategy, decision, plan) = replay(module, &spaces, &pick);
-        let bytes = plan.arena.bytes();
-        if bytes > limit {
-            queue.tighten(&pick, bytes - limit);
-            if smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
-                smallest = Some((bytes, pick));
+        match replays.run(&pick) {
+            bytes if bytes > limit => queue.exceeds(&pick, bytes - limit),
+            bytes => {
+                queue.fits(&pick, limit - bytes);
+                fitting.insert(pick.space);
             }
-            continue;
-        }
-        let cost = plan_cost(model, &plan);
-        if best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
-            let surrogate_ns = pick.cost.time_ns;
-            let (bound_ns, rejected) = (0, Vec::new());
-            let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
-            best = Some((found, pick));
-        }
-        n_fitting += 1;
-        if n_fitting == MAX_FITTING {
-            break;
         }
     }
-    let Some((mut found, pick)) = best else { return Err(no_plan(module, &spaces, smallest)) };
+    if let Some((best, _)) = &replays.best {
+        let most_ns = best.cost.step_ns + best.cost.step_ns / UNIFORM_MARGIN;
+        let picks = uniform::uniform_picks(&spaces, |i| queue.budget(i), most_ns, MAX_UNIFORM);
+        let most = replays.known.len() + MAX_UNIFORM_REPLAYS;
+        for pick in &picks {
+            if replays.is_spent() || replays.known.len() == most {
+                break;
+            }
+            replays.run(pick);
+        }
+    }
+    if replays.best.is_none() {
+        replays.run_smallest();
+    }
+    let effort = Effort { n_replays: replays.known.len(), ..spaces.effort() };
+    let Some((mut found, pick)) = replays.best.take() else { return Err(replays.no_plan()) };
     found.rejected = spaces.rejected(&pick, limit);
     found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
     found.effort = effort;
@@ -138,31 +152,76 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     Ok(found)
 }
 
-/// Lowers a pick to a plan.
-fn replay(module: &Module, spaces: &Spaces<'_>, pick: &Pick) -> (Strategy, Decision, Module) {
-    let (strategy, decision) = spaces.assemble(pick);
-    let mut plan = module.clone();
-    crate::apply::apply(&mut plan, &strategy);
-    (strategy, decision, plan)
+/// The plans that were lowered and priced node by node.
+struct Replays<'a> {
+    module: &'a Module,
+    model: &'a CostModel,
+    spaces: &'a Spaces<'a>,
+    limit: u64,
+    best: Option<(Found, Pick)>,
+    /// Bytes of the smallest plan that does not fit.
+    smallest: Option<(u64, Pick)>,
+    /// What was lowered, with the bytes of one rank.
+    known: Vec<(Strategy, u64)>,
+    n_nodes: usize,
 }
 
-/// The smallest plan that was lowered; where none was, the smallest plan of the space whose surrogate is smallest.
-fn no_plan(module: &Module, spaces: &Spaces<'_>, smallest: Option<(u64, Pick)>) -> NoPlan {
-    let least = |(i, space): (usize, &Space)| {
-        let none = space.solve(Some(0), false).err()?;
-        Some(Pick { chosen: none.assignment, cost: none.least, space: i })
-    };
-    let (least_bytes, pick) = match smallest {
-        Some(found) => found,
-        None => {
-            let picks = spaces.spaces.iter().enumerate().filter_map(least);
-            let Some(pick) = picks.min_by_key(|p| p.cost.bytes) else {
-                return NoPlan::Memory { least_bytes: u64::MAX, name: String::new() };
-            };
-            (replay(module, spaces, &pick).2.arena.bytes(), pick)
+impl Replays<'_> {
+    /// Lowers a pick unless the same strategy was lowered before; returns the bytes of one rank.
+    fn run(&mut self, pick: &Pick) -> u64 {
+        let (strategy, decision) = self.spaces.assemble(pick);
+        if let Some((_, bytes)) = self.known.iter().find(|(s, _)| *s == strategy) {
+            return *bytes;
         }
-    };
-    NoPlan::Memory { least_bytes, name: spaces.name(&pick) }
+        let mut plan = self.module.clone();
+        crate::apply::apply(&mut plan, &strategy);
+        let bytes = plan.arena.bytes();
+        self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
+        self.known.push((strategy.clone(), bytes));
+        if bytes > self.limit {
+            if self.smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
+                self.smallest = Some((bytes, pick.clone()));
+            }
+            return bytes;
+        }
+        let cost = plan_cost(self.model, &plan);
+        if self.best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
+            let surrogate_ns = pick.cost.time_ns;
+            let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
+            let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
+            self.best = Some((found, pick.clone()));
+        }
+        bytes
+    }
+
+    /// Lowers the smallest plans of the smallest spaces.
+    fn run_smallest(&mut self) {
+        let spaces = &self.spaces.spaces;
+        let mut order: Vec<(u64, usize)> = spaces.iter().enumerate().map(|(i, s)| (s.least_bytes(), i)).collect();
+        order.sort();
+        for (bytes, space) in order.into_iter().take(MAX_SMALLEST) {
+            if let Ok(solution) = spaces[space].solve(Some(bytes), true) {
+                self.run(&Pick { chosen: solution.assignment, cost: solution.cost, space });
+            }
+        }
+    }
+
+    fn no_plan(self) -> NoPlan {
+        match self.smallest {
+            Some((least_bytes, pick)) => NoPlan::Memory { least_bytes, name: self.spaces.name(&pick) },
+            None => NoPlan::Memory { least_bytes: u64::MAX, name: String::new() },
+        }
+    }
+
+    /// Whether the best plan so far takes no longer than this.
+    fn is_better(&self, time_ns: u64) -> bool {
+        self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
+    }
+
+    /// Whether the effort is spent; it never is before a plan fits.
+    fn is_spent(&self) -> bool {
+        self.best.is_some() && self.n_nodes > REPLAYED_NODES
+    }
 }
 
 fn write_prediction(found: &mut Found) {

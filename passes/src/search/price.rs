@@ -4,14 +4,16 @@ use super::candidates::Mode;
 use super::options::{NodeOption, OptionContext, Split, options};
 use super::solver::{Cost, Edge, Problem, Var};
 use super::weights::{gradient_partial, weight_placement};
+use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::apply::shard::inherit::Inherited;
 use crate::batch::{BatchFactors, rule_of};
-use crate::cost::CostModel;
+use crate::cost::{Collective, CostModel};
 use crate::strategy::WeightPlacement;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
 use galvatron_ir::module::Program;
-use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::SumSquares;
+use galvatron_ir::op::mem::Update;
+use galvatron_ir::op::{Alias, Op};
 use galvatron_ir::types::TensorType;
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +34,8 @@ pub struct Facts<'a> {
     pub has_gradient: BTreeSet<ValueId>,
     /// The optimizer node of each weight.
     pub optimizer: BTreeMap<ValueId, NodeId>,
+    /// The node that adds up the gradient contributions of a value.
+    pub sums: BTreeMap<ValueId, NodeId>,
     /// Weights that several segments read.
     pub shared: BTreeSet<ValueId>,
     /// All weights.
@@ -39,6 +43,12 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// Whether the gradient of a node reads a value that the node read.
+    fn is_read_again(&self, node: NodeId, value: ValueId) -> bool {
+        let reads = |n: &NodeId| self.program.graph.node(*n).args.contains(&value);
+        self.backward.get(&node).is_some_and(|nodes| nodes.iter().any(reads))
+    }
+
     /// An op that turns data into something without a batch before anything is trained on it: the count of labels.
     fn is_whole_batch(&self, node: NodeId) -> bool {
         let n = self.program.graph.node(node);
@@ -98,6 +108,14 @@ struct OptionPrice {
     weights: [WeightPrice; 4],
 }
 
+/// A weight as one node reads it under one option.
+struct WeightUse<'a> {
+    node: NodeId,
+    weight: ValueId,
+    operand: &'a Sharding,
+    map: &'a FactorMap,
+}
+
 /// Price of the weights of one option at one ZeRO level.
 #[derive(Clone, Copy, Default)]
 struct WeightPrice {
@@ -145,20 +163,35 @@ impl<'a> Priced<'a> {
         let program = self.facts.program;
         let n = program.graph.node(node);
         let forward_ns = self.op_ns(node, &option.operands, &option.results);
+        let is_view = matches!(n.op.alias(), Alias::View(i) if self.facts.saved.contains(&n.args[i]));
         let saved_bytes = n
             .results
             .iter()
             .zip(&option.results)
-            .filter(|(r, _)| self.facts.saved.contains(r) && !n.args.is_empty())
+            .filter(|(r, _)| self.facts.saved.contains(r) && !n.args.is_empty() && !is_view)
             .map(|(&r, s)| self.bytes(r, s))
             .sum();
         let mut weights = [WeightPrice::default(); 4];
         for (i, arg) in n.args.iter().enumerate().filter(|(_, a)| self.facts.weights.contains(a)) {
+            let used = WeightUse { node, weight: *arg, operand: &option.operands[i], map: &option.map };
             for (zero, price) in weights.iter_mut().enumerate() {
-                self.add_weight(price, *arg, &option.operands[i], &option.map, zero as u8);
+                self.add_weight(price, &used, zero as u8);
             }
         }
         OptionPrice { forward_ns, backward_ns: self.backward_ns(node, &option.map), saved_bytes, weights }
+    }
+
+    /// Share that some contributions have in adding up the gradient of a value.
+    fn share_of_sum_ns(&self, value: ValueId, sharding: &Sharding, n_contributions: u64) -> u64 {
+        let n_all = self.facts.sums.get(&value).map_or(1, |&sum| self.facts.program.graph.node(sum).args.len() as u64);
+        self.sum_ns(value, sharding) * n_contributions / n_all
+    }
+
+    /// Time to add up the gradient contributions of a value that lie as `sharding` says.
+    fn sum_ns(&self, value: ValueId, sharding: &Sharding) -> u64 {
+        let Some(&sum) = self.facts.sums.get(&value) else { return 0 };
+        let parts = vec![sharding.clone(); self.facts.program.graph.node(sum).args.len()];
+        self.op_ns(sum, &parts, std::slice::from_ref(sharding))
     }
 
     fn backward_ns(&self, node: NodeId, map: &FactorMap) -> u64 {
@@ -203,21 +236,25 @@ impl<'a> Priced<'a> {
         }
     }
 
-    fn add_weight(&self, price: &mut WeightPrice, weight: ValueId, operand: &Sharding, map: &FactorMap, zero: u8) {
-        let placed = self.weight_placement(weight, operand, map, zero);
+    fn add_weight(&self, price: &mut WeightPrice, used: &WeightUse<'_>, zero: u8) {
+        let (weight, operand) = (used.weight, used.operand);
+        let placed = self.weight_placement(weight, operand, used.map, zero);
         let ty = &self.facts.program.graph.value(weight).ty;
         let reshard =
             |from: &Sharding, to: &Sharding| self.facts.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0);
-        let gather = reshard(&placed.parameter, operand);
-        // A gathered parameter is dropped after the forward pass and gathered again for the backward pass.
-        price.micro_batch_ns += 2 * gather;
         let owned = self.piece.owned.contains(&weight);
+        // A gathered parameter is dropped after the forward pass; a backward pass that reads it gathers it again.
+        let n_gathers = 1 + u64::from(self.facts.is_read_again(used.node, weight));
+        price.micro_batch_ns += n_gathers * reshard(&placed.parameter, operand);
         if owned {
             price.bytes += self.bytes(weight, &placed.parameter);
         }
         let Some(&optimizer) = self.facts.optimizer.get(&weight) else { return };
-        let gradient = Sharding { dims: operand.dims.clone(), partial: gradient_partial(operand, map) };
-        price.micro_batch_ns += reshard(&gradient, &placed.accumulator);
+        let gradient = Sharding { dims: operand.dims.clone(), partial: gradient_partial(operand, used.map) };
+        // Contributions that lie alike are summed before they are reduced.
+        if owned || gradient.dims.iter().any(|axes| !axes.is_empty()) {
+            price.micro_batch_ns += reshard(&gradient, &placed.accumulator);
+        }
         if !owned {
             return;
         }
@@ -226,10 +263,31 @@ impl<'a> Priced<'a> {
         if self.mesh.micro_batches() > 1 {
             price.micro_batch_ns += self.facts.model.copy_ns(3 * accumulator);
         }
-        price.bytes += accumulator + n_states * self.bytes(weight, &placed.state);
-        price.reduce_ns += reshard(&placed.accumulator, &placed.state);
-        price.step_ns +=
-            reshard(&placed.state, &placed.parameter) + self.optimizer_ns(optimizer, weight, &placed.state);
+        // With one micro-batch the gradient is a temporary of the backward pass, whose activations it replaces.
+        let kept = if self.mesh.micro_batches() > 1 { accumulator } else { 0 };
+        price.bytes += kept + n_states * self.bytes(weight, &placed.state);
+        price.micro_batch_ns += self.sum_ns(weight, operand);
+        price.reduce_ns += self.reduce_ns(weight, &placed);
+        price.step_ns += self.optimizer_ns(optimizer, weight, &placed.state);
+        if placed.parameter != placed.state {
+            let copy: Op = Update.into();
+            let whole = self.local(weight, &placed.parameter);
+            price.step_ns += reshard(&placed.parameter, &placed.state) + reshard(&placed.state, &placed.parameter);
+            price.step_ns += self.facts.model.op_ns(&copy, &[&whole, &whole], &[]);
+        }
+    }
+
+    /// Time to reduce an accumulated gradient once a step. A small one shares the latency of its bucket.
+    fn reduce_ns(&self, weight: ValueId, placed: &WeightPlacement) -> u64 {
+        let model = self.facts.model;
+        let ty = &self.facts.program.graph.value(weight).ty;
+        let all = model.reshard_ns(&placed.accumulator, &placed.state, ty, self.mesh).unwrap_or(0);
+        let bytes = self.bytes(weight, &placed.accumulator);
+        if placed.accumulator.dims != placed.state.dims || bytes > SMALL_BYTES {
+            return all;
+        }
+        let latency = model.collective_ns(Collective::AllReduce, self.mesh, &placed.accumulator.partial, 0);
+        all - latency + (u128::from(latency) * u128::from(bytes) / u128::from(BUCKET_BYTES)) as u64
     }
 
     fn optimizer_ns(&self, optimizer: NodeId, weight: ValueId, state: &Sharding) -> u64 {
@@ -297,6 +355,7 @@ impl<'a> Priced<'a> {
             let again = if recompute.again.contains(&node) { price.forward_ns } else { 0 };
             let hidden =
                 weights.reduce_ns.min((price.backward_ns as f64 * self.facts.model.reduction_overlap()) as u64);
+            let m = if self.facts.is_whole_batch(node) { 1 } else { m };
             let per_micro_batch = price.forward_ns + price.backward_ns + again + weights.micro_batch_ns;
             cost.time_ns += m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
             let kept = self.facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
@@ -319,6 +378,7 @@ impl<'a> Priced<'a> {
         if self.facts.has_gradient.contains(&value) {
             let gradient = Sharding { dims: wanted.dims.clone(), partial: gradient_partial(wanted, &choice.map) };
             total += self.facts.model.reshard_ns(&gradient, &from.resolved(), ty, self.mesh)?;
+            total += self.share_of_sum_ns(value, wanted, to.group.members.len() as u64);
         }
         Some(total)
     }

@@ -1,7 +1,7 @@
-//! The plans of all spaces, cheapest surrogate first, while the budget of each space is tightened.
+//! The plans of all spaces, cheapest surrogate first, while the budget of each space is brought to what really fits.
 //!
-//! The surrogate counts what lives across a micro-batch; temporaries and fragmentation show only when a plan is lowered. How much
-//! that is depends most on the number of micro-batches, so each space has a budget of its own.
+//! The surrogate counts what lives across a micro-batch; temporaries, and what is freed before they come, show only when a
+//! plan is lowered. How much that is depends most on the number of micro-batches, so each space has a budget of its own.
 
 use super::solver::Solution;
 use super::spaces::{Pick, Space, Spaces};
@@ -9,22 +9,30 @@ use super::spaces::{Pick, Space, Spaces};
 /// Picks of one space at most, after which it is given up for its smallest plan.
 const MAX_ROUNDS: usize = 8;
 
+/// Parts of the limit below which a difference in bytes is not worth another round.
+const FINE_PARTS: u64 = 256;
+
+/// Part of the limit by which the smallest plan of a space may exceed it by the surrogate and still be tried.
+const MARGIN_PARTS: u64 = 4;
+
 /// Where the search in one space stands.
 struct Line {
     budget: u64,
     n_rounds: usize,
     /// No plan of the space within its budget is faster.
     bound_ns: u64,
+    /// Surrogate bytes and time of the fastest plan that fits.
+    fitting: Option<(u64, u64)>,
+    /// Surrogate bytes of the smallest plan that does not fit.
+    over: u64,
     state: State,
 }
 
 enum State {
     /// The best plan within the budget, to a gap; whether that has been closed.
     Open(Solution, bool),
-    /// Its best plan was taken.
-    Taken,
-    /// Nothing fits; whether the smallest plan was tried.
-    Empty,
+    /// Nothing better is left.
+    Done,
 }
 
 /// All spaces under a memory limit.
@@ -45,11 +53,9 @@ impl<'a> Queue<'a> {
     pub fn pop(&mut self) -> Option<Pick> {
         loop {
             let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Open(solution, closed) => {
-                    let key = if *closed { solution.cost.time_ns } else { solution.lower_bound_ns };
-                    Some((key, i, *closed))
-                }
-                _ => None,
+                State::Open(solution, true) => Some((solution.cost.time_ns, i, true)),
+                State::Open(solution, false) => Some((solution.lower_bound_ns, i, false)),
+                State::Done => None,
             });
             let (_, i, closed) = open.min()?;
             if closed {
@@ -60,15 +66,25 @@ impl<'a> Queue<'a> {
     }
 
     fn take(&mut self, i: usize) -> Option<Pick> {
-        match std::mem::replace(&mut self.lines[i].state, State::Taken) {
+        match std::mem::replace(&mut self.lines[i].state, State::Done) {
             State::Open(solution, _) => Some(Pick { chosen: solution.assignment, cost: solution.cost, space: i }),
-            _ => None,
+            State::Done => None,
         }
     }
 
-    /// Puts a space back whose plan needs `excess` bytes more than there are, with so much less to spend.
-    pub fn tighten(&mut self, pick: &Pick, excess: u64) {
-        self.lines[pick.space].tighten(&self.spaces[pick.space], pick, excess);
+    /// Notes by how many bytes a pick exceeds the limit; its space comes back with less to spend.
+    pub fn exceeds(&mut self, pick: &Pick, excess: u64) {
+        self.lines[pick.space].exceeds(&self.spaces[pick.space], pick, excess);
+    }
+
+    /// Notes how many bytes a pick leaves of the limit; its space comes back if it may spend more.
+    pub fn fits(&mut self, pick: &Pick, surplus: u64) {
+        self.lines[pick.space].fits(&self.spaces[pick.space], pick, surplus);
+    }
+
+    /// Surrogate bytes that plans of a space may have.
+    pub fn budget(&self, space: usize) -> u64 {
+        self.lines[space].budget
     }
 
     /// No plan of any space within its budget takes less time by the surrogate, in nanoseconds.
@@ -79,36 +95,68 @@ impl<'a> Queue<'a> {
 
 impl Line {
     fn new(space: &Space, budget: u64) -> Line {
-        let mut line = Line { budget, n_rounds: 0, bound_ns: u64::MAX, state: State::Empty };
-        line.relax(space);
+        let mut line =
+            Line { budget, n_rounds: 0, bound_ns: u64::MAX, fitting: None, over: u64::MAX, state: State::Done };
+        let least = space.least_bytes();
+        // The surrogate may count what is freed in time: the smallest plan is tried although it seems a little too large.
+        if least <= budget.saturating_add(budget / MARGIN_PARTS) {
+            line.budget = budget.max(least);
+            line.relax(space);
+        }
         line
     }
 
+    /// Starts anew within the budget; done if that promises nothing faster than what fits already.
     fn relax(&mut self, space: &Space) {
-        (self.bound_ns, self.state) = match space.solve(Some(self.budget), false) {
-            Ok(solution) => {
+        let found = space.solve(Some(self.budget), false).ok();
+        self.bound_ns = found.as_ref().map_or(u64::MAX, |s| s.lower_bound_ns);
+        let known_ns = self.fitting.map_or(u64::MAX, |(_, time_ns)| time_ns);
+        self.state = match found.filter(|s| s.lower_bound_ns < known_ns) {
+            Some(solution) => {
                 let closed = solution.proven;
-                (solution.lower_bound_ns, State::Open(solution, closed))
+                State::Open(solution, closed)
             }
-            Err(_) => (u64::MAX, State::Empty),
+            None => State::Done,
         };
     }
 
     fn close(&mut self, space: &Space) {
         if let Ok(solution) = space.solve(Some(self.budget), true) {
             self.bound_ns = solution.lower_bound_ns;
-            self.state = State::Open(solution, true);
+            let known_ns = self.fitting.map_or(u64::MAX, |(_, time_ns)| time_ns);
+            self.state = if solution.cost.time_ns < known_ns { State::Open(solution, true) } else { State::Done };
         }
     }
 
-    /// Less budget, but never less than what the smallest plan needs, which is tried last.
-    fn tighten(&mut self, space: &Space, pick: &Pick, excess: u64) {
-        let least = space.solve(Some(0), false).map_or_else(|none| none.least.bytes, |_| 0);
+    /// Less budget: between what fits and what does not, or else by the excess, but never less than what the smallest plan
+    /// needs, which is tried last.
+    fn exceeds(&mut self, space: &Space, pick: &Pick, excess: u64) {
         self.n_rounds += 1;
-        let rest = self.budget.min(pick.cost.bytes).saturating_sub(excess.max(self.budget / 256));
-        (self.bound_ns, self.state) = (u64::MAX, State::Empty);
+        self.over = self.over.min(pick.cost.bytes);
+        self.bound_ns = u64::MAX;
+        let fine = self.budget / FINE_PARTS;
+        if let Some((bytes, time_ns)) = self.fitting {
+            self.bound_ns = time_ns;
+            if self.n_rounds < MAX_ROUNDS && self.over - bytes > fine {
+                self.budget = bytes.midpoint(self.over);
+                self.relax(space);
+            }
+            return;
+        }
+        let least = space.least_bytes();
         if pick.cost.bytes > least {
+            let rest = self.budget.min(pick.cost.bytes).saturating_sub(excess.max(fine));
             self.budget = if self.n_rounds < MAX_ROUNDS { rest.max(least) } else { least };
+            self.relax(space);
+        }
+    }
+
+    fn fits(&mut self, space: &Space, pick: &Pick, surplus: u64) {
+        self.n_rounds += 1;
+        self.fitting = Some((pick.cost.bytes, pick.cost.time_ns));
+        let wider = pick.cost.bytes.saturating_add(surplus).min(self.over - 1);
+        if self.n_rounds < MAX_ROUNDS && wider > self.budget.max(pick.cost.bytes + wider / FINE_PARTS) {
+            self.budget = wider;
             self.relax(space);
         }
     }

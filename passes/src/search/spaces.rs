@@ -50,8 +50,20 @@ const CHAIN_SUMS: u64 = 1 << 22;
 impl Space {
     /// The fastest candidates within a budget; with `exact` the gap of the relaxation is closed as far as the effort goes.
     pub fn solve(&self, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
+        Space::solve_chain(&self.chain, budget, exact)
+    }
+
+    /// The same for another chain over the same candidates.
+    pub fn solve_chain(chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
         let limits = Limits { point_sums: CHAIN_SUMS, ..Limits::default() };
-        if exact { self.chain.solve(budget, &limits) } else { self.chain.relax(budget, &limits) }
+        if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) }
+    }
+}
+
+impl Space {
+    /// Surrogate bytes of the smallest plan.
+    pub fn least_bytes(&self) -> u64 {
+        self.solve(Some(0), false).map_or_else(|none| none.least.bytes, |_| 0)
     }
 }
 
@@ -60,6 +72,14 @@ impl Spaces<'_> {
     pub fn effort(&self) -> Effort {
         let n_candidates = self.spaces.iter().flat_map(|s| &s.choices).map(Vec::len).sum();
         Effort { n_candidates, width: self.width, n_replays: 0 }
+    }
+
+    /// For each variant whether its segments are layers; all of them where there are no repeated layers.
+    pub fn layer_variants(&self) -> Vec<bool> {
+        let builder = &self.builder;
+        let is_layer = |(first, _): &(usize, _)| builder.is_layer[*first];
+        let layers: Vec<bool> = builder.variants.iter().map(is_layer).collect();
+        if layers.contains(&true) { layers } else { vec![true; layers.len()] }
     }
 
     /// The decisions of a pick.

@@ -5,22 +5,30 @@ use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::types::TensorType;
 
-/// The placement with `axes` added to the first dimension that they divide, or `None` where there is none.
+/// The placement with `axes` added to the first dimension that they all divide; where there is none, each axis to the first
+/// dimension that it divides, and those left out that divide none. `None` if no axis can be added.
 pub fn zero_shard(sharding: &Sharding, axes: &[AxisId], ty: &TensorType, mesh: &Mesh) -> Option<Sharding> {
     if axes.is_empty() {
         return Some(sharding.clone());
     }
-    (0..ty.rank()).find_map(|dim| {
-        let mut candidate = sharding.clone();
-        candidate.dims[dim].extend(axes);
-        candidate.local_shape(&ty.shape, mesh).ok().map(|_| candidate)
-    })
+    let add = |to: &Sharding, axes: &[AxisId]| {
+        (0..ty.rank()).find_map(|dim| {
+            let mut candidate = to.clone();
+            candidate.dims[dim].extend(axes);
+            candidate.local_shape(&ty.shape, mesh).ok().map(|_| candidate)
+        })
+    };
+    let spread = || {
+        let one = |to: Sharding, axis: &AxisId| add(&to, &[*axis]).unwrap_or(to);
+        Some(axes.iter().fold(sharding.clone(), one)).filter(|spread| spread != sharding)
+    };
+    add(sharding, axes).or_else(spread)
 }
 
 /// Placements of a weight that its users read as `used`, whose gradient is partial over `reduced`, at a ZeRO level.
 ///
 /// ZeRO-1 shards the optimizer state over those axes, ZeRO-2 also the accumulated gradient, ZeRO-3 also the parameter. A weight
-/// that no dimension divides stays as at level 0.
+/// whose dimensions no axis divides stays as at level 0.
 pub fn weight_placement(
     used: &Sharding,
     reduced: &[AxisId],

@@ -47,6 +47,8 @@ pub struct EinsumPlan {
     m: Axis,
     n: Axis,
     k: Axis,
+    /// Rows and columns of the blocks of a product.
+    block: [usize; 2],
     lens: [usize; 3],
 }
 
@@ -76,7 +78,29 @@ impl EinsumPlan {
         outer.extend(n);
         let len = |labels: &[u8]| labels.iter().map(|&l| (dims.size)(l)).product();
         let lens = [len(&dims.lhs), len(&dims.rhs), len(&dims.out)];
-        Ok(EinsumPlan { outer, inner: k, m: m_axis, n: n_axis, k: k_axis, lens })
+        let block = [block_len(m_axis, n_axis), block_len(n_axis, m_axis)];
+        Ok(EinsumPlan { outer, inner: k, m: m_axis, n: n_axis, k: k_axis, block, lens })
+    }
+
+    /// Blocks of one product, along its rows and its columns.
+    fn blocks(&self) -> [usize; 2] {
+        [self.m.size.div_ceil(self.block[0]), self.n.size.div_ceil(self.block[1])]
+    }
+
+    /// Parts that can be computed independently: blocks of all products.
+    fn parts(&self) -> usize {
+        count(&self.outer) * self.blocks().iter().product::<usize>()
+    }
+
+    /// Part `i`: its offsets in (lhs, rhs, out), its rows and columns.
+    fn part(&self, i: usize) -> ([isize; 3], usize, usize) {
+        let [row_blocks, column_blocks] = self.blocks();
+        let at = offsets(&self.outer, i / (row_blocks * column_blocks));
+        let row = i / column_blocks % row_blocks * self.block[0];
+        let column = i % column_blocks * self.block[1];
+        let (r, c) = (row as isize, column as isize);
+        let at = [at[0] + r * self.m.lhs, at[1] + c * self.n.rhs, at[2] + r * self.m.out + c * self.n.out];
+        (at, self.block[0].min(self.m.size - row), self.block[1].min(self.n.size - column))
     }
 
     /// Multiplications and additions of one run.
@@ -144,12 +168,27 @@ fn offsets(axes: &[Axis], mut i: usize) -> [isize; 3] {
     at
 }
 
+/// The largest extents of a block of the result: along the dimension that is contiguous in memory, and along the other one.
+///
+/// They bound the packed copies of the operands that a product makes, and do not depend on the threads, so that neither do
+/// the bits.
+const MAX_BLOCK: [usize; 2] = [1024, 512];
+
+/// The extent of the blocks along an axis of the result, nearly equal blocks of whole vectors.
+fn block_len(axis: Axis, other: Axis) -> usize {
+    let max = MAX_BLOCK[usize::from(axis.out > other.out)];
+    axis.size.div_ceil(axis.size.div_ceil(max).max(1)).next_multiple_of(16).max(16)
+}
+
 /// Below this many multiplications a product is not worth splitting over threads.
 const SMALL: usize = 1 << 21;
 
+/// Parts a thread needs before they are handed out one by one, so that no thread waits long for the last.
+const PARTS_PER_THREAD: usize = 4;
+
 /// out (+)= lhs · rhs over the contracted labels; adds to `out` when `accumulate`, else overwrites it.
 ///
-/// Products that are small, or as many as the threads, go to one thread each; else each product uses all threads.
+/// Products that are small, or parts that are many, go to one thread each; else each part uses all threads.
 ///
 /// # Panics
 /// When a slice has not the length of its labels.
@@ -164,31 +203,29 @@ pub fn run(plan: &EinsumPlan, lhs: &[f32], rhs: &[f32], out: &mut [f32], accumul
         }
         return;
     }
-    let products = count(&plan.outer);
+    let (products, parts) = (count(&plan.outer), plan.parts());
     let small = plan.m.size * plan.n.size * plan.k.size * count(&plan.inner) < SMALL;
-    let (over_products, in_product) = if products > 1 && (small || products >= threads.get()) {
-        (threads, Threads::ONE)
-    } else {
-        (Threads::ONE, threads)
-    };
+    let many = (products > 1 && products >= threads.get()) || parts >= PARTS_PER_THREAD * threads.get();
+    let (over_parts, in_part) =
+        if parts > 1 && (small || many) { (threads, Threads::ONE) } else { (Threads::ONE, threads) };
     let out = Shared::new(out);
     // Many tiny products share a task.
     let grain = (products / (8 * threads.get())).clamp(1, 64);
-    over_products.for_each_range(products, grain, |range| {
+    over_parts.for_each_range(parts, grain, |range| {
         for i in range {
-            // SAFETY: different steps of the outer loops write different elements of `out`.
-            unsafe { product(plan, offsets(&plan.outer, i), lhs, rhs, out.as_mut_ptr(), accumulate, in_product) };
+            // SAFETY: different parts write different elements of `out`.
+            unsafe { product(plan, plan.part(i), lhs, rhs, out.as_mut_ptr(), accumulate, in_part) };
         }
     });
 }
 
-/// One step of the outer loops.
+/// One block of one product.
 ///
 /// # Safety
-/// `out` has the planned length, and nobody else touches the elements of this step.
+/// `out` has the planned length, the part is one of the plan, and nobody else touches its elements.
 unsafe fn product(
     plan: &EinsumPlan,
-    at: [isize; 3],
+    (at, n_rows, n_columns): ([isize; 3], usize, usize),
     lhs: &[f32],
     rhs: &[f32],
     out: *mut f32,
@@ -203,8 +240,8 @@ unsafe fn product(
             let (a, b) = (lhs.as_ptr().offset(at[0] + step[0]), rhs.as_ptr().offset(at[1] + step[1]));
             let c = out.offset(at[2]);
             gemm::gemm(
-                m.size,
-                n.size,
+                n_rows,
+                n_columns,
                 k.size,
                 c,
                 n.out,
@@ -341,22 +378,39 @@ mod tests {
         assert_eq!(EinsumPlan::new(&dims("ss,sn->sn")).err(), Some(EinsumError::Repeated(b's')));
     }
 
+    fn matrices(m: usize, n: usize, k: usize) -> EinsumPlan {
+        let size = |l| match l {
+            b'm' => m,
+            b'n' => n,
+            _ => k,
+        };
+        EinsumPlan::new(&EinsumDims { lhs: b"mk".into(), rhs: b"kn".into(), out: b"mn".into(), size }).unwrap()
+    }
+
+    #[test]
+    fn blocks_cover_a_large_product() {
+        let (m, n, k) = (1100, 2100, 9);
+        let plan = matrices(m, n, k);
+        assert_eq!(plan.blocks(), [3, 3]);
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let mut out = vec![9.0; m * n];
+        in_pool(2, || run(&plan, &a, &b, &mut out, false, Threads::new(2)));
+        let element = |e: usize| (0..k).map(|p| a[e / n * k + p] as f64 * b[p * n + e % n] as f64).sum();
+        assert_close(&out, &(0..m * n).map(element).collect::<Vec<f64>>(), 1e-5);
+    }
+
     #[test]
     fn large_products_have_the_same_bits_at_any_thread_count() {
-        let d = EinsumDims {
-            lhs: b"mk".into(),
-            rhs: b"kn".into(),
-            out: b"mn".into(),
-            size: |l| if l == b'k' { 700 } else { 331 },
-        };
-        let plan = EinsumPlan::new(&d).unwrap();
-        let (a, b) = (random(331 * 700, 1), random(700 * 331, 2));
-        let result = |t: usize| {
-            let mut out = vec![0.0; 331 * 331];
-            in_pool(t, || run(&plan, &a, &b, &mut out, false, Threads::new(t)));
-            out
-        };
-        assert_eq!(result(1), result(2));
-        assert_eq!(result(1), result(5));
+        for (m, n, k) in [(331, 331, 700), (1030, 70, 600), (65, 3000, 530)] {
+            let plan = matrices(m, n, k);
+            let (a, b) = (random(m * k, 1), random(k * n, 2));
+            let result = |t: usize| {
+                let mut out = vec![0.0; m * n];
+                in_pool(t, || run(&plan, &a, &b, &mut out, false, Threads::new(t)));
+                out
+            };
+            assert_eq!(result(1), result(2));
+            assert_eq!(result(1), result(5));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Sharder;
 use super::copies::Copy;
-use galvatron_ir::mesh::{FactorMap, Sharding, reshard_steps};
+use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, reshard_steps};
 use galvatron_ir::op::comm::Reshard;
 use galvatron_ir::op::mem::{Accumulate, Load};
 use galvatron_ir::op::{Effects, Op};
@@ -124,6 +124,9 @@ impl Sharder<'_> {
         if from.sharding == *wanted {
             return from.value;
         }
+        // What is known before the first micro-batch moves once a step.
+        let once = from.phase == Some(PhaseKind::Prologue) && !wanted.is_sharded_over(Mesh::MB);
+        let phase = if once { PhaseKind::Prologue } else { phase };
         let source = self.program.graph.value(of);
         let names = std::slice::from_ref(&source.name);
         let node = self.chunk.graph.add_typed(Reshard.into(), &[from.value], vec![source.ty.clone()], names);
@@ -146,11 +149,11 @@ impl Sharder<'_> {
     fn accumulate(&mut self, of: ValueId, placement: Option<Sharding>) {
         let last = self.copies.all(of).last().cloned().expect("invariant: summed values are computed");
         let phase = last.phase.expect("invariant: summed values are computed");
-        let is_sum = last.sharding.partial.contains(&galvatron_ir::mesh::Mesh::MB);
-        let placement = placement.unwrap_or_else(|| last.sharding.without(galvatron_ir::mesh::Mesh::MB));
+        let is_sum = last.sharding.partial.contains(&Mesh::MB);
+        let placement = placement.unwrap_or_else(|| last.sharding.without(Mesh::MB));
         let mut before = placement.clone();
         if is_sum {
-            before.partial.push(galvatron_ir::mesh::Mesh::MB);
+            before.partial.push(Mesh::MB);
             before.partial.sort();
         }
         let value = self.fetch(of, &before, phase);
