@@ -141,6 +141,10 @@ fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Modu
     let mut gradients = Default::default();
     passes.run("differentiate", module, |module| {
         gradients = differentiate(&mut module.program)?;
+        if gradients.is_empty() {
+            let fault = Diagnostic::new("nothing-to-train", "the loss depends on no parameter of the model");
+            return Err(vec![fault.help("name the output that the loss reads with `loss.output`")]);
+        }
         Ok(())
     })?;
     passes.run("attach-optimizer", module, |module| {

@@ -7,7 +7,7 @@ use super::options::{NodeOption, Split};
 use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced, Recompute};
 use super::solver::chain::{Candidate, Chain};
-use super::solver::{Assignment, Cost, Limits, Problem, front, hull};
+use super::solver::{Assignment, Cost, Limits, Problem, brute::each_allowed, front, hull};
 use super::spaces::{Space, Spaces};
 use crate::cost::CostModel;
 use crate::segment::Segment;
@@ -55,6 +55,15 @@ pub struct Choice {
     state: u16,
 }
 
+/// Which assignments of options to a segment's ops become candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// The Pareto front of a small segment, vertices of its hull for a large one.
+    Best,
+    /// All of them: for checks of small programs by enumeration.
+    All,
+}
+
 /// Collects what does not depend on the number of micro-batches.
 pub struct SpaceBuilder<'a> {
     /// What pricing reads of the program.
@@ -69,6 +78,7 @@ pub struct SpaceBuilder<'a> {
     /// For each variant its first segment and its pins.
     pub variants: Vec<(usize, LayerPins)>,
     pins: &'a Pins,
+    listing: Listing,
 }
 
 /// Assignments up to which a problem is small.
@@ -87,11 +97,12 @@ impl<'a> SpaceBuilder<'a> {
         segments: &[Segment],
         model: &'a CostModel,
         pins: &'a Pins,
+        listing: Listing,
     ) -> Result<SpaceBuilder<'a>, PinFault> {
         let (facts, pieces) = super::assemble::read_program(&module.program, segments, model);
         let is_layer = segments.iter().map(|s| s.is_layer).collect();
         let (variant_of, variants) = (Vec::new(), Vec::new());
-        let mut builder = SpaceBuilder { facts, module, pieces, is_layer, variant_of, variants, pins };
+        let mut builder = SpaceBuilder { facts, module, pieces, is_layer, variant_of, variants, pins, listing };
         builder.find_variants(segments)?;
         Ok(builder)
     }
@@ -204,7 +215,9 @@ impl SpaceBuilder<'_> {
                     let output = placed.as_ref().filter(|_| piece.output.is_some());
                     for zero in zero_levels(pins, mesh) {
                         let problem = priced.problem((input, output), (recompute, &edges), zero);
-                        for (cost, assignment) in points(&problem).into_iter().filter(|(c, _)| !c.is_forbidden()) {
+                        for (cost, assignment) in
+                            points(&problem, self.listing).into_iter().filter(|(c, _)| !c.is_forbidden())
+                        {
                             let (split, boundary, mode) = (split.clone(), *boundary, *mode);
                             all.push(Choice { split, boundary, zero, mode, assignment, cost, state });
                         }
@@ -362,8 +375,13 @@ fn width_of(priced: &Priced<'_>) -> usize {
     super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
 }
 
-/// The Pareto front of a small problem, some vertices of the hull of a large one.
-fn points(problem: &Problem) -> Vec<(Cost, Assignment)> {
+/// The candidates of a problem.
+fn points(problem: &Problem, listing: Listing) -> Vec<(Cost, Assignment)> {
+    if listing == Listing::All {
+        let mut all = Vec::new();
+        each_allowed(problem, |cost, assignment| all.push((cost, assignment.to_vec())));
+        return all;
+    }
     let n_assignments = problem.vars.iter().fold(1u64, |n, v| n.saturating_mul(v.domain.len() as u64));
     let limits = Limits { point_sums: FRONT_SUMS, hull_points: HULL_POINTS, ..Limits::default() };
     let whole = (n_assignments <= SMALL_ASSIGNMENTS).then(|| front(problem, &limits)).flatten();

@@ -19,7 +19,7 @@ mod weights;
 
 pub use assemble::{Decision, SegmentChoice};
 pub use boundary::BoundaryKind;
-pub use candidates::Mode;
+pub use candidates::{Listing, Mode};
 pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
 pub use weights::zero_shard;
 
@@ -29,6 +29,7 @@ use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
 use queue::Queue;
+use solver::chain::Chain;
 use spaces::{Pick, Spaces};
 use std::collections::BTreeSet;
 
@@ -106,13 +107,31 @@ const MAX_UNIFORM: usize = 512;
 const MAX_UNIFORM_REPLAYS: usize = 64;
 const UNIFORM_MARGIN: u64 = 16;
 
+/// The candidates of every segment that the search chooses from, for each number of micro-batches.
+///
+/// # Errors
+/// Pins that cannot be met.
+///
+/// # Panics
+/// When all candidates of a segment are to be listed and it has more than [`solver::brute::MOST_ASSIGNMENTS`].
+pub fn chains(
+    module: &Module,
+    segments: &[Segment],
+    model: &CostModel,
+    pins: &Pins,
+    listing: Listing,
+) -> Result<Vec<Chain>, NoPlan> {
+    let builder = SpaceBuilder::new(module, segments, model, pins, listing).map_err(NoPlan::Pin)?;
+    Ok(builder.build()?.spaces.into_iter().map(|space| space.chain).collect())
+}
+
 /// Searches the fastest plan that fits `cluster.device.memory_bytes`.
 ///
 /// # Errors
 /// Pins that cannot be met, or a model that does not fit.
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
     let limit = model.cluster().device.memory_bytes;
-    let spaces = SpaceBuilder::new(module, segments, model, pins).map_err(NoPlan::Pin)?.build()?;
+    let spaces = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
     let mut queue = Queue::new(&spaces, limit);
     let mut replays =
         Replays { module, model, spaces: &spaces, limit, best: None, smallest: None, known: Vec::new(), n_nodes: 0 };

@@ -11,22 +11,34 @@ pub const MOST_ASSIGNMENTS: u64 = 1_000_000;
 /// # Panics
 /// When there are more than `MOST_ASSIGNMENTS`.
 pub fn brute(problem: &Problem, budget: Option<u64>) -> Option<(Cost, Assignment)> {
-    let extents: Vec<usize> = problem.vars.iter().map(|v| v.domain.len()).collect();
-    let n_assignments = extents.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
-    assert!(n_assignments <= MOST_ASSIGNMENTS, "{n_assignments} assignments are too many to enumerate");
     let mut best: Option<(Cost, Assignment)> = None;
-    each_assignment(&extents, |assignment| {
-        let cost = problem.cost(assignment);
-        let allowed = !cost.is_forbidden() && budget.is_none_or(|most| cost.bytes <= most);
-        if allowed && best.as_ref().is_none_or(|(least, _)| cost < *least) {
+    each_allowed(problem, |cost, assignment| {
+        let fits = budget.is_none_or(|most| cost.bytes <= most);
+        if fits && best.as_ref().is_none_or(|(least, _)| cost < *least) {
             best = Some((cost, assignment.to_vec()));
         }
     });
     best
 }
 
+/// Calls `visit` for every allowed assignment with its cost, in lexicographic order.
+///
+/// # Panics
+/// When there are more than `MOST_ASSIGNMENTS`.
+pub fn each_allowed(problem: &Problem, mut visit: impl FnMut(Cost, &[usize])) {
+    let extents: Vec<usize> = problem.vars.iter().map(|v| v.domain.len()).collect();
+    let n_assignments = extents.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+    assert!(n_assignments <= MOST_ASSIGNMENTS, "{n_assignments} assignments are too many to enumerate");
+    each_assignment(&extents, |assignment| {
+        let cost = problem.cost(assignment);
+        if !cost.is_forbidden() {
+            visit(cost, assignment);
+        }
+    });
+}
+
 /// Calls `visit` for every assignment of variables with these many values, in lexicographic order.
-pub(super) fn each_assignment(extents: &[usize], mut visit: impl FnMut(&[usize])) {
+pub fn each_assignment(extents: &[usize], mut visit: impl FnMut(&[usize])) {
     if extents.contains(&0) {
         return;
     }

@@ -1,0 +1,156 @@
+//! The search against enumeration of everything that it may choose, on small random programs.
+
+#[path = "search/random.rs"]
+mod random;
+
+use galvatron::config::cluster::parse_cluster;
+use galvatron_ir::cluster::Cluster;
+use galvatron_passes::cost::CostModel;
+use galvatron_passes::search::solver::brute::each_assignment;
+use galvatron_passes::search::solver::chain::Chain;
+use galvatron_passes::search::solver::{Cost, Limits};
+use galvatron_passes::search::{LayerPins, Listing, Mode, NoPlan, Pins, chains, search};
+use random::{Random, Shape, Trained, layered_program, random_program};
+
+/// Programs that are compared.
+const N_PROGRAMS: u64 = 500;
+
+/// Plans of one number of micro-batches that are enumerated at most; larger programs are drawn again.
+const MOST_PLANS: u64 = 1_000_000;
+
+fn cluster(levels: [u32; 2], memory_bytes: u64) -> Cluster {
+    let [nodes, devices] = levels;
+    let mut text = format!("nodes = {nodes}\ndevices_per_node = {devices}\n");
+    text += "[device]\nkind = \"cpu\"\nmemory_gib = 1.0\npeak_tflops = { f32 = 0.001 }\nmemory_bandwidth_gbps = 1.0\n";
+    text += "[links.intra_node]\nbandwidth_gbps = 1.0\nlatency_us = 0.2\n";
+    text += "[links.inter_node]\nbandwidth_gbps = 0.5\nlatency_us = 0.5\n";
+    let mut cluster = parse_cluster(&text).expect("the cluster is described well");
+    cluster.device.memory_bytes = memory_bytes;
+    cluster
+}
+
+/// A program with all its plans: their number and their Pareto front in (time, bytes).
+struct Instance {
+    trained: Trained,
+    levels: [u32; 2],
+    pins: Pins,
+    n_plans: u64,
+    front: Vec<Cost>,
+}
+
+impl Instance {
+    fn draw(rng: &mut Random) -> Instance {
+        loop {
+            let levels = rng.one_of(&[[1, 2], [2, 2]]);
+            let n_ops = if levels == [2, 2] { 3 + rng.below(2) } else { 4 + rng.below(4) } as usize;
+            let batch = rng.one_of(&[2, 4]);
+            let (trained, pins) = match rng.below(5) {
+                0 => (layered_program(rng, Shape { batch: 3, n_ops, levels }), layer_pins(rng)),
+                _ => (random_program(rng, Shape { batch, n_ops, levels }), Pins::default()),
+            };
+            if let Some(instance) = Instance::enumerate(trained, levels, pins) {
+                return instance;
+            }
+        }
+    }
+
+    /// Enumerates the plans; `None` where they are too many or none.
+    fn enumerate(trained: Trained, levels: [u32; 2], pins: Pins) -> Option<Instance> {
+        let model = CostModel::analytic(&cluster(levels, u64::MAX));
+        let all = chains(&trained.module, &trained.segments, &model, &pins, Listing::All).ok()?;
+        let counts: Vec<u64> = all.iter().map(n_plans).collect();
+        if counts.iter().any(|&n| n > MOST_PLANS) {
+            return None;
+        }
+        let mut costs = Vec::new();
+        for chain in &all {
+            let extents: Vec<usize> = chain.layers.iter().map(|&class| chain.classes[class].len()).collect();
+            let mut front = Vec::new();
+            each_assignment(&extents, |chosen| insert(&mut front, chain.cost(chosen)));
+            front.into_iter().for_each(|cost| insert(&mut costs, cost));
+        }
+        costs.sort();
+        Some(Instance { trained, levels, pins, n_plans: counts.iter().sum(), front: costs })
+    }
+
+    /// The least time within a budget by enumeration, in nanoseconds.
+    fn brute(&self, budget: u64) -> Option<u64> {
+        self.front.iter().filter(|c| c.bytes <= budget).map(|c| c.time_ns).min()
+    }
+}
+
+/// Layers have too many plans unless some of their keys are fixed.
+fn layer_pins(rng: &mut Random) -> Pins {
+    let mode = rng.one_of(&[None, Some(Mode::None), Some(Mode::Selective), Some(Mode::Full)]);
+    let zero = if mode.is_some() && rng.below(2) == 0 { None } else { Some(rng.below(4) as u8) };
+    let ends = LayerPins { zero: Some(rng.below(4) as u8), ..LayerPins::default() };
+    let all = LayerPins { zero, recompute: mode, ..LayerPins::default() };
+    Pins { all, embedding: ends.clone(), head: ends, ..Pins::default() }
+}
+
+fn n_plans(chain: &Chain) -> u64 {
+    chain.layers.iter().fold(1, |n: u64, &class| n.saturating_mul(chain.classes[class].len() as u64))
+}
+
+/// Keeps what no other cost beats in time and bytes.
+fn insert(front: &mut Vec<Cost>, cost: Cost) {
+    let beats = |a: &Cost, b: &Cost| a.time_ns <= b.time_ns && a.bytes <= b.bytes;
+    if cost.is_forbidden() || front.iter().any(|known| beats(known, &cost)) {
+        return;
+    }
+    front.retain(|known| !beats(&cost, known));
+    front.push(cost);
+}
+
+/// Budgets on and beside the costs where the best plan changes, and one that is too small.
+fn budgets(front: &[Cost]) -> Vec<u64> {
+    let steps = front.iter().flat_map(|cost| [cost.bytes, cost.bytes.saturating_sub(1)]);
+    steps.chain([u64::MAX]).collect()
+}
+
+#[test]
+fn the_search_finds_what_enumeration_finds() {
+    let mut rng = Random(7);
+    let (mut n_plans, mut n_chained, mut n_budgets, mut n_none) = (0, 0, 0, 0);
+    for i in 0..N_PROGRAMS {
+        let instance = Instance::draw(&mut rng);
+        let Trained { module, segments } = &instance.trained;
+        let model = CostModel::analytic(&cluster(instance.levels, u64::MAX));
+        let listed = chains(module, segments, &model, &instance.pins, Listing::Best)
+            .unwrap_or_else(|_| panic!("program {i} has plans"));
+        for budget in budgets(&instance.front) {
+            let best =
+                |chain: &Chain| chain.solve(Some(budget), &Limits::default()).ok().inspect(|s| assert!(s.proven));
+            let found = listed.iter().filter_map(best).map(|s| s.cost.time_ns).min();
+            assert_eq!(found, instance.brute(budget), "program {i} within {budget} bytes");
+            n_none += usize::from(found.is_none());
+            n_budgets += 1;
+        }
+        check_search(&instance, i);
+        n_plans += instance.n_plans;
+        n_chained += usize::from(segments.len() > 1);
+    }
+    println!(
+        "{N_PROGRAMS} programs, {n_chained} of several segments, {n_plans} plans, {n_budgets} budgets of which {n_none} too small"
+    );
+    assert!(n_chained > 25 && n_none > 0);
+}
+
+/// The whole search: without a limit its bound is what enumeration finds; within limits its plans fit.
+fn check_search(instance: &Instance, i: u64) {
+    let Trained { module, segments } = &instance.trained;
+    let run =
+        |limit: u64| search(module, segments, &CostModel::analytic(&cluster(instance.levels, limit)), &instance.pins);
+    let free = run(u64::MAX >> 1).unwrap_or_else(|_| panic!("program {i} has plans"));
+    assert_eq!(Some(free.bound_ns), instance.brute(u64::MAX), "program {i}");
+    let bytes = free.plan.arena.bytes();
+    for limit in [bytes, bytes * 3 / 4, bytes / 2] {
+        match run(limit) {
+            Ok(found) => assert!(found.plan.arena.bytes() <= limit, "program {i} does not fit {limit} bytes"),
+            Err(NoPlan::Memory { least_bytes, .. }) => {
+                assert!(least_bytes > limit, "program {i}: {least_bytes} bytes fit {limit}");
+            }
+            Err(NoPlan::Pin(fault)) => panic!("program {i}: {}", fault.message),
+        }
+    }
+}
