@@ -11,13 +11,14 @@ use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::recipe::Recipe;
+use galvatron_ir::types::DType;
 use galvatron_ir::{Checked, Diagnostic, Level, Module};
 use galvatron_passes::cost::CostModel;
 use galvatron_passes::manager::{Observer, PassManager};
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
 use galvatron_passes::segment::{Segment, segment};
 use galvatron_passes::train::{attach_loss, attach_optimizer, differentiate};
-use galvatron_passes::{apply, canonicalize, rewrite};
+use galvatron_passes::{apply, canonicalize, precision, rewrite};
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,6 +132,12 @@ fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Modu
     })?;
     passes.run("rewrite", module, |module| {
         rewrite::rewrite(module);
+        Ok(())
+    })?;
+    passes.run("choose-precision", module, |module| {
+        if recipe.compute == DType::Bf16 {
+            precision::to_bf16(module);
+        }
         Ok(())
     })?;
     passes.run("attach-loss", module, |module| attach_loss(module, &recipe.loss).map_err(|d| vec![d]))?;

@@ -8,6 +8,7 @@ mod plan;
 
 use fixture::{Fixture, N_STEPS};
 use galvatron_backends::exec::{Flow, RunOptions};
+use galvatron_ir::types::DType;
 use plan::Order;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -91,7 +92,8 @@ fn ranks_allocate_nothing_large_while_they_train() {
         (4, "dp = 4\nzero = 3"),
         (4, "dp = 2\ntp = 2\nzero = 3\nsequence = \"megatron\"\nmicro_batches = 2"),
     ] {
-        let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy };
+        let order =
+            Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy, compute: DType::F32 };
         let (largest, packing) = largest_allocations(&order);
         let found = format!("{ranks} ranks, {strategy:?}: {largest} bytes at once, packed operands {packing}");
         println!("{found}");

@@ -15,6 +15,7 @@ mod table;
 use fixture::{Fixture, N_STEPS};
 use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport};
 use galvatron_ir::Module;
+use galvatron_ir::types::DType;
 use obedience::disobeyed;
 use plan::Order;
 use safetensors::{Dtype, SafeTensors};
@@ -109,7 +110,7 @@ fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
     for dialect in files.keys().filter(|d| follows(d)) {
         for optimizer in OPTIMIZERS {
             for (strategy, worlds) in PINS {
-                let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy };
+                let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy, compute: DType::F32 };
                 orders.extend(worlds.iter().map(order).filter(is_run));
             }
         }
@@ -247,8 +248,14 @@ fn check_refusals(model: &str, cells: &[Cell<'_>]) {
 #[test]
 fn disobedience_is_seen() {
     let fixture = Fixture::open("gpt2");
-    let order =
-        |strategy| Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd_momentum", ranks: 4, strategy };
+    let order = |strategy| Order {
+        fixture: &fixture,
+        dialect: "keep20",
+        optimizer: "sgd_momentum",
+        ranks: 4,
+        strategy,
+        compute: DType::F32,
+    };
     for (made, pinned) in [
         ("dp = 4", "dp = 2"),
         ("dp = 4", "tp = 4"),
@@ -283,7 +290,14 @@ fn gradients_are_those_of_pytorch() {
             if model == "mlp" && strategy.contains("tp") {
                 continue;
             }
-            let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy };
+            let order = Order {
+                fixture: &fixture,
+                dialect: "keep20",
+                optimizer: "adamw",
+                ranks,
+                strategy,
+                compute: DType::F32,
+            };
             faults.extend(wrong_gradients(&order).into_iter().map(|fault| format!("{}: {fault}", name(&order))));
         }
     }

@@ -163,6 +163,8 @@ pub struct Exchange {
     pub kind: ExchangeKind,
     /// The ranks that take part.
     pub group: GroupId,
+    /// Where the f32 copies of summed bf16 elements may lie, input first; `None` where the elements are f32.
+    pub widened: Option<Span>,
 }
 
 /// What an [`Exchange`] does. Sums are of f32.

@@ -8,6 +8,7 @@
 //!
 //! Start reading at [`exec::run`].
 
+mod bf16;
 pub mod comm;
 pub mod cpu;
 pub mod device;

@@ -3,6 +3,7 @@
 use crate::graph::Graph;
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
+use crate::op::Op;
 use crate::plan::{Arena, Chunk, Predicted, ScheduleStep};
 use crate::recipe::LrSchedule;
 use crate::types::{TensorType, element_count};
@@ -97,14 +98,17 @@ pub struct Weight {
     pub trainable: bool,
 }
 
-/// Optimizer state of a parameter; zero at first.
+/// The kind of optimizer state that is the parameter itself in f32, where the program reads it in bf16.
+pub const MASTER: &str = "master";
+
+/// Optimizer state of a parameter; zero at first, but a [`MASTER`] is the stored parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptimizerState {
     /// The value that the program reads.
     pub value: ValueId,
     /// The parameter's value.
     pub weight: ValueId,
-    /// Which state: `m`, `v` or `momentum`.
+    /// Which state: `m`, `v`, `momentum` or `master`.
     pub kind: String,
 }
 
@@ -203,6 +207,16 @@ impl Module {
 }
 
 impl Program {
+    /// The parameter that an optimizer node updates: operand 0, or what operand 0 is the master copy of.
+    pub fn weight_of_optimizer(&self, node: NodeId) -> Option<ValueId> {
+        let node = self.graph.node(node);
+        if !matches!(node.op, Op::Sgd(_) | Op::Adamw(_)) {
+            return None;
+        }
+        let target = node.args[0];
+        Some(self.states.iter().find(|s| s.value == target).map_or(target, |s| s.weight))
+    }
+
     /// The weight whose value this is.
     pub fn weight_of(&self, value: ValueId) -> Option<&Weight> {
         self.weights.iter().find(|w| w.value == value)

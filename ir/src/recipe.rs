@@ -1,5 +1,6 @@
 //! How a model is trained, as plain data: what `train.toml` says, with the defaults filled in.
 
+use crate::types::DType;
 use serde::{Deserialize, Serialize};
 
 /// The loss that the compiler attaches to the model.
@@ -108,6 +109,8 @@ pub struct Recipe {
     pub trainable: Vec<String>,
     /// Globs of initializers that are not trained.
     pub frozen: Vec<String>,
+    /// Element type of parameters, activations and messages: f32 or bf16.
+    pub compute: DType,
     /// Whether the data is permuted each epoch.
     pub shuffle: bool,
 }
@@ -139,6 +142,7 @@ impl Default for Recipe {
             schedule: LrSchedule { kind: ScheduleKind::Constant, warmup_steps: 0, total_steps: 0, min_lr: 0.0 },
             trainable: Vec::new(),
             frozen: Vec::new(),
+            compute: DType::F32,
             shuffle: false,
         }
     }

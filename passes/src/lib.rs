@@ -8,6 +8,7 @@ pub mod batch;
 pub mod canonicalize;
 pub mod cost;
 pub mod manager;
+pub mod precision;
 pub mod rewrite;
 pub mod search;
 pub mod segment;

@@ -4,10 +4,11 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 13] = [
+pub const PASSES: [(&str, &str); 14] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
+    ("choose-precision", "decides what is bf16 and what stays f32"),
     ("attach-loss", "adds the loss over the whole step"),
     ("segment", "finds the repeated layers"),
     ("differentiate", "adds the backward pass"),

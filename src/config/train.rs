@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use galvatron_ir::diagnostic::Checked;
 use galvatron_ir::recipe::{LossKind, LossRecipe, LrSchedule, OptimizerKind, OptimizerRecipe, Recipe, ScheduleKind};
+use galvatron_ir::types::DType;
 
 use super::set::{apply_overrides, parse_file, quoted};
 use super::{Faults, Fields, count, flag, integer_in, list, non_negative, one_of, pair, rate, signed, text};
@@ -21,8 +22,8 @@ const SCHEDULES: [(&str, Option<ScheduleKind>); 4] = [
     ("wsd", Some(ScheduleKind::Wsd)),
 ];
 
-/// Numeric precision of parameters, activations and messages; bf16 is known but not built.
-const PRECISIONS: [(&str, Option<()>); 2] = [("f32", Some(())), ("bf16", None)];
+/// Element types of parameters, activations and messages.
+const PRECISIONS: [(&str, Option<DType>); 2] = [("f32", Some(DType::F32)), ("bf16", Some(DType::Bf16))];
 
 /// Reads the text of `train.toml` (empty if there is none) with `key=value` overrides laid over it, later ones over
 /// earlier ones.
@@ -57,7 +58,7 @@ fn read_recipe(mut root: Fields<'_>) -> Recipe {
         set(&mut recipe.frozen, fields.read("frozen", list(text)));
     });
     each_section(&mut root, "precision", |fields| {
-        fields.read("compute", one_of(&PRECISIONS));
+        set(&mut recipe.compute, fields.read("compute", one_of(&PRECISIONS)));
     });
     each_section(&mut root, "data", |fields| set(&mut recipe.shuffle, fields.read("shuffle", flag)));
     root.finish();
@@ -156,7 +157,8 @@ fn write_recipe(recipe: &Recipe, out: &mut String) -> std::fmt::Result {
     writeln!(out, "warmup_steps = {}\ntotal_steps = {}", schedule.warmup_steps, schedule.total_steps)?;
     writeln!(out, "min_lr = {:?}", schedule.min_lr)?;
     writeln!(out, "\n[parameters]\ntrainable = {}\nfrozen = {}", names(&recipe.trainable), names(&recipe.frozen))?;
-    writeln!(out, "\n[precision]\ncompute = \"f32\"\n\n[data]\nshuffle = {}", recipe.shuffle)
+    writeln!(out, "\n[precision]\ncompute = {}", name_of(&PRECISIONS, recipe.compute))?;
+    writeln!(out, "\n[data]\nshuffle = {}", recipe.shuffle)
 }
 
 fn write_loss(loss: &LossRecipe, out: &mut String) -> std::fmt::Result {
@@ -293,12 +295,9 @@ shuffle = true
     }
 
     #[test]
-    fn bf16_is_reserved() {
-        check_fault(
-            "[precision]\ncompute = \"bf16\"\n",
-            &[],
-            &["unsupported|`precision.compute = \"bf16\"` is not supported yet"],
-        );
+    fn bf16_is_read() {
+        let recipe = parse_recipe("[precision]\ncompute = \"bf16\"\n", &[]).unwrap();
+        assert_eq!(recipe.compute, DType::Bf16);
     }
 
     #[test]

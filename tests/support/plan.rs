@@ -5,6 +5,8 @@ use galvatron::config::cluster::parse_cluster;
 use galvatron::config::strategy::parse_strategy;
 use galvatron::driver::{Compilation, CompileFault, Compiled, compile, pins_of};
 use galvatron::weights::PlanWeights;
+use galvatron_ir::recipe::Recipe;
+use galvatron_ir::types::DType;
 use galvatron_ir::{Checked, Diagnostic};
 use galvatron_passes::search::Pins;
 use std::path::Path;
@@ -22,6 +24,8 @@ pub struct Order<'a> {
     pub ranks: u32,
     /// Text of a `strategy.toml`.
     pub strategy: &'a str,
+    /// Element type of parameters and activations.
+    pub compute: DType,
 }
 
 impl Order<'_> {
@@ -41,7 +45,7 @@ impl Order<'_> {
         let what = Compilation {
             model: &self.fixture.onnx(self.dialect),
             cluster: &parse_cluster(&cluster(self.ranks))?,
-            recipe: &self.fixture.recipe(self.dialect, self.optimizer),
+            recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
             stop_after: None,
             verify_each: true,

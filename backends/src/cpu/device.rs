@@ -5,7 +5,7 @@ use std::sync::Arc;
 use galvatron_ir::types::DType;
 
 use super::arena::{Arena, Element};
-use super::dispatch;
+use super::dispatch::{self, Slot, widen};
 use super::kernels::shape::copy_block;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
@@ -29,6 +29,26 @@ impl Cpu {
         };
         Some(Cpu { arena: Arc::new(Arena::new(arena_bytes)?), threads, pool })
     }
+}
+
+impl Cpu {
+    /// Copies bf16 elements into f32.
+    fn widen(&self, half: Span, wide: Span) {
+        let (half, wide) = slots(half, wide);
+        widen::widen(&self.arena, half, wide, self.threads);
+    }
+
+    /// Rounds f32 elements to bf16.
+    fn round(&self, wide: Span, half: Span) {
+        let (half, wide) = slots(half, wide);
+        widen::round(&self.arena, wide, half, self.threads);
+    }
+}
+
+/// The elements of a part in bf16, and as many at the start of a part in f32.
+fn slots(half: Span, wide: Span) -> (Slot, Slot) {
+    let len = (half.bytes / 2) as usize;
+    (Slot { offset: half.offset, len }, Slot { offset: wide.offset, len })
 }
 
 /// A kernel as a function of the arena.
@@ -77,10 +97,26 @@ impl Device for Cpu {
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
         let (arena, group) = (&*self.arena, exchange.group);
         match exchange.kind {
-            ExchangeKind::AllReduce(at) => comm.all_reduce(group, arena.view_mut(at), ReduceOp::Sum, site),
-            ExchangeKind::ReduceScatter { input, output } => {
-                comm.reduce_scatter(group, arena.view(input), arena.view_mut(output), site)
-            }
+            ExchangeKind::AllReduce(at) => match exchange.widened {
+                None => comm.all_reduce(group, arena.view_mut(at), ReduceOp::Sum, site),
+                Some(wide) => {
+                    self.widen(at, wide);
+                    comm.all_reduce(group, arena.view_mut(wide), ReduceOp::Sum, site)?;
+                    self.round(wide, at);
+                    Ok(())
+                }
+            },
+            ExchangeKind::ReduceScatter { input, output } => match exchange.widened {
+                None => comm.reduce_scatter(group, arena.view(input), arena.view_mut(output), site),
+                Some(wide) => {
+                    let from = Span { bytes: 2 * input.bytes, ..wide };
+                    let to = Span { offset: wide.offset + wide.bytes - 2 * output.bytes, bytes: 2 * output.bytes };
+                    self.widen(input, from);
+                    comm.reduce_scatter(group, arena.view(from), arena.view_mut(to), site)?;
+                    self.round(to, output);
+                    Ok(())
+                }
+            },
             ExchangeKind::AllGather { input, output } if input.overlaps(&output) => {
                 comm.all_gather_in_place(group, arena.view_mut(output), site)
             }

@@ -90,6 +90,14 @@ impl Gather {
             let stored = tensors.get_mut(&name).expect("invariant: inserted above");
             view::write_back(&entry.elements(), &mut stored.data, &initializer.ty.shape, &weight.view);
         }
+        let frozen =
+            module.program.weights.iter().filter(|w| !w.trainable).map(|w| &module.initializers[w.initializer]);
+        for initializer in frozen.filter(|_| !self.entries.is_empty()) {
+            if let (Some(rest), false) = (rest, trained.parameters.contains_key(&initializer.name)) {
+                let tensor = HostTensor { shape: initializer.ty.shape.clone(), data: rest.read(initializer)? };
+                trained.parameters.insert(initializer.name.clone(), tensor);
+            }
+        }
         Ok(trained)
     }
 

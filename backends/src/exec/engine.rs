@@ -36,7 +36,8 @@ pub fn launch(
 ) -> Result<RunReport, RunFault> {
     let chunk = check(module, world.len())?;
     let first = Layout::new(module, chunk, 0);
-    let stored = stored_residents(module, &first)?;
+    let mut stored = stored_residents(module, &first)?;
+    stored.retain(|s| s.is_collected);
     let optimizers = optimizer_nodes(module, &first);
     let collects = options.collect || options.collect_every > 0;
     let shared = Shared {

@@ -5,7 +5,8 @@
 
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::ReshardStep;
-use galvatron_ir::types::{DType, TensorType};
+use galvatron_ir::op::widened_bytes;
+use galvatron_ir::types::TensorType;
 
 use super::layout::Layout;
 use crate::comm::{Collective, GroupId};
@@ -34,7 +35,9 @@ pub(super) fn prepare(
 ) -> Result<Collected, String> {
     buffers.check()?;
     let parts = Parts::new(layout, comm, axes_of(step))?;
-    let mut plan = Plan { device, parts, workspace: buffers.workspace, before: Vec::new(), after: Vec::new() };
+    let widened_bytes = widening_bytes(step, buffers.args, buffers.results);
+    let workspace = buffers.workspace;
+    let mut plan = Plan { device, parts, workspace, widened_bytes, before: Vec::new(), after: Vec::new() };
     let (x, y) = (&buffers.args[0], &buffers.results[0]);
     let exchange = match *step {
         ReshardStep::AllReduce { .. } => Some(plan.all_reduce(buffers.args, buffers.results)?),
@@ -47,7 +50,8 @@ pub(super) fn prepare(
             None
         }
     };
-    let exchange = exchange.map(|kind| Exchange { kind, group: plan.parts.group });
+    let widened = plan.widening()?;
+    let exchange = exchange.map(|kind| Exchange { kind, group: plan.parts.group, widened });
     Ok(Collected { before: plan.before, exchange, after: plan.after })
 }
 
@@ -155,6 +159,8 @@ struct Plan<'a> {
     device: &'a dyn Device,
     parts: Parts,
     workspace: Option<Span>,
+    /// Bytes of the f32 copies at the start of the workspace.
+    widened_bytes: u64,
     before: Vec<Box<dyn Kernel>>,
     after: Vec<Box<dyn Kernel>>,
 }
@@ -170,13 +176,26 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// Room to pack messages, after the f32 copies.
     fn scratch(&self, bytes: u64) -> Result<Span, String> {
+        let widened = self.widened_bytes;
+        let at = self.workspace.filter(|ws| ws.bytes >= widened + bytes);
+        let at = at.map(|ws| Span { offset: ws.offset + widened, bytes });
+        at.ok_or_else(|| format!("it needs {} bytes of workspace", widened + bytes))
+    }
+
+    /// Room for the f32 copies of sums of bf16.
+    fn widening(&self) -> Result<Option<Span>, String> {
+        let bytes = self.widened_bytes;
+        if bytes == 0 {
+            return Ok(None);
+        }
         let at = self.workspace.filter(|ws| ws.bytes >= bytes);
-        at.map(|ws| Span { bytes, ..ws }).ok_or_else(|| format!("it needs {bytes} bytes of workspace"))
+        at.map(|ws| Some(Span { bytes, ..ws })).ok_or_else(|| format!("it needs {bytes} bytes of workspace"))
     }
 
     fn all_reduce(&mut self, args: &[BufferSpec], results: &[BufferSpec]) -> Result<ExchangeKind, String> {
-        args.iter().try_for_each(check_f32)?;
+        check_floats(args)?;
         if let ([x], [y]) = (args, results) {
             if x.offset != y.offset {
                 self.move_before(Move::whole(&x.ty, x.offset, y.offset))?;
@@ -194,7 +213,7 @@ impl Plan<'_> {
     }
 
     fn reduce_scatter(&mut self, x: &BufferSpec, y: &BufferSpec, dim: usize) -> Result<ExchangeKind, String> {
-        check_f32(x)?;
+        check_floats(std::slice::from_ref(x))?;
         apart(x, y)?;
         let (mut input, output) = (x.span(), y.span());
         if !is_leading(x, dim) {
@@ -259,8 +278,23 @@ impl Plan<'_> {
     }
 }
 
-fn check_f32(x: &BufferSpec) -> Result<(), String> {
-    if x.ty.dtype == DType::F32 { Ok(()) } else { Err(format!("sums are of f32, not of {}", x.ty.dtype)) }
+/// Sums are of floats, all of one element type.
+fn check_floats(buffers: &[BufferSpec]) -> Result<(), String> {
+    let dtype = buffers[0].ty.dtype;
+    match buffers.iter().find(|b| !b.ty.dtype.is_float() || b.ty.dtype != dtype) {
+        None => Ok(()),
+        Some(other) => Err(format!("sums are of f32 or of bf16, not of {dtype} and {}", other.ty.dtype)),
+    }
+}
+
+/// Bytes of the f32 copies that a sum of bf16 needs.
+fn widening_bytes(step: &ReshardStep, args: &[BufferSpec], results: &[BufferSpec]) -> u64 {
+    let bytes = |buffers: &[BufferSpec]| buffers.iter().map(|b| widened_bytes(&b.ty)).sum::<u64>();
+    match step {
+        ReshardStep::AllReduce { .. } => bytes(args),
+        ReshardStep::ReduceScatter { .. } => bytes(args) + bytes(results),
+        _ => 0,
+    }
 }
 
 fn apart(x: &BufferSpec, y: &BufferSpec) -> Result<(), String> {

@@ -193,8 +193,9 @@ pub(super) fn optimizer_nodes(module: &Module, layout: &Layout<'_>) -> Vec<(Node
     let weight = |node: NodeId| {
         let node = chunk.graph.node(node);
         matches!(node.op, Op::Sgd(opt::Sgd { .. }) | Op::Adamw(opt::Adamw { .. })).then_some(())?;
-        let of = chunk.graph.value(node.args[0]).of;
-        module.program.weights.iter().position(|w| Some(w.value) == of)
+        let of = chunk.graph.value(node.args[0]).of?;
+        let weight = module.program.states.iter().find(|s| s.value == of).map_or(of, |s| s.weight);
+        module.program.weights.iter().position(|w| w.value == weight)
     };
     chunk.phase(PhaseKind::Step).iter().filter_map(|&node| Some((node, weight(node)?))).collect()
 }

@@ -1,12 +1,13 @@
 //! Initial parameters and optimizer states: from stored tensors, through their views, to the ranks' shards.
 
-use galvatron_ir::module::{Initializer, Module, Weight};
+use galvatron_ir::module::{Initializer, MASTER, Module, Weight};
 use galvatron_ir::plan::ResidentRole;
 use galvatron_ir::types::DType;
 
 use super::layout::Layout;
 use super::shard::for_each_run;
 use super::view;
+use crate::bf16;
 use crate::device::{BufferSpec, Device};
 use crate::fault::RunFault;
 
@@ -35,8 +36,10 @@ pub(super) struct Stored {
     pub(super) resident: usize,
     /// Index of the weight in the program.
     pub(super) weight: usize,
-    /// The state's kind; `None` for the parameter itself.
+    /// The state's kind; `None` for the parameter itself and its master copy.
     pub(super) kind: Option<String>,
+    /// Whether it is what the weight is after training: not a bf16 parameter.
+    pub(super) is_collected: bool,
 }
 
 /// The parameters and states among the residents of a layout's chunk.
@@ -49,11 +52,14 @@ pub(super) fn stored_residents(module: &Module, layout: &Layout<'_>) -> Result<V
         let (weight, kind) = match declared.role {
             ResidentRole::Accumulator => continue,
             ResidentRole::Parameter => (value.of, None),
-            ResidentRole::State => (state.map(|s| s.weight), state.map(|s| s.kind.clone())),
+            ResidentRole::State => {
+                (state.map(|s| s.weight), state.map(|s| s.kind.clone()).filter(|kind| kind != MASTER))
+            }
         };
+        let is_collected = value.ty.dtype == DType::F32;
         let weight = program.weights.iter().position(|w| Some(w.value) == weight);
         let weight = weight.ok_or_else(|| RunFault::Plan(format!("resident `%{}` is of no weight", value.name)))?;
-        stored.push(Stored { resident, weight, kind });
+        stored.push(Stored { resident, weight, kind, is_collected });
     }
     Ok(stored)
 }
@@ -111,15 +117,10 @@ fn encode(dtype: DType, data: &[f32], out: &mut [u8]) {
     let pairs = |n: usize, out| data.iter().zip(<[u8]>::chunks_exact_mut(out, n));
     match dtype {
         DType::F32 => pairs(4, out).for_each(|(v, out)| out.copy_from_slice(&v.to_ne_bytes())),
-        DType::Bf16 => pairs(2, out).for_each(|(v, out)| out.copy_from_slice(&bf16(*v).to_ne_bytes())),
+        DType::Bf16 => pairs(2, out).for_each(|(v, out)| out.copy_from_slice(&bf16::round(*v).to_ne_bytes())),
         DType::I64 => pairs(8, out).for_each(|(v, out)| out.copy_from_slice(&(*v as i64).to_ne_bytes())),
         DType::Bool => pairs(1, out).for_each(|(v, out)| out[0] = u8::from(*v != 0.0)),
     }
-}
-
-fn bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16 }
 }
 
 #[cfg(test)]
@@ -131,6 +132,7 @@ mod tests {
         let mut out = [0; 16];
         encode(DType::I64, &[-2.0, 3.0], &mut out);
         assert_eq!(out[..8], (-2i64).to_ne_bytes());
-        assert_eq!([bf16(1.0), bf16(1.003_906_3), bf16(1.011_718_8)], [0x3f80, 0x3f80, 0x3f82]);
+        encode(DType::Bf16, &[1.0], &mut out[..2]);
+        assert_eq!(out[..2], 0x3f80u16.to_ne_bytes());
     }
 }

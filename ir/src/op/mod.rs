@@ -13,10 +13,12 @@ mod gradient;
 pub mod mem;
 pub mod opt;
 mod sample;
+mod widen;
 
 pub use attrs::{AttrReader, AttrValue, Attrs};
 pub use gradient::{GradCx, NoGradient};
 pub use sample::{Fill, Sample};
+pub use widen::widened_bytes;
 
 use crate::mesh::ShardingRule;
 use crate::types::TensorType;
@@ -155,9 +157,10 @@ macro_rules! ops {
             pub fn alias(&self) -> Alias {
                 match self { $(Op::$name(op) => op.alias(),)* }
             }
-            /// See [`OpDef::workspace`].
+            /// See [`OpDef::workspace`]; with the f32 copies of bf16 tensors, which come first.
             pub fn workspace(&self, args: &[&TensorType], results: &[&TensorType]) -> u64 {
-                match self { $(Op::$name(op) => op.workspace(args, results),)* }
+                let own = match self { $(Op::$name(op) => op.workspace(args, results),)* };
+                self.widening_bytes(args, results) + own
             }
             /// See [`OpDef::attrs`].
             pub fn attrs(&self) -> Attrs {

@@ -5,7 +5,7 @@ use super::{Finding, Site};
 use crate::graph::Def;
 use crate::id::ValueId;
 use crate::module::{Level, Module, ViewStep, Weight};
-use crate::types::TensorType;
+use crate::types::{DType, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -75,7 +75,8 @@ fn weight_view(module: &Module, weight: &Weight) -> Result<(), String> {
         shape = next.ok_or_else(|| format!("{name}: `{step:?}` does not fit the shape {shape:?}"))?;
     }
     let (view, declared) = (stored.ty.with_shape(shape), ty(module, weight.value));
-    if view == *declared {
+    let is_rounded = declared.dtype == DType::Bf16 && stored.ty.dtype == DType::F32;
+    if view == *declared || (is_rounded && view.shape == declared.shape) {
         return Ok(());
     }
     Err(format!("{name} is declared `{declared}`, the view of \"{}\" is `{view}`", stored.name))
@@ -130,7 +131,7 @@ fn part_of(shape: &[u64], view: &[ViewStep]) -> Option<Vec<Range<u64>>> {
     Some(ranges)
 }
 
-/// A state belongs to a trainable weight of its type; no weight has two of one kind.
+/// A state is f32 and belongs to a trainable weight of its shape; no weight has two of one kind.
 fn states(module: &Module, facts: &ProgramFacts) -> Vec<Finding> {
     let mut kinds = BTreeSet::new();
     let mut findings = Vec::new();
@@ -138,8 +139,8 @@ fn states(module: &Module, facts: &ProgramFacts) -> Vec<Finding> {
         let weight = facts.weights.get(&state.weight).map(|&w| &module.program.weights[w]);
         let why = if !weight.is_some_and(|w| w.trainable) {
             "belongs to no trainable weight"
-        } else if ty(module, state.value) != ty(module, state.weight) {
-            "has not the type of its weight"
+        } else if *ty(module, state.value) != TensorType::f32(ty(module, state.weight).shape.clone()) {
+            "is not f32 of the shape of its weight"
         } else if !kinds.insert((state.weight, &state.kind)) {
             "is a second state of its kind"
         } else {

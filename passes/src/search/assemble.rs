@@ -134,8 +134,7 @@ fn saved_and_gradients(program: &Program, forward: &[NodeId]) -> BackwardFacts {
 }
 
 fn optimizer_nodes(program: &Program) -> BTreeMap<ValueId, NodeId> {
-    let is_optimizer = |n: &&NodeId| matches!(program.graph.node(**n).op, Op::Sgd(_) | Op::Adamw(_));
-    program.body.iter().filter(is_optimizer).map(|&n| (program.graph.node(n).args[0], n)).collect()
+    program.body.iter().filter_map(|&n| Some((program.weight_of_optimizer(n)?, n))).collect()
 }
 
 /// The nodes that add up the gradient contributions of a value, by that value.

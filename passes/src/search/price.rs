@@ -222,6 +222,11 @@ impl<'a> Priced<'a> {
         ty.with_shape(shape)
     }
 
+    /// A rank's part of the f32 gradient or state of a weight.
+    fn wide(&self, weight: ValueId, sharding: &Sharding) -> TensorType {
+        TensorType::f32(self.local(weight, sharding).shape)
+    }
+
     fn bytes(&self, value: ValueId, sharding: &Sharding) -> u64 {
         self.local(value, sharding).bytes()
     }
@@ -240,8 +245,11 @@ impl<'a> Priced<'a> {
         let (weight, operand) = (used.weight, used.operand);
         let placed = self.weight_placement(weight, operand, used.map, zero);
         let ty = &self.facts.program.graph.value(weight).ty;
-        let reshard =
-            |from: &Sharding, to: &Sharding| self.facts.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0);
+        let reshard_as = |from: &Sharding, to: &Sharding, ty: &TensorType| {
+            self.facts.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0)
+        };
+        let reshard = |from: &Sharding, to: &Sharding| reshard_as(from, to, ty);
+        let wide = TensorType::f32(ty.shape.clone());
         let owned = self.piece.owned.contains(&weight);
         // A gathered parameter is dropped after the forward pass; a backward pass that reads it gathers it again.
         let n_gathers = 1 + u64::from(self.facts.is_read_again(used.node, weight));
@@ -253,19 +261,20 @@ impl<'a> Priced<'a> {
         let gradient = Sharding { dims: operand.dims.clone(), partial: gradient_partial(operand, used.map) };
         // Contributions that lie alike are summed before they are reduced.
         if owned || gradient.dims.iter().any(|axes| !axes.is_empty()) {
-            price.micro_batch_ns += reshard(&gradient, &placed.accumulator);
+            price.micro_batch_ns += reshard_as(&gradient, &placed.accumulator, &wide);
         }
         if !owned {
             return;
         }
-        let n_states = self.facts.program.graph.node(optimizer).results.len() as u64 - 1;
-        let accumulator = self.bytes(weight, &placed.accumulator);
+        let has_master = u64::from(*ty != wide);
+        let n_states = self.facts.program.graph.node(optimizer).results.len() as u64 - 1 + has_master;
+        let accumulator = self.wide(weight, &placed.accumulator).bytes();
         if self.mesh.micro_batches() > 1 {
             price.micro_batch_ns += self.facts.model.copy_ns(3 * accumulator);
         }
         // With one micro-batch the gradient is a temporary of the backward pass, whose activations it replaces.
         let kept = if self.mesh.micro_batches() > 1 { accumulator } else { 0 };
-        price.bytes += kept + n_states * self.bytes(weight, &placed.state);
+        price.bytes += kept + n_states * self.wide(weight, &placed.state).bytes();
         price.micro_batch_ns += self.sum_ns(weight, operand);
         price.reduce_ns += self.reduce_ns(weight, &placed);
         price.step_ns += self.optimizer_ns(optimizer, weight, &placed.state);
@@ -280,9 +289,9 @@ impl<'a> Priced<'a> {
     /// Time to reduce an accumulated gradient once a step. A small one shares the latency of its bucket.
     fn reduce_ns(&self, weight: ValueId, placed: &WeightPlacement) -> u64 {
         let model = self.facts.model;
-        let ty = &self.facts.program.graph.value(weight).ty;
-        let all = model.reshard_ns(&placed.accumulator, &placed.state, ty, self.mesh).unwrap_or(0);
-        let bytes = self.bytes(weight, &placed.accumulator);
+        let ty = TensorType::f32(self.facts.program.graph.value(weight).ty.shape.clone());
+        let all = model.reshard_ns(&placed.accumulator, &placed.state, &ty, self.mesh).unwrap_or(0);
+        let bytes = self.wide(weight, &placed.accumulator).bytes();
         if placed.accumulator.dims != placed.state.dims || bytes > SMALL_BYTES {
             return all;
         }
@@ -293,7 +302,7 @@ impl<'a> Priced<'a> {
     fn optimizer_ns(&self, optimizer: NodeId, weight: ValueId, state: &Sharding) -> u64 {
         let n = self.facts.program.graph.node(optimizer);
         let scalar = TensorType::f32([]);
-        let local = self.local(weight, state);
+        let local = self.wide(weight, state);
         let is_tensor = |v: &ValueId| self.facts.program.graph.value(*v).ty.rank() > 0;
         let args: Vec<&TensorType> = n.args.iter().map(|a| if is_tensor(a) { &local } else { &scalar }).collect();
         let results = vec![&local; n.results.len()];

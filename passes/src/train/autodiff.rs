@@ -2,8 +2,9 @@
 
 use galvatron_ir::graph::{Graph, dead_nodes};
 use galvatron_ir::module::Program;
-use galvatron_ir::op::compute::{AddN, Full};
+use galvatron_ir::op::compute::{AddN, Cast, Full};
 use galvatron_ir::op::{GradCx, NoGradient};
+use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, NodeId, ValueId};
 use std::collections::BTreeMap;
 
@@ -36,7 +37,7 @@ pub fn differentiate(program: &mut Program) -> Result<Gradients, Vec<Diagnostic>
     let trainable: Vec<ValueId> = program.weights.iter().filter(|w| w.trainable).map(|w| w.value).collect();
     for weight in trainable {
         if let Some(gradient) = tape.total(&mut program.graph, weight) {
-            gradients.insert(weight, gradient);
+            gradients.insert(weight, tape.widen(&mut program.graph, weight, gradient));
         }
     }
     program.body.extend(tape.body);
@@ -145,5 +146,21 @@ impl Tape {
         }
         self.contributions.insert(value, vec![sum]);
         Some(sum)
+    }
+
+    /// The f32 gradient of a weight: what is accumulated, reduced and read by the optimizer.
+    fn widen(&mut self, graph: &mut Graph, weight: ValueId, gradient: ValueId) -> ValueId {
+        if graph.value(gradient).ty.dtype == DType::F32 {
+            return gradient;
+        }
+        let layer = graph.producer(gradient).and_then(|n| graph.node(n).layer);
+        let narrow = format!("{}.bf16", graph.value(gradient).name);
+        let name = graph.value(gradient).name.clone();
+        graph.rename(gradient, &narrow);
+        let wide = self.emit(graph, Cast { to: DType::F32 }.into(), &[gradient], &name);
+        graph.value_mut(wide).grad_of = Some(weight);
+        let node = *self.body.last().expect("invariant: the cast was just emitted");
+        graph.node_mut(node).layer = layer;
+        wide
     }
 }

@@ -1,13 +1,13 @@
 //! Attaches the optimizer: global gradient norm, clipping, one update a parameter.
 
 use super::autodiff::Gradients;
-use galvatron_ir::module::{OptimizerState, Program};
+use galvatron_ir::module::{MASTER, OptimizerState, Program};
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{AddN, ClipScale, SumSquares, Unary, UnaryKind};
+use galvatron_ir::op::compute::{AddN, Cast, ClipScale, SumSquares, Unary, UnaryKind};
 use galvatron_ir::op::mem::RunScalar;
 use galvatron_ir::op::opt::{Adamw, Sgd};
 use galvatron_ir::recipe::{OptimizerKind, OptimizerRecipe, matches_glob};
-use galvatron_ir::types::Scalar;
+use galvatron_ir::types::{DType, Scalar, TensorType};
 use galvatron_ir::{Module, ValueId};
 
 /// Adds optimizer state, the output `grad_norm` and an update for every weight that has a gradient.
@@ -73,12 +73,19 @@ fn update(
             (sgd.into(), if recipe.momentum == 0.0 { &[] } else { &["momentum"] })
         }
     };
+    let is_narrow = program.graph.value(weight).ty.dtype == DType::Bf16;
+    let target = if is_narrow { state(program, weight, MASTER) } else { weight };
     let states: Vec<ValueId> = kinds.iter().map(|kind| state(program, weight, kind)).collect();
-    let args: Vec<ValueId> = [weight, gradient].iter().chain(&states).chain(scalars).copied().collect();
-    let name = format!("{}.new", program.graph.value(weight).name);
-    let results = emit(program, op, &args, &name);
+    let args: Vec<ValueId> = [target, gradient].iter().chain(&states).chain(scalars).copied().collect();
+    let name = program.graph.value(weight).name.clone();
+    let results = emit(program, op, &args, &format!("{}.new", program.graph.value(target).name));
     join_layer_of(program, gradient);
-    let targets = std::iter::once(weight).chain(states);
+    if is_narrow {
+        let narrow = emit(program, Cast { to: DType::Bf16 }.into(), &results[..1], &format!("{name}.new"));
+        join_layer_of(program, gradient);
+        program.updates.push((weight, narrow[0]));
+    }
+    let targets = std::iter::once(target).chain(states);
     program.updates.extend(targets.zip(results));
 }
 
@@ -98,7 +105,7 @@ fn adamw(recipe: &OptimizerRecipe, weight_decay: Scalar) -> Adamw {
 fn state(program: &mut Program, weight: ValueId, kind: &str) -> ValueId {
     let (name, ty) = {
         let value = program.graph.value(weight);
-        (format!("{}.{kind}", value.name), value.ty.clone())
+        (format!("{}.{kind}", value.name), TensorType::f32(value.ty.shape.clone()))
     };
     let value = program.graph.declare(&name, ty);
     program.states.push(OptimizerState { value, weight, kind: kind.into() });

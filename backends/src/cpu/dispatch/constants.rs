@@ -4,6 +4,7 @@ use galvatron_ir::op::compute::{CausalMask, ClipScale, Constant, Full, Iota};
 use galvatron_ir::types::DType;
 
 use super::{Buffer, Cx, Prepared};
+use crate::bf16;
 use crate::cpu::arena::Element;
 
 pub(super) fn full(op: &Full, cx: &Cx<'_>) -> Prepared {
@@ -12,7 +13,7 @@ pub(super) fn full(op: &Full, cx: &Cx<'_>) -> Prepared {
         DType::F32 => fill(cx, value as f32),
         DType::I64 => fill(cx, value as i64),
         DType::Bool => fill(cx, u8::from(value != 0.0)),
-        DType::Bf16 => Err("the CPU computes in f32, not bf16".into()),
+        DType::Bf16 => fill(cx, bf16::round(value as f32)),
     }
 }
 
@@ -58,7 +59,7 @@ pub(super) fn constant(op: &Constant, cx: &Cx<'_>) -> Prepared {
         DType::F32 => list(cx, values.map(|v| v as f32).collect()),
         DType::I64 => list(cx, values.map(|v| v as i64).collect()),
         DType::Bool => list(cx, values.map(|v| u8::from(v != 0.0)).collect()),
-        DType::Bf16 => Err("the CPU computes in f32, not bf16".into()),
+        DType::Bf16 => list(cx, values.map(|v| bf16::round(v as f32)).collect()),
     }
 }
 

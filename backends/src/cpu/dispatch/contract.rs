@@ -1,8 +1,10 @@
 //! Contractions and sums, and the gather and scatter of table rows.
 
 use galvatron_ir::op::compute::{Einsum, ReduceSum};
+use galvatron_ir::types::DType;
 
 use super::{Buffer, Cx, Prepared};
+use crate::cpu::arena::Element;
 use crate::cpu::kernels::einsum::{EinsumDims, EinsumPlan, run};
 use crate::cpu::kernels::gather::{self, TableRows};
 use crate::cpu::kernels::reduce::{ReduceKind, reduce, sum_of_squares};
@@ -54,13 +56,20 @@ fn check_ids(ids: &[i64], n_rows: usize) -> Result<(), String> {
 }
 
 pub(super) fn embedding(cx: &Cx<'_>) -> Prepared {
-    let (table, ids, out, threads) = (cx.f32(0)?, cx.i64(1)?, cx.out(0)?, cx.threads);
+    match cx.args[0].dtype {
+        DType::Bf16 => embedding_of::<u16>(cx),
+        dtype => cx.arg(0, DType::F32).and_then(|_| embedding_of::<f32>(cx)).map_err(|_| format!("rows of {dtype}")),
+    }
+}
+
+fn embedding_of<T: Element>(cx: &Cx<'_>) -> Prepared {
+    let (table, ids, out, threads) = (cx.args[0].slot(), cx.i64(1)?, cx.results[0].slot(), cx.threads);
     let row_len: usize = cx.args[0].shape[1..].iter().product();
     let (rows, n_rows) = table_rows(&cx.args[0]);
     cx.kernel(move |arena| {
         let ids = ids.get::<i64>(arena);
         check_ids(ids, n_rows)?;
-        let out = out.get_mut::<f32>(arena);
+        let out = out.get_mut::<T>(arena);
         gather::embedding(table.get(arena), row_len, rows, ids, out, threads).map_err(|fault| fault.to_string())
     })
 }

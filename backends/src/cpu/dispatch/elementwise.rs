@@ -66,9 +66,6 @@ fn binary_kind(kind: BinaryKind) -> kernels::BinaryKind {
 /// Arithmetic of positions and indices; division rounds towards zero.
 fn integers(op: &Binary, cx: &Cx<'_>) -> Prepared {
     let (a, b, out) = (cx.i64(0)?, cx.i64(1)?, cx.results[0].slot());
-    if cx.in_place(0, 0) || cx.in_place(1, 0) {
-        return Err("the CPU computes integers in separate memory only".into());
-    }
     let apply: fn(i64, i64) -> i64 = match op.kind {
         BinaryKind::Add => i64::wrapping_add,
         BinaryKind::Sub => i64::wrapping_sub,
@@ -77,9 +74,17 @@ fn integers(op: &Binary, cx: &Cx<'_>) -> Prepared {
         BinaryKind::Pow => return Err("the CPU has no kernel for powers of integers".into()),
     };
     let walk = Walk::new(&cx.results[0].shape, &[&cx.args[0].shape, &cx.args[1].shape]);
+    // An operand in the place of the result has its shape: element i is read before it is written.
+    let over = [cx.in_place(0, 0), cx.in_place(1, 0)];
     cx.kernel(move |arena| {
-        let (a, b, out) = (a.get::<i64>(arena), b.get::<i64>(arena), out.get_mut::<i64>(arena));
-        walk.for_each(|i, [at_a, at_b]| out[i] = apply(a[at_a], b[at_b]));
+        let operand = |slot: Slot, over: bool| if over { &[] } else { slot.get::<i64>(arena) };
+        let (a, b) = (operand(a, over[0]), operand(b, over[1]));
+        let out = out.get_mut::<i64>(arena);
+        walk.for_each(|i, [at_a, at_b]| {
+            let left = if over[0] { out[i] } else { a[at_a] };
+            let right = if over[1] { out[i] } else { b[at_b] };
+            out[i] = apply(left, right);
+        });
         Ok(())
     })
 }

@@ -4,8 +4,10 @@ use galvatron_ir::op::compute::{Broadcast, Concat, Slice, Transpose};
 use galvatron_ir::types::DType;
 
 use super::{Cx, Prepared, Slot};
+use crate::bf16;
 use crate::cpu::arena::{Arena, Element};
 use crate::cpu::kernels::shape::{AxisRange, broadcast_to, copy_block, slice as slice_kernel, transpose_axes};
+use crate::cpu::threads::Threads;
 
 /// Calls a function generic over an element of the width of an element type.
 macro_rules! by_width {
@@ -105,18 +107,33 @@ fn broadcast_of<T: Element>(op: &Broadcast, cx: &Cx<'_>) -> Prepared {
 
 pub(super) fn cast(cx: &Cx<'_>) -> Prepared {
     let (x, out) = (cx.args[0].slot(), cx.results[0].slot());
+    use DType::{Bf16, Bool, F32, I64};
     let convert: fn(&Arena, Slot, Slot) = match (cx.args[0].dtype, cx.results[0].dtype) {
-        (from, to) if from == to => return copy(cx, 0, out),
-        (DType::F32, DType::I64) => |arena, x, out| each(arena, x, out, |v: f32| v as i64),
-        (DType::F32, DType::Bool) => |arena, x, out| each(arena, x, out, |v: f32| u8::from(v != 0.0)),
-        (DType::I64, DType::F32) => |arena, x, out| each(arena, x, out, |v: i64| v as f32),
-        (DType::I64, DType::Bool) => |arena, x, out| each(arena, x, out, |v: i64| u8::from(v != 0)),
-        (DType::Bool, DType::F32) => |arena, x, out| each(arena, x, out, |v: u8| f32::from(v)),
-        (DType::Bool, DType::I64) => |arena, x, out| each(arena, x, out, |v: u8| i64::from(v)),
-        (from, to) => return Err(format!("the CPU does not convert {from} to {to}")),
+        (F32, F32) | (Bf16, Bf16) | (I64, I64) | (Bool, Bool) => return copy(cx, 0, out),
+        (F32, Bf16) => return halve(cx, super::widen::round),
+        (Bf16, F32) => return halve(cx, super::widen::widen),
+        (F32, I64) => |arena, x, out| each(arena, x, out, |v: f32| v as i64),
+        (F32, Bool) => |arena, x, out| each(arena, x, out, |v: f32| u8::from(v != 0.0)),
+        (I64, F32) => |arena, x, out| each(arena, x, out, |v: i64| v as f32),
+        (I64, Bool) => |arena, x, out| each(arena, x, out, |v: i64| u8::from(v != 0)),
+        (I64, Bf16) => |arena, x, out| each(arena, x, out, |v: i64| bf16::round(v as f32)),
+        (Bool, F32) => |arena, x, out| each(arena, x, out, |v: u8| f32::from(v)),
+        (Bool, I64) => |arena, x, out| each(arena, x, out, |v: u8| i64::from(v)),
+        (Bool, Bf16) => |arena, x, out| each(arena, x, out, |v: u8| bf16::round(f32::from(v))),
+        (Bf16, I64) => |arena, x, out| each(arena, x, out, |v: u16| bf16::widen(v) as i64),
+        (Bf16, Bool) => |arena, x, out| each(arena, x, out, |v: u16| u8::from(bf16::widen(v) != 0.0)),
     };
     cx.kernel(move |arena| {
         convert(arena, x, out);
+        Ok(())
+    })
+}
+
+/// Converts between f32 and bf16, on all threads.
+fn halve(cx: &Cx<'_>, convert: fn(&Arena, Slot, Slot, Threads)) -> Prepared {
+    let (x, out, threads) = (cx.args[0].slot(), cx.results[0].slot(), cx.threads);
+    cx.kernel(move |arena| {
+        convert(arena, x, out, threads);
         Ok(())
     })
 }

@@ -11,6 +11,7 @@ mod norm;
 mod optimizer;
 #[cfg(test)]
 mod tests;
+pub(super) mod widen;
 
 use std::sync::Arc;
 
@@ -32,7 +33,12 @@ type Prepared = Result<Box<dyn Kernel>, String>;
 pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, spec: &NodeSpec<'_>) -> Prepared {
     let cx = Cx { arena, threads, op: spec.op, args: buffers(spec.args), results: buffers(spec.results) };
     cx.check_overlaps()?;
-    dispatch(spec.op, &cx)
+    let types = |specs: &'_ [BufferSpec]| specs.iter().map(|s| s.ty.clone()).collect::<Vec<_>>();
+    let (args, results) = (types(spec.args), types(spec.results));
+    match spec.op.is_widened(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>()) {
+        true => widen::prepare(&cx, spec.workspace),
+        false => dispatch(spec.op, &cx),
+    }
 }
 
 fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
@@ -125,9 +131,9 @@ fn buffers(specs: &[BufferSpec]) -> Vec<Buffer> {
 
 /// The place of a buffer's elements, whatever their type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slot {
-    offset: u64,
-    len: usize,
+pub(super) struct Slot {
+    pub(super) offset: u64,
+    pub(super) len: usize,
 }
 
 impl Slot {

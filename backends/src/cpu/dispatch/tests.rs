@@ -3,6 +3,7 @@
 use galvatron_ir::op::{Alias, Effects, Fill, Op, Sample};
 use galvatron_ir::types::{DType, TensorType};
 
+use crate::bf16;
 use crate::cpu::Cpu;
 use crate::cpu::kernels::testing::random;
 use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Span};
@@ -32,7 +33,7 @@ fn content(ty: &TensorType, fill: Fill, seed: u64) -> Vec<u8> {
         DType::F32 => numbers.flat_map(f32::to_ne_bytes).collect(),
         DType::I64 => numbers.flat_map(|v| (v as i64).to_ne_bytes()).collect(),
         DType::Bool => numbers.map(|v| v as u8).collect(),
-        DType::Bf16 => panic!("no sample has bf16"),
+        DType::Bf16 => numbers.flat_map(|v| bf16::round(v).to_ne_bytes()).collect(),
     }
 }
 
@@ -50,8 +51,10 @@ fn run(sample: &Sample, over: &[(usize, usize)], n_threads: usize) -> Vec<Vec<u8
     let inferred = op.infer(&types).expect("a legal sample");
     let mut results: Vec<BufferSpec> = inferred.iter().map(|ty| buffer(ty, &mut end)).collect();
     over.iter().for_each(|&(a, r)| results[r].offset = args[a].offset);
-    let device = Cpu::new(end, n_threads).unwrap();
-    let spec = NodeSpec { op, args: &args, results: &results, workspace: None };
+    let bytes = op.widening_bytes(&types, &inferred.iter().collect::<Vec<_>>());
+    let device = Cpu::new(end + bytes, n_threads).unwrap();
+    let workspace = (bytes > 0).then_some(Span { offset: end, bytes });
+    let spec = NodeSpec { op, args: &args, results: &results, workspace };
     let kernel = device.prepare(&spec).unwrap_or_else(|what| panic!("{op:?}: {what}"));
     let spans: Vec<Span> = results.iter().map(BufferSpec::span).collect();
     for (arg, bytes) in args.iter().zip(contents(sample)) {
@@ -82,25 +85,56 @@ fn tensor(ty: &TensorType, bytes: &[u8]) -> Tensor {
         DType::F32 => bytes.as_chunks().0.iter().map(|c| f64::from(f32::from_ne_bytes(*c))).collect(),
         DType::I64 => bytes.as_chunks().0.iter().map(|c| i64::from_ne_bytes(*c) as f64).collect(),
         DType::Bool => bytes.iter().map(|&b| f64::from(b)).collect(),
-        DType::Bf16 => panic!("no sample has bf16"),
+        DType::Bf16 => bytes.as_chunks().0.iter().map(|c| f64::from(bf16::widen(u16::from_ne_bytes(*c)))).collect(),
     };
     Tensor::new(ty.shape.clone(), data)
 }
 
 #[test]
 fn every_sample_agrees_with_the_reference() {
-    for sample in Op::all_samples().iter().filter(|s| s.op.effects() == Effects::Pure) {
-        let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
-        let results = sample.op.infer(&types).expect("a legal sample");
-        let args: Vec<Tensor> = types.iter().zip(contents(sample)).map(|(ty, bytes)| tensor(ty, &bytes)).collect();
-        let expected = eval(&sample.op, &args.iter().collect::<Vec<_>>(), &results, 0).unwrap();
-        for ((ty, found), expected) in results.iter().zip(run(sample, &[], 1)).zip(&expected) {
-            for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {
-                let close = (f - e).abs() <= 1e-5 * e.abs().max(1.0);
-                assert!(close || f == e, "{:?}: element {i} is {f}, not {e}", sample.op);
-            }
+    Op::all_samples().iter().filter(|s| s.op.effects() == Effects::Pure).for_each(check);
+}
+
+/// A sample agrees with the reference; results of bf16 within half a unit of their last place.
+fn check(sample: &Sample) {
+    let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
+    let results = sample.op.infer(&types).expect("a legal sample");
+    let args: Vec<Tensor> = types.iter().zip(contents(sample)).map(|(ty, bytes)| tensor(ty, &bytes)).collect();
+    let expected = eval(&sample.op, &args.iter().collect::<Vec<_>>(), &results, 0).unwrap();
+    for ((ty, found), expected) in results.iter().zip(run(sample, &[], 1)).zip(&expected) {
+        let half_unit = if ty.dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
+        for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {
+            let close = (f - e).abs() <= 1e-5 * e.abs().max(1.0) + half_unit * e.abs();
+            assert!(close || f == e, "{:?}: element {i} is {f}, not {e}", sample.op);
         }
     }
+}
+
+/// Floats of a sample become bf16, where the op takes that.
+#[test]
+fn every_op_takes_bf16() {
+    let mut n_checked = 0;
+    for mut sample in Op::all_samples().into_iter().filter(|s| s.op.effects() == Effects::Pure) {
+        for (i, (ty, _)) in sample.args.iter_mut().enumerate().filter(|(_, (ty, _))| ty.dtype == DType::F32) {
+            let keeps_f32 = match sample.op {
+                Op::LayerNorm(_) => i > 0,
+                Op::LayerNormGrad(_) => (1..4).contains(&i),
+                Op::LayerNormParamGrad(_) => (1..3).contains(&i),
+                Op::AttentionGrad(_) => i == 4,
+                Op::CrossEntropyGrad(_) => i > 1,
+                Op::Sgd(_) | Op::Adamw(_) | Op::ClipScale(_) => true,
+                _ => false,
+            };
+            ty.dtype = if keeps_f32 { DType::F32 } else { DType::Bf16 };
+        }
+        let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
+        if types.iter().any(|ty| ty.dtype == DType::Bf16) {
+            assert!(sample.op.infer(&types).is_ok(), "{:?} does not take {types:?}", sample.op);
+            check(&sample);
+            n_checked += 1;
+        }
+    }
+    assert!(n_checked > 50, "{n_checked} samples");
 }
 
 /// The ways in which results may lie over operands.

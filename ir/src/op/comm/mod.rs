@@ -5,7 +5,7 @@
 
 use crate::id::AxisId;
 use crate::mesh::{ReshardStep, RuleBuilder, ShardingRule};
-use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args};
+use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args, widened_bytes};
 use crate::types::TensorType;
 
 /// The answers that all collectives share: types pass through, there is no factor rule and no gradient.
@@ -90,9 +90,10 @@ impl OpDef for AllReduce {
         crate::op::Alias::MayReuseEach
     }
 
-    /// Several operands travel as one message, packed one after the other.
+    /// Several operands travel as one message, packed one after the other. Sums are of f32.
     fn workspace(&self, args: &[&TensorType], _results: &[&TensorType]) -> u64 {
-        if args.len() == 1 { 0 } else { args.iter().map(|t| t.bytes()).sum() }
+        let packed: u64 = if args.len() == 1 { 0 } else { args.iter().map(|t| t.bytes()).sum() };
+        packed + args.iter().map(|t| widened_bytes(t)).sum::<u64>()
     }
 
     fn attrs(&self) -> Attrs {
@@ -140,7 +141,7 @@ macro_rules! along_dim {
 
 along_dim!(
     /// Sums partial values over `axes`; each rank keeps its part of `dim`.
-    ReduceScatter, "comm.reduce_scatter", |dim, from, _| packing(dim, from)
+    ReduceScatter, "comm.reduce_scatter", |dim, from, to| packing(dim, from) + widened_bytes(from) + widened_bytes(to)
 );
 along_dim!(
     /// Joins the parts of `dim` that the minor axes `axes` hold.

@@ -35,10 +35,10 @@ impl OpDef for LayerNorm {
     fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         expect_args(args, 3)?;
         let Some((&h, rows)) = args[0].shape.split_last() else { return Err("operand 0 is a scalar".into()) };
-        if args[1].shape != [h] || args[2].shape != [h] {
+        if *args[1] != TensorType::f32([h]) || args[2] != args[1] {
             return Err(format!("gain `{}` and bias `{}` do not fit `{}`", args[1], args[2], args[0]));
         }
-        let stat = args[0].with_shape(rows.to_vec());
+        let stat = TensorType::f32(rows.to_vec());
         Ok(vec![args[0].clone(), stat.clone(), stat])
     }
 
@@ -138,7 +138,7 @@ impl OpDef for LayerNormParamGrad {
         if args[0] != args[3] || args[1].rank() + 1 != args[0].rank() || args[1] != args[2] {
             return Err("expected x, mean, rstd, dy".into());
         }
-        Ok(vec![args[0].with_shape([h]), args[0].with_shape([h])])
+        Ok(vec![TensorType::f32([h]), TensorType::f32([h])])
     }
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {

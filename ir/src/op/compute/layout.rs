@@ -376,7 +376,10 @@ impl OpDef for Cast {
     }
 
     fn rule(&self, args: &[&TensorType], results: &[&TensorType]) -> ShardingRule {
-        super::broadcasting::elementwise_rule(args, results[0], Linearity::None)
+        // No bit is lost on the way to f32: a sum can be converted part by part.
+        let is_exact = self.to == DType::F32 && args[0].dtype.is_float();
+        let linearity = if is_exact { Linearity::Each(vec![0]) } else { Linearity::None };
+        super::broadcasting::elementwise_rule(args, results[0], linearity)
     }
 
     fn gradient(&self, cx: &mut GradCx<'_>) -> Result<Vec<Option<ValueId>>, NoGradient> {

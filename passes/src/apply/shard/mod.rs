@@ -56,9 +56,8 @@ impl<'a> Sharder<'a> {
     fn new(program: &'a Program, mesh: &'a Mesh, strategy: &'a Strategy) -> Self {
         let mut weight_of_gradient = BTreeMap::new();
         for &node in &program.body {
-            let node = program.graph.node(node);
-            if matches!(node.op, Op::Sgd(_) | Op::Adamw(_)) {
-                weight_of_gradient.insert(node.args[1], node.args[0]);
+            if let Some(weight) = program.weight_of_optimizer(node) {
+                weight_of_gradient.insert(program.graph.node(node).args[1], weight);
             }
         }
         Sharder {
@@ -96,7 +95,7 @@ impl<'a> Sharder<'a> {
             self.visit_forward(node, map);
         } else if self.is_step_level(node) {
             self.visit_step_level(node);
-        } else if matches!(n.op, Op::AddN(_)) {
+        } else if matches!(n.op, Op::AddN(_)) || self.is_widened_gradient(node) {
             self.visit_sum(node);
         } else {
             let maps = &self.strategy.maps;
@@ -131,17 +130,29 @@ impl<'a> Sharder<'a> {
             || n.args.iter().any(|a| self.step_level.contains(a) || self.weight_of_gradient.contains_key(a))
     }
 
+    /// The f32 copy of a weight's gradient in bf16, which stays where and as partial as that is.
+    fn is_widened_gradient(&self, node: NodeId) -> bool {
+        let n = self.program.graph.node(node);
+        matches!(n.op, Op::Cast(_)) && n.fwd.is_none() && self.weight_of_gradient.contains_key(&n.results[0])
+    }
+
+    /// The weight that an optimizer node updates, or whose new master copy a node rounds.
+    fn updated_weight(&self, node: NodeId) -> Option<ValueId> {
+        let n = self.program.graph.node(node);
+        let optimizer = match n.op {
+            Op::Cast(_) => self.program.graph.producer(n.args[0])?,
+            _ => node,
+        };
+        self.program.weight_of_optimizer(optimizer)
+    }
+
     /// Loss, gradient norm, optimizer: resolved operands, placements of the optimizer state for tensors of a weight.
     fn visit_step_level(&mut self, node: NodeId) {
         let n = self.program.graph.node(node);
-        let phase = match n.op {
-            Op::Sgd(_) | Op::Adamw(_) | Op::RunScalar(_) => PhaseKind::Step,
-            _ => PhaseKind::Reduce,
-        };
-        let weight = match n.op {
-            Op::Sgd(_) | Op::Adamw(_) => Some(n.args[0]),
-            _ => n.args.first().and_then(|a| self.weight_of_gradient.get(a).copied()),
-        };
+        let updated = self.updated_weight(node);
+        let is_step = updated.is_some() || matches!(n.op, Op::RunScalar(_));
+        let phase = if is_step { PhaseKind::Step } else { PhaseKind::Reduce };
+        let weight = updated.or_else(|| n.args.first().and_then(|a| self.weight_of_gradient.get(a).copied()));
         let rule = crate::batch::rule_of(self.program, node);
         let mut map = FactorMap::replicated(&rule);
         if let Some(weight) = weight {

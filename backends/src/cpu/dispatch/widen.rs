@@ -1,0 +1,58 @@
+//! Kernels on bf16: operands are copied into f32, the f32 kernel runs on the copies, results are rounded once.
+
+use galvatron_ir::op::widened_bytes;
+use galvatron_ir::types::{DType, TensorType};
+
+use super::{Buffer, Cx, Prepared, Slot, dispatch};
+use crate::bf16;
+use crate::cpu::arena::Arena;
+use crate::cpu::threads::Threads;
+use crate::device::Span;
+
+/// Elements that a task converts.
+const GRAIN: usize = 1 << 14;
+
+/// Prepares a node with bf16 operands or results; its f32 copies lie at the start of its workspace.
+pub(super) fn prepare(cx: &Cx<'_>, workspace: Option<Span>) -> Prepared {
+    let mut at = workspace.ok_or("its f32 copies need workspace")?.offset;
+    let mut copies = Vec::new();
+    let mut wide = |buffers: &[Buffer], is_arg: bool| {
+        let copy = |buffer: &Buffer| {
+            if buffer.dtype != DType::Bf16 {
+                return buffer.clone();
+            }
+            let copy = Buffer { offset: at, dtype: DType::F32, ..buffer.clone() };
+            at += widened_bytes(&TensorType::new(DType::Bf16, [buffer.len as u64]));
+            copies.push((is_arg, buffer.slot(), copy.slot()));
+            copy
+        };
+        buffers.iter().map(copy).collect::<Vec<Buffer>>()
+    };
+    let (args, results) = (wide(&cx.args, true), wide(&cx.results, false));
+    let inner = dispatch(cx.op, &Cx { args, results, ..*cx })?;
+    let threads = cx.threads;
+    cx.kernel(move |arena| {
+        copies.iter().filter(|(is_arg, ..)| *is_arg).for_each(|&(_, half, wide)| widen(arena, half, wide, threads));
+        inner.run()?;
+        copies.iter().filter(|(is_arg, ..)| !is_arg).for_each(|&(_, half, wide)| round(arena, wide, half, threads));
+        Ok(())
+    })
+}
+
+/// Copies bf16 elements into f32.
+pub(in crate::cpu) fn widen(arena: &Arena, from: Slot, to: Slot, threads: Threads) {
+    convert(from.get::<u16>(arena), to.get_mut::<f32>(arena), threads, bf16::widen);
+}
+
+/// Rounds f32 elements to bf16.
+pub(in crate::cpu) fn round(arena: &Arena, from: Slot, to: Slot, threads: Threads) {
+    convert(from.get::<f32>(arena), to.get_mut::<u16>(arena), threads, bf16::round);
+}
+
+fn convert<A: Copy + Sync, B: Send>(from: &[A], to: &mut [B], threads: Threads, f: fn(A) -> B) {
+    threads.for_each_chunk_mut(to, GRAIN, |i, chunk| {
+        let start = i * GRAIN;
+        let from = &from[start..start + chunk.len()];
+        chunk.iter_mut().zip(from).for_each(|(to, &from)| *to = f(from));
+    });
+}
