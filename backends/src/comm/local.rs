@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::{Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
 
 mod channel;
-mod reduce;
 mod rendezvous;
 mod shared;
 #[cfg(test)]

@@ -7,8 +7,13 @@
 
 use std::fmt;
 
+mod call;
 mod fault;
 mod local;
+mod reduce;
+pub mod tcp;
+#[cfg(test)]
+mod testing;
 
 pub use fault::CommFault;
 pub use local::{DEFAULT_CAPACITY, LocalComm, local_world, local_world_with_capacity};

@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::world::{World, locked};
-use crate::comm::{CommFault, CommKind, Group, ReduceOp, Site};
+use crate::comm::call::{self, Shape};
+use crate::comm::{CommFault, CommKind, Group, Site};
 
 /// The meeting point of one group.
 pub(super) struct Rendezvous {
@@ -25,16 +26,6 @@ pub(super) struct Rendezvous {
     n_syncs: AtomicU64,
     /// The buffer each member has published for the current call.
     windows: Vec<AtomicPtr<u8>>,
-}
-
-/// What all members must agree on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) kind: CommKind,
-    /// The length of the published buffer.
-    pub(super) n_bytes: usize,
-    pub(super) op: Option<ReduceOp>,
-    pub(super) root_index: Option<usize>,
 }
 
 /// One member's call.
@@ -58,7 +49,7 @@ struct Arrivals {
 impl Rendezvous {
     pub(super) fn new(group: &Group) -> Self {
         let ranks = group.ranks().to_vec();
-        let shape = Shape { kind: CommKind::Barrier, n_bytes: 0, op: None, root_index: None };
+        let shape = Shape::new(CommKind::Barrier, 0);
         let calls = ranks.iter().map(|&rank| Arrival { rank, shape, node: String::new() }).collect();
         Self {
             arrivals: Mutex::new(Arrivals { calls, here: vec![false; ranks.len()], first: None, conflict: None }),
@@ -208,18 +199,5 @@ impl Arrivals {
 
 /// What two members disagree on, `mine` first.
 fn difference(mine: &Arrival, other: &Arrival) -> Option<String> {
-    let (a, b) = (&mine.shape, &other.shape);
-    if a.kind != b.kind {
-        Some(format!("the calls differ: {} and {}", a.kind, b.kind))
-    } else if mine.node != other.node {
-        Some(format!("the nodes differ: `{}` and `{}`", mine.node, other.node))
-    } else if a.n_bytes != b.n_bytes {
-        Some(format!("the byte counts of {} differ: {} and {}", a.kind, a.n_bytes, b.n_bytes))
-    } else if a.op != b.op {
-        Some(format!("the reductions differ: {:?} and {:?}", a.op, b.op))
-    } else if a.root_index != b.root_index {
-        Some(format!("the roots differ: {:?} and {:?}", a.root_index, b.root_index))
-    } else {
-        None
-    }
+    call::difference((&mine.shape, &mine.node), (&other.shape, &other.node))
 }

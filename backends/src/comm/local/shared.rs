@@ -8,9 +8,10 @@
 use std::ops::Range;
 use std::slice;
 
-use super::reduce::{BLOCK, fold};
-use super::rendezvous::{Rendezvous, Shape};
+use super::rendezvous::Rendezvous;
 use super::world::World;
+use crate::comm::call::Shape;
+use crate::comm::reduce::{BLOCK, chunk, fold};
 use crate::comm::{CommFault, CommKind, ReduceOp, Site};
 
 /// One member's access to its group, for one call.
@@ -227,14 +228,7 @@ impl Element for u8 {}
 impl Element for f32 {}
 
 fn shape(kind: CommKind, n_bytes: usize) -> Shape {
-    Shape { kind, n_bytes, op: None, root_index: None }
-}
-
-/// The elements of a buffer of `len` that member `index` of `n` reduces. The chunks cover the buffer, do not overlap and
-/// start at multiples of 16 elements, so that members rarely share a cache line.
-fn chunk(len: usize, n: usize, index: usize) -> Range<usize> {
-    let stride = len.div_ceil(n).next_multiple_of(16);
-    (index * stride).min(len)..((index + 1) * stride).min(len)
+    Shape::new(kind, n_bytes)
 }
 
 /// The place of equal chunk number `index` of `len` elements.

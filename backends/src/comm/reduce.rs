@@ -1,4 +1,7 @@
-//! The arithmetic of reductions: one peer's block folded into an accumulator, in loops the compiler vectorises.
+//! The arithmetic of reductions: one peer's block folded into an accumulator, in loops the compiler vectorises; and who of a
+//! group reduces what.
+
+use std::ops::Range;
 
 use crate::comm::ReduceOp;
 
@@ -12,6 +15,13 @@ pub(super) fn fold(acc: &mut [f32], x: &[f32], op: ReduceOp) {
         ReduceOp::Sum => acc.iter_mut().zip(x).for_each(|(a, &b)| *a += b),
         ReduceOp::Max => acc.iter_mut().zip(x).for_each(|(a, &b)| *a = max(*a, b)),
     }
+}
+
+/// The elements of a buffer of `len` that member `index` of `n` reduces. The chunks cover the buffer, do not overlap and
+/// start at multiples of 16 elements, so that members rarely share a cache line.
+pub(super) fn chunk(len: usize, n: usize, index: usize) -> Range<usize> {
+    let stride = len.div_ceil(n).next_multiple_of(16);
+    (index * stride).min(len)..((index + 1) * stride).min(len)
 }
 
 /// The larger value, NaN if either is.
