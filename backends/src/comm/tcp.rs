@@ -279,6 +279,10 @@ impl Collective for TcpComm {
         }
         data.copy_from_slice(&message.data);
         self.mesh.recycle(message);
+        if self.mesh.inbox().peers[from].has_left {
+            self.stats.add(CommKind::Recv, 0);
+            return Ok(());
+        }
         let credit = Header::plain(Kind::Credit, data.len() as u64, "");
         let given = self.mesh.write(from, credit, &[], start);
         given.map_err(|halt| self.fault(halt, CommKind::Recv, site, from))?;

@@ -57,10 +57,21 @@ impl Gather {
 
     /// Copies a rank's part of entry `index`.
     pub(super) fn write(&self, index: usize, device: &dyn Device, buffer: &BufferSpec) {
+        self.write_runs(index, buffer, |from, out| {
+            device.read(Span { offset: buffer.offset + from as u64, bytes: out.len() as u64 }, out);
+        });
+    }
+
+    /// Copies a part of entry `index` that another process has sent.
+    pub(super) fn write_bytes(&self, index: usize, buffer: &BufferSpec, part: &[u8]) {
+        self.write_runs(index, buffer, |from, out| out.copy_from_slice(&part[from..from + out.len()]));
+    }
+
+    /// Calls `read(byte of the part, place in the whole)` for the runs of a part.
+    fn write_runs(&self, index: usize, buffer: &BufferSpec, read: impl Fn(usize, &mut [u8])) {
         let mut bytes = self.entries[index].bytes.lock().expect("invariant: writers do not panic");
         for_each_run(&buffer.global_shape, &buffer.first, &buffer.ty.shape, |from, to, n| {
-            let at = Span { offset: buffer.offset + 4 * from as u64, bytes: 4 * n as u64 };
-            device.read(at, &mut bytes[4 * to..4 * (to + n)]);
+            read(4 * from, &mut bytes[4 * to..4 * (to + n)]);
         });
     }
 

@@ -1,6 +1,6 @@
 //! From a plan to running ranks: checks, arenas, instructions, weights, threads, and what comes back from them.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use galvatron_ir::module::{Level, Module};
@@ -8,22 +8,25 @@ use galvatron_ir::plan::Chunk;
 
 use super::collect::{Gather, Trained};
 use super::data::DataSource;
+use super::deliver::{Expected, held};
 use super::gate::{Gate, StopOnDrop};
-use super::instr::{Builder, Report, optimizer_nodes, resident_ends, value_of_output};
+use super::instr::{Builder, Phases, Report, optimizer_nodes, resident_ends, value_of_output};
 use super::layout::Layout;
 use super::observe::Observed;
 use super::rank::{Entry, Rank, RankEnd, RankReport, Scalars, Shared, Worker, learning_rate};
 use super::weights::{Stored, WeightSource, stored_residents, upload};
 use super::{Flow, RunOptions, RunReport, StepReport};
-use crate::comm::Collective;
-use crate::device::Device;
+use crate::comm::{Collective, GroupId};
+use crate::device::{BufferSpec, Device};
 use crate::fault::{RunFault, Unsupported};
 
-/// The ranks of a world: for each its device, with an arena of [`arena_bytes`](super::arena_bytes), and its end of the
+/// Ranks of a world: for each its device, with an arena of [`arena_bytes`](super::arena_bytes), and its end of the
 /// communication.
 pub type World = Vec<(Box<dyn Device>, Box<dyn Collective>)>;
 
-/// Runs a plan on a given world, one thread a rank; see [`run`](super::run).
+/// Runs the given ranks of a plan, one thread a rank; see [`run`](super::run). They may be all ranks of the plan or a part of
+/// them, while other processes run the rest with the same options. `observer` is called in the process that has rank 0, and
+/// only there parameters, states and gradients are returned.
 ///
 /// # Errors
 /// See [`run`](super::run).
@@ -34,31 +37,37 @@ pub fn launch(
     (data, weights): (&dyn DataSource, &dyn WeightSource),
     observer: &mut dyn FnMut(StepReport) -> Flow,
 ) -> Result<RunReport, RunFault> {
-    let chunk = check(module, world.len())?;
+    let n_ranks = world.first().map_or(0, |(_, comm)| comm.world());
+    let chunk = check(module, n_ranks)?;
     let first = Layout::new(module, chunk, 0);
     let mut stored = stored_residents(module, &first)?;
     stored.retain(|s| s.is_collected);
     let optimizers = optimizer_nodes(module, &first);
-    let collects = options.collect || options.collect_every > 0;
+    let has_first = world.iter().any(|(_, comm)| comm.rank() == 0);
+    let collects = has_first && (options.collect || options.collect_every > 0);
+    let dumps = has_first && options.dump_gradients;
     let shared = Shared {
         module,
         options,
         data,
         schedule: entries(module),
         gate: Gate::new(options.first_step),
-        observed: world.iter().map(|_| Observed::default()).collect(),
+        is_whole: world.len() == n_ranks,
+        observed: (0..n_ranks).map(|_| Observed::default()).collect(),
         trained: Gather::new(module, subjects(&stored).filter(|_| collects)),
-        gradients: Gather::new(module, optimizers.iter().map(|&(_, w)| (w, None)).filter(|_| options.dump_gradients)),
+        gradients: Gather::new(module, optimizers.iter().map(|&(_, w)| (w, None)).filter(|_| dumps)),
         epoch: Instant::now(),
     };
     let (ranks, reports) = prepare(&shared, chunk, world, &stored)?;
-    upload_all(module, chunk, &ranks, weights)?;
+    upload_all(module, chunk, &ranks, weights).inspect_err(|fault| {
+        ranks.iter().for_each(|rank| rank.worker.comm.abort(&fault.to_string()));
+    })?;
     let mut snapshots = Snapshots { shared: &shared, weights, fault: None };
     let ends = run_threads(&shared, ranks, &reports, &mut |report| snapshots.step(report, observer));
     if let Some(fault) = snapshots.fault {
         return Err(fault);
     }
-    finish(&shared, weights, ends)
+    finish(&shared, weights, ends, has_first)
 }
 
 /// What the engine itself relies on; everything else is the verifier's.
@@ -112,12 +121,14 @@ fn prepare(
     stored: &[Stored],
 ) -> Result<(Vec<Rank>, Receiver<RankReport>), RunFault> {
     let (sender, receiver) = channel();
-    let (mut sender, mut ranks) = (Some(sender), Vec::new());
-    for (rank, (device, comm)) in world.into_iter().enumerate() {
-        let layout = Layout::new(shared.module, chunk, rank);
-        let mut ready = prepare_rank(shared, &layout, device, comm, stored)?;
-        ready.worker.reports = sender.take();
-        ranks.push(ready);
+    let mut ranks = Vec::new();
+    for (device, mut comm) in world {
+        let layout = Layout::new(shared.module, chunk, comm.rank());
+        let prepared = prepare_rank(shared, &layout, &*device, &mut *comm, stored);
+        let prepared = prepared.inspect_err(|fault| comm.abort(&fault.to_string()))?;
+        let reports = (comm.rank() == 0).then(|| sender.clone());
+        let worker = prepared.worker(comm, reports);
+        ranks.push(Rank { device, worker });
     }
     Ok((ranks, receiver))
 }
@@ -125,10 +136,10 @@ fn prepare(
 fn prepare_rank(
     shared: &Shared<'_>,
     layout: &Layout<'_>,
-    device: Box<dyn Device>,
-    mut comm: Box<dyn Collective>,
+    device: &dyn Device,
+    comm: &mut dyn Collective,
     stored: &[Stored],
-) -> Result<Rank, RunFault> {
+) -> Result<Prepared, RunFault> {
     let (module, rank) = (shared.module, layout.rank as usize);
     let everyone: Vec<usize> = (0..comm.world()).collect();
     let world = comm.group(&everyone);
@@ -137,8 +148,8 @@ fn prepare_rank(
     let mut builder = Builder {
         module,
         layout,
-        device: &*device,
-        comm: &mut *comm,
+        device,
+        comm,
         data: shared.data,
         reports: &reports,
         optimizers: &optimizers,
@@ -148,21 +159,31 @@ fn prepare_rank(
     let phases = builder.phases()?;
     refuse(builder.unsupported)?;
     shared.observed[rank].bind(resident_ends(layout)?);
-    let stored = held(layout, stored)?;
-    let (scalars, events) = (Scalars::default(), Vec::new());
-    let worker = Worker { rank, comm, world, phases, stored, reports: None, scalars, events, at: None };
-    Ok(Rank { device, worker })
+    let expected = match rank {
+        0 if !shared.is_whole => Expected::new(shared, layout, stored)?,
+        _ => Expected::default(),
+    };
+    Ok(Prepared { world, phases, stored: held(layout, stored)?, expected })
+}
+
+/// A rank's part of the plan.
+struct Prepared {
+    world: GroupId,
+    phases: Phases,
+    stored: Vec<(usize, BufferSpec)>,
+    expected: Expected,
+}
+
+impl Prepared {
+    fn worker(self, comm: Box<dyn Collective>, reports: Option<Sender<RankReport>>) -> Worker {
+        let Prepared { world, phases, stored, expected } = self;
+        let (rank, scalars, events, pending) = (comm.rank(), Scalars::default(), Vec::new(), Vec::new());
+        Worker { rank, comm, world, phases, stored, expected, pending, reports, scalars, events, at: None }
+    }
 }
 
 fn refuse(unsupported: Vec<Unsupported>) -> Result<(), RunFault> {
     if unsupported.is_empty() { Ok(()) } else { Err(RunFault::Unsupported(unsupported)) }
-}
-
-/// The parameters and states that the rank is the first holder of.
-fn held(layout: &Layout<'_>, stored: &[Stored]) -> Result<Vec<(usize, crate::device::BufferSpec)>, RunFault> {
-    let value = |s: &Stored| layout.chunk.residents[s.resident].value;
-    let held = stored.iter().enumerate().filter(|(_, s)| layout.is_first_replica(&layout.sharding(value(s))));
-    held.map(|(i, s)| Ok((i, layout.buffer(value(s))?))).collect()
 }
 
 /// The values that rank 0 reports; the loss must be among them.
@@ -175,7 +196,7 @@ fn reported(shared: &Shared<'_>, layout: &Layout<'_>) -> Result<Vec<(Report, gal
 
 fn upload_all(module: &Module, chunk: &Chunk, ranks: &[Rank], weights: &dyn WeightSource) -> Result<(), RunFault> {
     let layout = |rank| Layout::new(module, chunk, rank);
-    let ranks: Vec<_> = ranks.iter().enumerate().map(|(i, rank)| (layout(i), &*rank.device)).collect();
+    let ranks: Vec<_> = ranks.iter().map(|rank| (layout(rank.worker.rank), &*rank.device)).collect();
     upload(module, &ranks, weights)
 }
 
@@ -241,6 +262,7 @@ fn finish(
     shared: &Shared<'_>,
     weights: &dyn WeightSource,
     ends: Vec<Result<RankEnd, RunFault>>,
+    has_first: bool,
 ) -> Result<RunReport, RunFault> {
     let mut faults: Vec<&RunFault> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
     faults.sort_by_key(|fault| fault.distance_from_cause());
@@ -248,8 +270,9 @@ fn finish(
         return Err(fault.clone());
     }
     let (module, options) = (shared.module, shared.options);
-    let trained = options.collect.then(|| shared.trained.assemble(module, Some(weights))).transpose()?;
-    let gradients = options.dump_gradients.then(|| shared.gradients.assemble(module, None)).transpose()?;
+    let (collect, dump) = (has_first && options.collect, has_first && options.dump_gradients);
+    let trained = collect.then(|| shared.trained.assemble(module, Some(weights))).transpose()?;
+    let gradients = dump.then(|| shared.gradients.assemble(module, None)).transpose()?;
     let ends: Vec<RankEnd> = ends.into_iter().filter_map(Result::ok).collect();
     Ok(RunReport {
         steps: ends.first().map_or(0, |end| end.steps),

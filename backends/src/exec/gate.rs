@@ -1,6 +1,7 @@
 //! Where all ranks wait between two steps until the caller says how to go on.
 
 use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 /// How to go on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,15 @@ impl Gate {
             state = self.moved.wait(state).expect("invariant: the gate's owner does not panic inside");
         }
         state.flow
+    }
+
+    /// Like [`wait`](Self::wait), at most for `limit`.
+    pub(super) fn wait_for(&self, step: u64, limit: Duration) -> Option<Flow> {
+        let state = self.state.lock().expect("invariant: the gate's owner does not panic inside");
+        let is_closed = |state: &mut State| state.open_to < step && state.flow == Flow::Continue;
+        let waited = self.moved.wait_timeout_while(state, limit, is_closed);
+        let (state, timeout) = waited.expect("invariant: the gate's owner does not panic inside");
+        (!timeout.timed_out()).then_some(state.flow)
     }
 
     /// Lets the ranks go on after `step`.

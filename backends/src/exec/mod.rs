@@ -1,4 +1,5 @@
-//! The engine: runs a plan on ranks that are threads, without knowing what their devices are.
+//! The engine: runs a plan, or some ranks of it, one thread a rank, without knowing what their devices are or how they
+//! reach each other.
 //!
 //! Everything is decided before the first step: each rank's instructions, the place of every buffer, the order of
 //! communicators. A step then walks the plan's schedule. Faults, panics and missing peers end the run with a
@@ -6,6 +7,7 @@
 
 mod collect;
 mod data;
+mod deliver;
 mod engine;
 mod exchange;
 mod gate;
@@ -31,7 +33,7 @@ pub use gate::Flow;
 pub use trace::{TraceEvent, write_chrome_trace};
 pub use weights::WeightSource;
 
-use crate::comm::{Stats, local_world};
+use crate::comm::{Collective, Stats, local_world};
 use crate::cpu::Cpu;
 use crate::fault::RunFault;
 
@@ -44,7 +46,7 @@ pub struct RunOptions {
     pub first_step: u64,
     /// How long a rank waits for others in one collective.
     pub timeout: Duration,
-    /// Threads of all ranks together; `None`: the cores of the machine.
+    /// Threads of all ranks of this process together; `None`: the cores of the machine.
     pub threads: Option<usize>,
     /// Whether every node's execution is recorded.
     pub trace: bool,
@@ -103,13 +105,13 @@ pub struct RunReport {
     pub steps: u64,
     /// For each rank the bytes that it was seen to use.
     pub peak_bytes: Vec<u64>,
-    /// For each rank what it communicated.
+    /// For each rank of this process what it communicated.
     pub traffic: Vec<Stats>,
     /// Parameters and states at the end, if asked for.
     pub trained: Option<Trained>,
     /// The first step's gradients by initializer, whole, before clipping and decay, if asked for.
     pub gradients: Option<Tensors>,
-    /// What was recorded, rank by rank, if asked for.
+    /// What was recorded, rank by rank of this process, if asked for.
     pub trace: Vec<TraceEvent>,
 }
 
@@ -126,16 +128,37 @@ pub fn run(
     weights: &dyn WeightSource,
     observer: &mut dyn FnMut(StepReport) -> Flow,
 ) -> Result<RunReport, RunFault> {
-    let n_ranks = module.mesh.world() as usize;
+    run_ranks(module, thread_ranks(module, options), options, (data, weights), observer)
+}
+
+/// All ranks of a plan, as threads of this process.
+pub fn thread_ranks(module: &Module, options: &RunOptions) -> Vec<Box<dyn Collective>> {
+    let comms = local_world(module.mesh.world() as usize, options.timeout);
+    comms.into_iter().map(|comm| Box::new(comm) as Box<dyn Collective>).collect()
+}
+
+/// Runs some ranks of a plan on CPU ranks of this process, each with its end of the communication; see [`launch`].
+///
+/// # Errors
+/// See [`run`].
+pub fn run_ranks(
+    module: &Module,
+    comms: Vec<Box<dyn Collective>>,
+    options: &RunOptions,
+    sources: (&dyn DataSource, &dyn WeightSource),
+    observer: &mut dyn FnMut(StepReport) -> Flow,
+) -> Result<RunReport, RunFault> {
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    let n_threads = (options.threads.unwrap_or_else(cores) / n_ranks).max(1);
+    let n_threads = (options.threads.unwrap_or_else(cores) / comms.len().max(1)).max(1);
     let bytes = arena_bytes(module);
     let mut world: World = Vec::new();
-    for (rank, comm) in local_world(n_ranks, options.timeout).into_iter().enumerate() {
-        let device = Cpu::new(bytes, n_threads).ok_or(RunFault::Memory { rank, bytes })?;
-        world.push((Box::new(device), Box::new(comm)));
+    for comm in comms {
+        let fault = || RunFault::Memory { rank: comm.rank(), bytes };
+        let device = Cpu::new(bytes, n_threads).ok_or_else(fault);
+        let device = device.inspect_err(|fault| comm.abort(&fault.to_string()))?;
+        world.push((Box::new(device), comm));
     }
-    launch(module, world, options, (data, weights), observer)
+    launch(module, world, options, sources, observer)
 }
 
 /// Bytes of the arena that each rank of a plan needs.

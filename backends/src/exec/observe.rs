@@ -23,6 +23,11 @@ impl Observed {
         self.transient.fetch_max(ends.transient, Ordering::Relaxed);
     }
 
+    /// What is in use.
+    pub(super) fn ends(&self) -> Ends {
+        Ends { persistent: self.persistent.load(Ordering::Relaxed), transient: self.transient.load(Ordering::Relaxed) }
+    }
+
     /// Bytes of both regions together.
     pub(super) fn peak_bytes(&self) -> u64 {
         self.persistent.load(Ordering::Relaxed) + self.transient.load(Ordering::Relaxed)

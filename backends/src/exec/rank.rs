@@ -10,6 +10,7 @@ use galvatron_ir::plan::PhaseKind;
 use super::RunOptions;
 use super::collect::Gather;
 use super::data::DataSource;
+use super::deliver::Expected;
 use super::gate::{Flow, Gate};
 use super::instr::{Instr, Phases, Report, Work, phase_index};
 use super::observe::Observed;
@@ -25,6 +26,8 @@ pub(super) struct Shared<'a> {
     pub(super) data: &'a dyn DataSource,
     pub(super) schedule: Vec<Entry>,
     pub(super) gate: Gate,
+    /// Whether all ranks of the world are in this process.
+    pub(super) is_whole: bool,
     /// What each rank has used.
     pub(super) observed: Vec<Observed>,
     /// Parameters and states under collection.
@@ -65,6 +68,10 @@ pub(super) struct Worker {
     pub(super) phases: Phases,
     /// The parameters and states that this rank is the first holder of, by their entry in the collection.
     pub(super) stored: Vec<(usize, BufferSpec)>,
+    /// What rank 0 gets from ranks of other processes.
+    pub(super) expected: Expected,
+    /// Parts of the first step's gradients that are to be sent to rank 0, by their entry in the collection.
+    pub(super) pending: Vec<(usize, Vec<u8>)>,
     /// Rank 0 has it.
     pub(super) reports: Option<Sender<RankReport>>,
     pub(super) scalars: Scalars,
@@ -117,13 +124,11 @@ impl Worker {
         for step in options.first_step..options.first_step + options.steps {
             self.step(device, shared, step)?;
             done += 1;
-            if shared.gate.wait(step) == Flow::Stop {
+            if self.flow(shared, step)? == Flow::Stop {
                 break;
             }
         }
-        if options.collect {
-            self.collect(device, shared);
-        }
+        self.finish(device, shared, options.first_step + done)?;
         Ok(done)
     }
 
@@ -135,10 +140,11 @@ impl Worker {
         }
         self.at = None;
         let time = start.elapsed();
+        self.collect_gradients(shared, step)?;
         if shared.options.collects_at(step) {
-            self.collect(device, shared);
+            self.collect(device, shared, step)?;
         }
-        self.comm.barrier(self.world, &Site { node: "the end of the step", step })?;
+        self.meet(shared, step)?;
         if let Some(reports) = &self.reports {
             let Scalars { loss, grad_norm } = self.scalars;
             // The caller's side is gone only when it stops the run, which the gate tells.
@@ -157,7 +163,11 @@ impl Worker {
                 && shared.options.dump_gradients
                 && step == shared.options.first_step
             {
-                shared.gradients.write(*index, device, gradient);
+                if shared.is_whole || self.rank == 0 {
+                    shared.gradients.write(*index, device, gradient);
+                } else {
+                    self.pending.push((*index, part(device, gradient)));
+                }
             }
             let start = Instant::now();
             let mut cx = Context { device, comm: &mut *self.comm, shared, entry, step };
@@ -171,10 +181,6 @@ impl Worker {
         }
         Ok(())
     }
-
-    fn collect(&self, device: &dyn Device, shared: &Shared<'_>) {
-        self.stored.iter().for_each(|(index, buffer)| shared.trained.write(*index, device, buffer));
-    }
 }
 
 impl Scalars {
@@ -184,6 +190,13 @@ impl Scalars {
             Report::GradNorm => self.grad_norm = Some(value),
         }
     }
+}
+
+/// The bytes of a rank's part of a value.
+pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
+    let mut bytes = vec![0; buffer.ty.bytes() as usize];
+    device.read(buffer.span(), &mut bytes);
+    bytes
 }
 
 fn read_scalar(device: &dyn Device, at: Span) -> f64 {

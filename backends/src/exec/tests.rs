@@ -3,5 +3,6 @@
 mod collectives;
 mod faults;
 mod mlp;
+mod parts;
 mod plain;
 mod plan;

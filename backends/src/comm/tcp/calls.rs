@@ -72,7 +72,7 @@ impl Call<'_> {
     /// Takes what has come; none while parts are missing.
     fn look(&self, inbox: &mut Inbox, round: u8, parts: &mut Parts) -> Option<Found> {
         let (mut is_complete, mut left) = (true, None);
-        for i in self.others().filter(|&i| self.ranks[i] != self.mesh.rank) {
+        for i in self.others() {
             if parts[i].is_some() {
                 continue;
             }

@@ -277,10 +277,17 @@ impl Mesh {
     }
 
     /// Closes all connections in one direction or both, without a word.
-    pub(super) fn sever(&self, how: Shutdown) {
+    fn sever(&self, how: Shutdown) {
         for link in self.links.iter().filter_map(OnceLock::get) {
             let _ = locked(&link.stream).shutdown(how);
         }
+    }
+
+    /// Is gone as a process is that was killed.
+    #[cfg(test)]
+    pub(super) fn vanish(&self) {
+        self.links.iter().filter_map(OnceLock::get).for_each(|link| link.is_closed.store(true, Ordering::SeqCst));
+        self.sever(Shutdown::Both);
     }
 
     /// Gives the memory of a message back.

@@ -20,7 +20,7 @@ use crate::exec::{Flow, RunOptions, StepReport, Trained, run};
 
 /// How the network is parallelised.
 #[derive(Clone, Copy)]
-struct Strategy {
+pub(super) struct Strategy {
     ranks: u32,
     micro_batches: u32,
     /// The second weight's optimizer works on shards of dimension 1.
@@ -143,7 +143,7 @@ fn state(b: &mut PlanBuilder, weight: ValueId, placement: &str) -> ValueId {
     b.resident(ResidentRole::State, value, placement)
 }
 
-fn plan(strategy: Strategy) -> Module {
+pub(super) fn plan(strategy: Strategy) -> Module {
     let spatial = if strategy.ranks == 1 { vec![] } else { vec![strategy.ranks] };
     let mut n = Network { b: PlanBuilder::new(&spatial, strategy.micro_batches, BATCH), strategy };
     let w1_of = n.b.weight("fc1.weight", &[H, K], vec![ViewStep::Transpose(vec![1, 0])]);
@@ -198,7 +198,7 @@ fn assert_close(got: &[f32], want: &[f64]) {
     }
 }
 
-const STRATEGIES: [Strategy; 5] = [
+pub(super) const STRATEGIES: [Strategy; 5] = [
     Strategy { ranks: 1, micro_batches: 1, zero: false },
     Strategy { ranks: 1, micro_batches: 4, zero: false },
     Strategy { ranks: 2, micro_batches: 2, zero: false },
