@@ -1,7 +1,7 @@
 //! The driver of galvatron: what stands between files, flags and the three rooms of the compiler.
 //!
 //! [`driver`] turns a model, a cluster and a recipe into a plan; [`runner`] trains a plan. [`import`] reads models, [`config`]
-//! the configuration files, [`data`] and [`weights`] what training reads. Only [`cli`] prints and exits.
+//! the configuration files, [`launch`] finds or starts ranks that are processes, [`data`] and [`weights`] what training reads. Only [`cli`] prints and exits.
 
 pub mod cli;
 pub mod config;
@@ -11,6 +11,7 @@ pub mod diagnostics;
 pub mod driver;
 #[cfg(feature = "compiler")]
 pub mod import;
+pub mod launch;
 pub mod metrics;
 #[cfg(feature = "compiler")]
 pub mod report;

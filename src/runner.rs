@@ -8,7 +8,8 @@ pub use source::PlanData;
 
 use crate::metrics::{MetricsWriter, Progress, RunRecord, StepRecord};
 use galvatron_backends::RunFault;
-use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport, WeightSource};
+use galvatron_backends::comm::Collective;
+use galvatron_backends::exec::{self, Flow, RunOptions, RunReport, StepReport, WeightSource};
 use galvatron_ir::{Diagnostic, Module};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -44,11 +45,29 @@ pub fn run_record(module: &Module, plan_digest: String) -> RunRecord {
     }
 }
 
-/// Runs the plan and reports every step to `metrics`, `progress` and `each`.
+/// Runs the plan on threads and reports every step to `metrics`, `progress` and `each`.
 ///
 /// # Errors
 /// A fault of the run, or a file that cannot be written.
 pub fn train(
+    module: &Module,
+    options: &RunOptions,
+    sources: (&PlanData, &dyn WeightSource),
+    metrics: Option<&mut MetricsWriter<File>>,
+    outputs: &Outputs,
+    each: &mut dyn FnMut(&StepRecord),
+) -> Result<RunReport, TrainFault> {
+    let ranks = exec::thread_ranks(module, options);
+    train_ranks(ranks, module, options, sources, metrics, outputs, each)
+}
+
+/// Runs some ranks of the plan, while other processes run the rest; see [`train`]. Steps are reported, and files written, where
+/// rank 0 is.
+///
+/// # Errors
+/// See [`train`].
+pub fn train_ranks(
+    ranks: Vec<Box<dyn Collective>>,
     module: &Module,
     options: &RunOptions,
     (data, weights): (&PlanData, &dyn WeightSource),
@@ -58,7 +77,7 @@ pub fn train(
 ) -> Result<RunReport, TrainFault> {
     let mut progress = Progress::stderr(options.steps);
     let mut broken: Option<TrainFault> = None;
-    let report = galvatron_backends::run(module, options, data, weights, &mut |step| {
+    let report = exec::run_ranks(module, ranks, options, (data, weights), &mut |step| {
         let record = step_record(module, &step);
         let written = metrics.as_mut().map_or(Ok(()), |m| m.step(&record));
         if let Some(progress) = &mut progress {

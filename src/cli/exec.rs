@@ -1,14 +1,15 @@
 //! `galvatron-exec`: trains a plan.
 
-use super::{BAD_INPUT, OK, RUN_FAULT, complain, shown};
+use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, shown};
+use crate::launch::Place;
 use crate::metrics::MetricsWriter;
-use crate::runner::{Outputs, PlanData, TrainFault, read_plan, run_record, train};
+use crate::runner::{Outputs, PlanData, TrainFault, read_plan, run_record, train_ranks};
 use crate::weights::{PlanWeights, RandomWeights, Resumed, TensorFile};
 use clap::Parser;
-use galvatron_backends::exec::{RunOptions, WeightSource, write_chrome_trace};
-use galvatron_ir::{Diagnostic, Module};
+use galvatron_backends::comm::tcp::JoinFault;
+use galvatron_backends::exec::{RunOptions, WeightSource, thread_ranks, write_chrome_trace};
+use galvatron_ir::{Checked, Diagnostic, Module};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Trains a plan on CPU ranks.
 #[derive(Parser, Debug)]
@@ -52,43 +53,137 @@ pub struct ExecArgs {
     /// Seconds that a rank waits for others.
     #[arg(long, default_value_t = 300.0)]
     pub timeout: f64,
-    /// Threads of all ranks together; the cores of the machine unless given.
+    /// Threads of all ranks of a machine together; its cores unless given.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Starts N processes on this machine, one a rank; without it ranks are threads.
+    #[arg(long, value_name = "N", conflicts_with_all = ["rank", "world_size", "rendezvous"])]
+    pub nproc: Option<usize>,
+    /// The rank that this process is; torchrun, Slurm, Open MPI and PMI say it in the environment.
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    /// The number of ranks, each a process.
+    #[arg(long, value_name = "N")]
+    pub world_size: Option<usize>,
+    /// Where the ranks meet: the host of rank 0 and a free port.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub rendezvous: Option<String>,
+    /// Ends the process when its standard input ends; `--nproc` sets it.
+    #[arg(long, hide = true)]
+    pub end_with_stdin: bool,
 }
 
 /// Runs the command; returns the exit status.
 pub fn exec(args: &ExecArgs) -> i32 {
+    if args.end_with_stdin {
+        ranks::end_with_stdin();
+    }
+    let place = match ranks::place(args) {
+        Ok(place) => place,
+        Err(fault) => return complain(&[fault], None),
+    };
     let (module, text) = match read_plan(&args.plan) {
         Ok(read) => read,
-        Err((faults, text)) => return complain(&faults, Some((&shown(&args.plan), &text))),
+        Err((faults, text)) => {
+            ranks::decline(args, place.as_ref(), &text, &faults);
+            return complain(&faults, Some((&shown(&args.plan), &text)));
+        }
     };
-    match run(args, &module, &text) {
+    let done = match args.nproc {
+        Some(n) => return ranks::spawn_all(&module, n),
+        None => run(args, &module, &text, place.as_ref()),
+    };
+    match done {
         Ok(()) => OK,
-        Err(TrainFault::Input(faults)) => complain(&faults, None),
-        Err(TrainFault::Run(fault)) => {
+        Err(Fault::Train(fault)) => say(fault),
+        Err(Fault::Join(fault)) => {
+            eprintln!("error[launch]: {fault}");
+            if matches!(fault, JoinFault::Refused { is_input: true, .. }) { BAD_INPUT } else { RUN_FAULT }
+        }
+    }
+}
+
+/// Why nothing was trained, or not to the end.
+enum Fault {
+    /// Training failed.
+    Train(TrainFault),
+    /// The ranks did not become a world.
+    Join(JoinFault),
+}
+
+impl From<TrainFault> for Fault {
+    fn from(fault: TrainFault) -> Fault {
+        Fault::Train(fault)
+    }
+}
+
+/// Prints a fault; returns its exit status.
+fn say(fault: TrainFault) -> i32 {
+    match fault {
+        TrainFault::Input(faults) => complain(&faults, None),
+        TrainFault::Run(fault) => {
             eprintln!("error[run]: {fault}");
             RUN_FAULT
         }
-        Err(TrainFault::Write(path, e)) => {
+        TrainFault::Write(path, e) => {
             eprintln!("error[file]: cannot write `{}`: {e}", path.display());
             BAD_INPUT
         }
     }
 }
 
-fn run(args: &ExecArgs, module: &Module, text: &str) -> Result<(), TrainFault> {
-    let input = |d: Diagnostic| TrainFault::Input(vec![d]);
+/// What training reads, and how it goes.
+struct Ready {
+    data: PlanData,
+    weights: Box<dyn WeightSource>,
+    options: RunOptions,
+}
+
+fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> Result<(), Fault> {
+    let ready = ranks::check_world(module, place).and_then(|()| prepare(args, module));
+    let Ready { data, weights, mut options } = ready.map_err(|faults| {
+        ranks::decline(args, place, text, &faults);
+        TrainFault::Input(faults)
+    })?;
+    let ranks = match place {
+        None => thread_ranks(module, &options),
+        Some(place) => {
+            let (comm, threads) = ranks::join(args, place, text, &options).map_err(Fault::Join)?;
+            options.threads = Some(threads);
+            vec![comm]
+        }
+    };
+    let has_first = ranks.iter().any(|comm| comm.rank() == 0);
+    let metrics = if has_first { open_metrics(args, module, text) } else { Ok(None) };
+    let mut metrics = metrics.inspect_err(|_| ranks[0].abort("it cannot write the metrics"))?;
+    let outputs = Outputs { save: args.save.clone(), gradients: args.dump_gradients.clone() };
+    let every = (args.steps / 20).max(1);
+    let sources = (&data, weights.as_ref());
+    let report = train_ranks(ranks, module, &options, sources, metrics.as_mut(), &outputs, &mut |record| {
+        if record.step.is_multiple_of(every) || record.step == options.first_step {
+            println!("step {:>6}  loss {:.6}  {:.1} ms", record.step, record.loss, record.step_time_s * 1e3);
+        }
+    })?;
+    if let Some(path) = &args.trace {
+        let path = ranks::trace_file(path, place);
+        let written = std::fs::File::create(&path).and_then(|mut file| write_chrome_trace(&report.trace, &mut file));
+        written.map_err(|e| TrainFault::Write(path, e))?;
+    }
+    Ok(())
+}
+
+/// Opens the data and the weights.
+fn prepare(args: &ExecArgs, module: &Module) -> Checked<Ready> {
+    let input = |d: Diagnostic| vec![d];
     if args.backend != "cpu" {
         let fault = Diagnostic::new("unsupported", format!("backend `{}` is not supported yet", args.backend));
         return Err(input(fault.help("leave `--backend` out to train on CPU ranks")));
     }
-    let timeout = Duration::try_from_secs_f64(args.timeout)
-        .map_err(|_| input(Diagnostic::new("usage", "`--timeout` is no number of seconds")))?;
+    let timeout = ranks::timeout(args).map_err(input)?;
     let Some(path) = &args.data else {
         return Err(input(Diagnostic::new("usage", "no data").help("name a data file with `--data`")));
     };
-    let data = PlanData::open(path, module).map_err(TrainFault::Input)?;
+    let data = PlanData::open(path, module)?;
     let (weights, first_step) = weights(args, module).map_err(input)?;
     let options = RunOptions {
         steps: args.steps,
@@ -100,19 +195,7 @@ fn run(args: &ExecArgs, module: &Module, text: &str) -> Result<(), TrainFault> {
         collect: args.save.is_some(),
         collect_every: args.save_every,
     };
-    let mut metrics = open_metrics(args, module, text)?;
-    let outputs = Outputs { save: args.save.clone(), gradients: args.dump_gradients.clone() };
-    let every = (args.steps / 20).max(1);
-    let report = train(module, &options, (&data, weights.as_ref()), metrics.as_mut(), &outputs, &mut |record| {
-        if record.step.is_multiple_of(every) || record.step == first_step {
-            println!("step {:>6}  loss {:.6}  {:.1} ms", record.step, record.loss, record.step_time_s * 1e3);
-        }
-    })?;
-    if let Some(path) = &args.trace {
-        let written = std::fs::File::create(path).and_then(|mut file| write_chrome_trace(&report.trace, &mut file));
-        written.map_err(|e| TrainFault::Write(path.clone(), e))?;
-    }
-    Ok(())
+    Ok(Ready { data, weights, options })
 }
 
 fn open_metrics(

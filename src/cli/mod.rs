@@ -4,6 +4,7 @@
 pub mod compile;
 pub mod exec;
 pub mod files;
+mod ranks;
 
 use crate::diagnostics::render_all;
 use galvatron_ir::Diagnostic;
