@@ -91,6 +91,17 @@ fn libraries_stay_in_their_rooms() {
 }
 
 #[test]
+fn the_engine_names_no_transport() {
+    let transports = ["tcp", "TcpComm", "LocalComm", "TcpStream"];
+    let names =
+        |s: &Source, word: &str| words(&s.shipped, word).next().map(|at| (line_of(&s.shipped, at), s.path.clone()));
+    let engine = |s: &Source| s.path.starts_with("backends/src/exec/") || s.path == "backends/src/device.rs";
+    let all = sources();
+    let found = all.iter().filter(|s| engine(s)).flat_map(|s| transports.iter().filter_map(|word| names(s, word)));
+    assert_none(found.map(|(line, path)| format!("{path}:{line}")).collect());
+}
+
+#[test]
 fn only_commands_print_and_exit() {
     let prints = ["print!", "println!", "eprint!", "eprintln!", "dbg!", "process::exit"];
     assert_none(never(&prints, &["src/cli/", "src/bin/", "examples/"]));
