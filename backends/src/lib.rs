@@ -11,6 +11,7 @@
 mod bf16;
 pub mod comm;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod exec;
 pub mod fault;

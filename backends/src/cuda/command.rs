@@ -1,0 +1,160 @@
+//! What a device is told to do for one node, as plain data: kernels to launch, matrix products, copies.
+//!
+//! Commands name places by offsets and kernels by name, so that they are made, printed and checked without a GPU.
+
+use crate::device::Span;
+
+use super::kernels::Family;
+
+/// The memory beside the arena that kernels may use while they run: partial sums, sort keys, packed operands. In bytes.
+pub const SCRATCH_BYTES: u64 = 64 << 20;
+
+/// Where an argument lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Byte offset in the rank's arena.
+    Arena(u64),
+    /// Byte offset in the scratch memory of [`SCRATCH_BYTES`].
+    Scratch(u64),
+    /// The record of the first fault that a kernel found in its data.
+    Fault,
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arg {
+    /// A pointer.
+    At(Place),
+    /// A null pointer: an optional operand that is not there.
+    Null,
+    /// A `long long`.
+    Int(i64),
+    /// A `float`.
+    Float(f32),
+    /// A `double`.
+    Double(f64),
+    /// A struct of that many `long long`s, by value.
+    Ints(Vec<i64>),
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The source that the kernel is in.
+    pub family: Family,
+    /// Its name.
+    pub entry: String,
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block, along x.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+    /// Arguments in order.
+    pub args: Vec<Arg>,
+}
+
+/// An operand of a strided-batched product, in elements: element (i, j) of batch b is at `i * row + j * col + b * batch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// First element.
+    pub at: Place,
+    /// Step from row to row.
+    pub row: u64,
+    /// Step from column to column.
+    pub col: u64,
+    /// Step from product to product.
+    pub batch: u64,
+}
+
+/// `batch` products c = a b of f32, a [m, k], b [k, n], c [m, n].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matmul {
+    /// Rows of the result.
+    pub m: u64,
+    /// Columns of the result.
+    pub n: u64,
+    /// The summed extent.
+    pub k: u64,
+    /// Number of products.
+    pub batch: u64,
+    /// Left operand.
+    pub a: Matrix,
+    /// Right operand.
+    pub b: Matrix,
+    /// Result.
+    pub c: Matrix,
+}
+
+/// One command of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// A kernel.
+    Launch(Launch),
+    /// Matrix products.
+    Matmul(Matmul),
+    /// A copy of bytes.
+    Copy {
+        /// Source.
+        from: Place,
+        /// Target.
+        to: Place,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes set to zero.
+    Zero {
+        /// Target.
+        at: Place,
+        /// How many.
+        bytes: u64,
+    },
+}
+
+/// The parts of the arena that something touches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accesses {
+    /// Parts that are read.
+    pub reads: Vec<Span>,
+    /// Parts that are written.
+    pub writes: Vec<Span>,
+}
+
+impl Accesses {
+    /// Whether the two must not run at the same time: one writes what the other touches.
+    pub fn conflicts(&self, other: &Accesses) -> bool {
+        let meet = |a: &[Span], b: &[Span]| a.iter().any(|x| b.iter().any(|y| x.overlaps(y)));
+        meet(&self.writes, &other.writes) || meet(&self.writes, &other.reads) || meet(&self.reads, &other.writes)
+    }
+}
+
+/// All that a node does, in order on one stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// The op's mnemonic, for faults and traces.
+    pub name: String,
+    /// The commands.
+    pub commands: Vec<Command>,
+    /// What they touch in the arena.
+    pub accesses: Accesses,
+}
+
+/// Threads of a block of most kernels.
+pub const BLOCK: u32 = 256;
+
+/// Blocks for `n` independent pieces of work, one a thread; kernels loop where there are more.
+pub fn blocks(n: u64) -> [u32; 3] {
+    [n.div_ceil(u64::from(BLOCK)).clamp(1, 1 << 20) as u32, 1, 1]
+}
+
+impl Launch {
+    /// A kernel of one thread a piece of work.
+    pub fn of(family: Family, entry: impl Into<String>, n: u64, args: Vec<Arg>) -> Command {
+        Launch::grid(family, entry, blocks(n), args)
+    }
+
+    /// A kernel over a grid of blocks of [`BLOCK`] threads.
+    pub fn grid(family: Family, entry: impl Into<String>, grid: [u32; 3], args: Vec<Arg>) -> Command {
+        Command::Launch(Launch { family, entry: entry.into(), grid, block: BLOCK, shared_bytes: 0, args })
+    }
+}

@@ -1,0 +1,62 @@
+// Cross entropy over the last dimension with integer labels, and its gradient.
+
+// Joins two pairs (largest, sum of exponentials relative to it).
+__device__ __forceinline__ void join(float& largest, float& sum, float other, float other_sum) {
+    float top = fmaxf(largest, other);
+    if (top == NEG_INFINITY) return;
+    sum = sum * expf(largest - top) + other_sum * expf(other - top);
+    largest = top;
+}
+
+// One row a block: lse, and the loss of the row (0 where the label is ignored), in one pass over the logits.
+KERNEL cross_entropy(const float* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes, i64 ignored,
+                     Fault* fault) {
+    __shared__ float tops[32], sums[32];
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const float* from = logits + row * classes;
+        float largest = NEG_INFINITY, sum = 0.0f;
+        for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
+            float v = from[i];
+            if (v > largest) {
+                sum = sum * expf(largest - v) + 1.0f;
+                largest = v;
+            } else if (v != NEG_INFINITY) {
+                sum += expf(v - largest);
+            }
+        }
+        for (int offset = 16; offset > 0; offset >>= 1) {
+            float other = __shfl_xor_sync(0xffffffffu, largest, offset);
+            float other_sum = __shfl_xor_sync(0xffffffffu, sum, offset);
+            join(largest, sum, other, other_sum);
+        }
+        if ((threadIdx.x & 31) == 0) {
+            tops[threadIdx.x >> 5] = largest;
+            sums[threadIdx.x >> 5] = sum;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (u32 warp = 1; warp < blockDim.x / 32; warp++) join(largest, sum, tops[warp], sums[warp]);
+            float total = largest + logf(sum);
+            i64 label = labels[row];
+            lse[row] = total;
+            loss[row] = 0.0f;
+            if (label != ignored && (label < 0 || label >= classes)) note(fault, 2, label, row, classes);
+            else if (label != ignored) loss[row] = total - from[label];
+        }
+        __syncthreads();
+    }
+}
+
+// (e^(logits - lse) - onehot(label)) ds, zeros where the label is ignored; the result may lie over the logits.
+KERNEL cross_entropy_grad(const float* logits, const i64* labels, const float* lse, const float* ds, float* out, i64 rows,
+                          i64 classes, i64 ignored) {
+    float scale = ds[0];
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        i64 label = labels[row];
+        float total = lse[row];
+        for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
+            float p = expf(logits[row * classes + i] - total) * scale;
+            out[row * classes + i] = label == ignored ? 0.0f : (i == label ? p - scale : p);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+// Element-wise functions of f32 and i64, their derivatives, and choices. Results may lie over operands of their own shape.
+
+template <class F> __device__ __forceinline__ void map1(const float* x, float* y, i64 n) {
+    i64 n4 = is_vector(x) && is_vector(y) ? n / 4 : 0;
+    FOR_EACH(i, n4) {
+        float4 v = ((const float4*)x)[i];
+        v.x = F::of(v.x);
+        v.y = F::of(v.y);
+        v.z = F::of(v.z);
+        v.w = F::of(v.w);
+        ((float4*)y)[i] = v;
+    }
+    FOR_EACH(j, n - 4 * n4) y[4 * n4 + j] = F::of(x[4 * n4 + j]);
+}
+
+template <class F> __device__ __forceinline__ void map2(const float* a, const float* b, float* y, i64 n) {
+    i64 n4 = is_vector(a) && is_vector(b) && is_vector(y) ? n / 4 : 0;
+    FOR_EACH(i, n4) {
+        float4 u = ((const float4*)a)[i], v = ((const float4*)b)[i];
+        v.x = F::of(u.x, v.x);
+        v.y = F::of(u.y, v.y);
+        v.z = F::of(u.z, v.z);
+        v.w = F::of(u.w, v.w);
+        ((float4*)y)[i] = v;
+    }
+    FOR_EACH(j, n - 4 * n4) y[4 * n4 + j] = F::of(a[4 * n4 + j], b[4 * n4 + j]);
+}
+
+#define ROOT_2_BY_PI 0.7978845608028654f
+#define ROOT_HALF 0.7071067811865476f
+#define ONE_BY_ROOT_2_PI 0.3989422804014327f
+
+__device__ __forceinline__ float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ __forceinline__ float gelu_inner(float x) { return ROOT_2_BY_PI * (x + 0.044715f * x * x * x); }
+
+#define UNARY(NAME, VALUE)                                                          \
+    struct Of_##NAME {                                                              \
+        static __device__ __forceinline__ float of(float x) { return VALUE; }       \
+    };                                                                              \
+    KERNEL unary_##NAME(const float* x, float* y, i64 n) { map1<Of_##NAME>(x, y, n); }
+
+UNARY(neg, -x)
+UNARY(exp, expf(x))
+UNARY(log, logf(x))
+UNARY(sqrt, sqrtf(x))
+UNARY(reciprocal, 1.0f / x)
+UNARY(tanh, tanhf(x))
+UNARY(erf, erff(x))
+UNARY(sigmoid, sigmoid_of(x))
+UNARY(relu, x < 0.0f ? 0.0f : x)
+UNARY(gelu, 0.5f * x * (1.0f + erff(x * ROOT_HALF)))
+UNARY(gelu_tanh, 0.5f * x * (1.0f + tanhf(gelu_inner(x))))
+UNARY(silu, x * sigmoid_of(x))
+
+// Derivatives f'(x).
+__device__ __forceinline__ float d_neg(float) { return -1.0f; }
+__device__ __forceinline__ float d_exp(float x) { return expf(x); }
+__device__ __forceinline__ float d_log(float x) { return 1.0f / x; }
+__device__ __forceinline__ float d_sqrt(float x) { return 0.5f / sqrtf(x); }
+__device__ __forceinline__ float d_reciprocal(float x) { return -1.0f / (x * x); }
+__device__ __forceinline__ float d_tanh(float x) {
+    float t = tanhf(x);
+    return 1.0f - t * t;
+}
+__device__ __forceinline__ float d_erf(float x) { return 1.1283791670955126f * expf(-x * x); }
+__device__ __forceinline__ float d_sigmoid(float x) {
+    float s = sigmoid_of(x);
+    return s * (1.0f - s);
+}
+__device__ __forceinline__ float d_relu(float x) { return x > 0.0f ? 1.0f : 0.0f; }
+__device__ __forceinline__ float d_gelu(float x) {
+    return 0.5f * (1.0f + erff(x * ROOT_HALF)) + x * ONE_BY_ROOT_2_PI * expf(-0.5f * x * x);
+}
+__device__ __forceinline__ float d_gelu_tanh(float x) {
+    float t = tanhf(gelu_inner(x));
+    float inner = ROOT_2_BY_PI * (1.0f + 0.134145f * x * x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
+}
+__device__ __forceinline__ float d_silu(float x) {
+    float s = sigmoid_of(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+
+#define UNARY_GRAD(NAME)                                                                       \
+    struct Grad_##NAME {                                                                       \
+        static __device__ __forceinline__ float of(float x, float dy) { return dy * d_##NAME(x); } \
+    };                                                                                         \
+    KERNEL grad_##NAME(const float* x, const float* dy, float* dx, i64 n) { map2<Grad_##NAME>(x, dy, dx, n); }
+
+UNARY_GRAD(neg)
+UNARY_GRAD(exp)
+UNARY_GRAD(log)
+UNARY_GRAD(sqrt)
+UNARY_GRAD(reciprocal)
+UNARY_GRAD(tanh)
+UNARY_GRAD(erf)
+UNARY_GRAD(sigmoid)
+UNARY_GRAD(relu)
+UNARY_GRAD(gelu)
+UNARY_GRAD(gelu_tanh)
+UNARY_GRAD(silu)
+
+KERNEL is_nan(const float* x, u8* y, i64 n) {
+    FOR_EACH(i, n) y[i] = x[i] != x[i];
+}
+
+#define BINARY(NAME, VALUE)                                                                    \
+    struct Of_##NAME {                                                                         \
+        static __device__ __forceinline__ float of(float a, float b) { return VALUE; }         \
+    };                                                                                         \
+    KERNEL binary_##NAME(const float* a, const float* b, float* y, i64 n) { map2<Of_##NAME>(a, b, y, n); } \
+    KERNEL binary_##NAME##_walk(const float* a, const float* b, float* y, i64 n, Walk<2> walk) { \
+        FOR_EACH(i, n) {                                                                       \
+            i64 at[2];                                                                         \
+            places(walk, i, at);                                                               \
+            y[i] = Of_##NAME::of(a[at[0]], b[at[1]]);                                          \
+        }                                                                                      \
+    }
+
+BINARY(add, a + b)
+BINARY(sub, a - b)
+BINARY(mul, a * b)
+BINARY(div, a / b)
+BINARY(pow, powf(a, b))
+
+#define INTEGER(NAME, VALUE)                                                                   \
+    KERNEL integer_##NAME(const i64* xs, const i64* ys, i64* out, i64 n, Walk<2> walk) {       \
+        FOR_EACH(i, n) {                                                                       \
+            i64 at[2];                                                                         \
+            places(walk, i, at);                                                               \
+            u64 a = (u64)xs[at[0]], b = (u64)ys[at[1]];                                        \
+            out[i] = (i64)(VALUE);                                                             \
+        }                                                                                      \
+    }
+
+INTEGER(add, a + b)
+INTEGER(sub, a - b)
+INTEGER(mul, a * b)
+// Towards zero; 0 where it has no value.
+INTEGER(div, b == 0 || ((i64)b == -1 && a == 0x8000000000000000ull) ? 0 : (i64)a / (i64)b)
+
+// The sum of n_terms of eight operands, in their order.
+KERNEL add_n(float* y, i64 n, i64 n_terms, const float* p0, const float* p1, const float* p2, const float* p3,
+             const float* p4, const float* p5, const float* p6, const float* p7) {
+    const float* terms[8] = {p0, p1, p2, p3, p4, p5, p6, p7};
+    FOR_EACH(i, n) {
+        float sum = p0[i];
+#pragma unroll
+        for (int t = 1; t < 8; t++)
+            if (t < n_terms) sum += terms[t][i];
+        y[i] = sum;
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void choose(const u8* condition, const T* yes, const T* no, T* y, i64 n, const Walk<3>& walk) {
+    FOR_EACH(i, n) {
+        i64 at[3];
+        places(walk, i, at);
+        y[i] = condition[at[0]] ? yes[at[1]] : no[at[2]];
+    }
+}
+
+KERNEL where_1(const u8* c, const u8* a, const u8* b, u8* y, i64 n, Walk<3> walk) { choose(c, a, b, y, n, walk); }
+KERNEL where_2(const u8* c, const u16* a, const u16* b, u16* y, i64 n, Walk<3> walk) { choose(c, a, b, y, n, walk); }
+KERNEL where_4(const u8* c, const u32* a, const u32* b, u32* y, i64 n, Walk<3> walk) { choose(c, a, b, y, n, walk); }
+KERNEL where_8(const u8* c, const u64* a, const u64* b, u64* y, i64 n, Walk<3> walk) { choose(c, a, b, y, n, walk); }
+
+// y = 2 (prediction - target) ds
+KERNEL mse_grad(const float* prediction, const float* target, const float* ds, float* y, i64 n) {
+    float factor = 2.0f * ds[0];
+    FOR_EACH(i, n) y[i] = factor * (prediction[i] - target[i]);
+}
+
+// min(1, max_norm / (norm + 1e-6))
+KERNEL clip_scale(const float* norm, float* y, double max_norm) {
+    double scale = max_norm / ((double)norm[0] + 1e-6);
+    if (threadIdx.x == 0) y[0] = (float)(scale < 1.0 ? scale : (scale != scale ? scale : 1.0));
+}

@@ -1,0 +1,134 @@
+//! Launches of element-wise functions.
+
+use galvatron_ir::op::compute::{Binary, BinaryKind, ClipScale, Unary, UnaryGrad, UnaryKind};
+use galvatron_ir::types::DType;
+
+use super::super::command::{Arg, Launch};
+use super::super::walk::{Walk, broadcast};
+use super::{Cx, Family, Lowered, at, elements};
+
+const FAMILY: Family = Family::Elementwise;
+
+/// Operands that one launch of `add_n` takes.
+const TERMS: usize = 8;
+
+fn unary_name(kind: UnaryKind) -> Option<&'static str> {
+    Some(match kind {
+        UnaryKind::Neg => "neg",
+        UnaryKind::Exp => "exp",
+        UnaryKind::Log => "log",
+        UnaryKind::Sqrt => "sqrt",
+        UnaryKind::Reciprocal => "reciprocal",
+        UnaryKind::Tanh => "tanh",
+        UnaryKind::Erf => "erf",
+        UnaryKind::Sigmoid => "sigmoid",
+        UnaryKind::Relu => "relu",
+        UnaryKind::Gelu => "gelu",
+        UnaryKind::GeluTanh => "gelu_tanh",
+        UnaryKind::Silu => "silu",
+        UnaryKind::IsNan => return None,
+    })
+}
+
+fn binary_name(kind: BinaryKind) -> &'static str {
+    match kind {
+        BinaryKind::Add => "add",
+        BinaryKind::Sub => "sub",
+        BinaryKind::Mul => "mul",
+        BinaryKind::Div => "div",
+        BinaryKind::Pow => "pow",
+    }
+}
+
+/// Work items of a kernel that takes four elements at once.
+fn vectors(n: i64) -> u64 {
+    (n as u64).div_ceil(4)
+}
+
+pub(in super::super) fn unary(op: &Unary, cx: &Cx<'_>) -> Lowered {
+    let n = elements(cx.result(0));
+    let Some(name) = unary_name(op.kind) else {
+        let args = vec![cx.f32(0)?, at(cx.result(0)), Arg::Int(n)];
+        return Ok(vec![Launch::of(FAMILY, "is_nan", n as u64, args)]);
+    };
+    let args = vec![cx.f32(0)?, cx.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, format!("unary_{name}"), vectors(n), args)])
+}
+
+pub(in super::super) fn unary_grad(op: &UnaryGrad, cx: &Cx<'_>) -> Lowered {
+    let name = unary_name(op.kind).ok_or("`is_nan` has no derivative")?;
+    let n = elements(cx.result(0));
+    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, format!("grad_{name}"), vectors(n), args)])
+}
+
+/// The walk of operands that are broadcast to the result.
+fn walk(cx: &Cx<'_>) -> Walk {
+    let shape = &cx.result(0).ty.shape;
+    let steps: Vec<Vec<u64>> = cx.spec.args.iter().map(|arg| broadcast(&arg.ty.shape, shape)).collect();
+    Walk::new(shape, &steps)
+}
+
+pub(in super::super) fn binary(op: &Binary, cx: &Cx<'_>) -> Lowered {
+    let (name, walk, n) = (binary_name(op.kind), walk(cx), elements(cx.result(0)));
+    if cx.arg(0).ty.dtype == DType::I64 {
+        if op.kind == BinaryKind::Pow {
+            return Err("there is no kernel for powers of integers".into());
+        }
+        let args = vec![cx.i64(0)?, cx.i64(1)?, at(cx.result(0)), Arg::Int(n), walk.arg()?];
+        return Ok(vec![Launch::of(FAMILY, format!("integer_{name}"), n as u64, args)]);
+    }
+    let mut args = vec![cx.f32(0)?, cx.f32(1)?, cx.out(0)?, Arg::Int(n)];
+    if walk.is_contiguous() {
+        return Ok(vec![Launch::of(FAMILY, format!("binary_{name}"), vectors(n), args)]);
+    }
+    args.push(walk.arg()?);
+    Ok(vec![Launch::of(FAMILY, format!("binary_{name}_walk"), n as u64, args)])
+}
+
+/// The sum of `terms` (pointers) into `to`: the first eight, then seven more a launch.
+pub(in super::super) fn add_n(cx: &Cx<'_>) -> Lowered {
+    let (to, n) = (cx.out(0)?, elements(cx.result(0)));
+    let mut terms: Vec<Arg> = (0..cx.spec.args.len()).map(|i| cx.f32(i)).collect::<Result<_, _>>()?;
+    if terms[TERMS.min(terms.len())..].contains(&to) {
+        return Err(format!("the result lies over an operand beyond the first {TERMS}"));
+    }
+    let mut commands = Vec::new();
+    while !terms.is_empty() {
+        let rest = terms.split_off(TERMS.min(terms.len()));
+        let mut args = vec![to.clone(), Arg::Int(n), Arg::Int(terms.len() as i64)];
+        let unused = vec![terms[0].clone(); TERMS - terms.len()];
+        args.extend(terms.into_iter().chain(unused));
+        commands.push(Launch::of(FAMILY, "add_n", n as u64, args));
+        terms = if rest.is_empty() { rest } else { std::iter::once(to.clone()).chain(rest).collect() };
+    }
+    Ok(commands)
+}
+
+/// Operand 0 += operand 1.
+pub(in super::super) fn accumulate(cx: &Cx<'_>) -> Lowered {
+    if cx.arg(0).span().overlaps(&cx.arg(1).span()) {
+        return Err("an accumulator overlaps what is added to it in memory".into());
+    }
+    let n = elements(cx.arg(0));
+    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, "binary_add", vectors(n), args)])
+}
+
+pub(in super::super) fn select(cx: &Cx<'_>) -> Lowered {
+    let (out, n) = (cx.result(0), elements(cx.result(0)));
+    let pointers = [cx.arg(0), cx.arg(1), cx.arg(2), out].map(at);
+    let args = pointers.into_iter().chain([Arg::Int(n), walk(cx).arg()?]).collect();
+    Ok(vec![Launch::of(FAMILY, format!("where_{}", out.ty.dtype.bytes()), n as u64, args)])
+}
+
+pub(in super::super) fn mse_grad(cx: &Cx<'_>) -> Lowered {
+    let n = elements(cx.result(0));
+    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, "mse_grad", n as u64, args)])
+}
+
+pub(in super::super) fn clip_scale(op: &ClipScale, cx: &Cx<'_>) -> Lowered {
+    let args = vec![cx.f32(0)?, cx.out(0)?, Arg::Double(op.max_norm.get())];
+    Ok(vec![Launch::of(FAMILY, "clip_scale", 1, args)])
+}

@@ -1,0 +1,87 @@
+// Moves of elements: strided copies in units of 1 to 16 bytes, chunks in place, conversions.
+
+template <class T> __device__ __forceinline__ void strided(const T* from, T* to, i64 n, const Walk<2>& walk) {
+    FOR_EACH(i, n) {
+        i64 at[2];
+        places(walk, i, at);
+        to[at[1]] = from[at[0]];
+    }
+}
+
+KERNEL copy_1(const u8* from, u8* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
+KERNEL copy_2(const u16* from, u16* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
+KERNEL copy_4(const u32* from, u32* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
+KERNEL copy_8(const u64* from, u64* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
+KERNEL copy_16(const float4* from, float4* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
+
+// Planes of 32-bit elements [planes, rows, columns] to [planes, columns, rows], by tiles of 32 x 32.
+KERNEL transpose_4(const u32* from, u32* to, i64 rows, i64 columns, i64 tiles_down, i64 tiles_across, i64 n_tiles) {
+    __shared__ u32 tile[32][33];
+    int x = threadIdx.x & 31, y = threadIdx.x >> 5;
+    for (i64 index = blockIdx.x; index < n_tiles; index += gridDim.x) {
+        i64 across = index % tiles_across, down = index / tiles_across % tiles_down;
+        i64 plane = index / (tiles_across * tiles_down) * rows * columns;
+        i64 row = 32 * down, column = 32 * across;
+        for (int i = y; i < 32; i += 8)
+            if (row + i < rows && column + x < columns) tile[i][x] = from[plane + (row + i) * columns + column + x];
+        __syncthreads();
+        for (int i = y; i < 32; i += 8)
+            if (column + i < columns && row + x < rows) to[plane + (column + i) * rows + row + x] = tile[x][i];
+        __syncthreads();
+    }
+}
+
+struct Places {
+    i64 to[64];
+};
+
+// Chunk i of n_chunks moves to place to[i]; each thread carries its units along every cycle.
+template <class T> __device__ __forceinline__ void cycles(T* at, i64 n_chunks, i64 units, const Places& places) {
+    FOR_EACH(i, units) {
+        for (i64 first = 0; first < n_chunks; first++) {
+            i64 chunk = places.to[first];
+            while (chunk > first) chunk = places.to[chunk];
+            // A cycle is turned at its smallest member only.
+            if (chunk < first || places.to[first] == first) continue;
+            T carried = at[first * units + i];
+            do {
+                chunk = places.to[chunk];
+                T next = at[chunk * units + i];
+                at[chunk * units + i] = carried;
+                carried = next;
+            } while (chunk != first);
+        }
+    }
+}
+
+KERNEL permute_1(u8* at, i64 n_chunks, i64 units, Places places) { cycles(at, n_chunks, units, places); }
+KERNEL permute_16(float4* at, i64 n_chunks, i64 units, Places places) { cycles(at, n_chunks, units, places); }
+
+__device__ __forceinline__ float widened(u16 v) { return __int_as_float((int)((u32)v << 16)); }
+__device__ __forceinline__ u16 narrowed(float v) {
+    u32 bits = (u32)__float_as_int(v);
+    if (v != v) return (u16)(bits >> 16 | 0x40);
+    return (u16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+__device__ __forceinline__ i64 truncated(float v) { return v != v ? 0 : (i64)v; }
+
+#define CAST(NAME, FROM, TO, VALUE)                              \
+    KERNEL cast_##NAME(const FROM* from, TO* to, i64 n) {        \
+        FOR_EACH(i, n) {                                         \
+            FROM v = from[i];                                    \
+            to[i] = (TO)(VALUE);                                 \
+        }                                                        \
+    }
+
+CAST(f32_i64, float, i64, truncated(v))
+CAST(f32_bool, float, u8, v != 0.0f)
+CAST(f32_bf16, float, u16, narrowed(v))
+CAST(bf16_f32, u16, float, widened(v))
+CAST(bf16_i64, u16, i64, truncated(widened(v)))
+CAST(bf16_bool, u16, u8, widened(v) != 0.0f)
+CAST(i64_f32, i64, float, v)
+CAST(i64_bf16, i64, u16, narrowed((float)v))
+CAST(i64_bool, i64, u8, v != 0)
+CAST(bool_f32, u8, float, v)
+CAST(bool_bf16, u8, u16, narrowed((float)v))
+CAST(bool_i64, u8, i64, v)

@@ -1,0 +1,160 @@
+//! The kernels: one CUDA C++ source a family, and beside it the file that makes launches of it from nodes.
+
+pub(super) mod attention;
+pub(super) mod constants;
+pub(super) mod cross_entropy;
+pub(super) mod elementwise;
+pub(super) mod embedding;
+pub(super) mod layout;
+pub(super) mod norm;
+pub(super) mod optimizer;
+pub(super) mod reduce;
+
+use galvatron_ir::types::DType;
+
+use super::command::{Arg, Command, Place, SCRATCH_BYTES};
+use crate::device::{BufferSpec, NodeSpec};
+
+/// A source of kernels, compiled as one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Attention and its gradient.
+    Attention,
+    /// Tensors known when compiling.
+    Constants,
+    /// Cross entropy and its gradient.
+    CrossEntropy,
+    /// Element-wise functions.
+    Elementwise,
+    /// Rows of a table by index, and the gradient of the table.
+    Embedding,
+    /// Moves and conversions of elements.
+    Layout,
+    /// Layer norm, softmax and their gradients.
+    Norm,
+    /// Optimizer steps.
+    Optimizer,
+    /// Sums.
+    Reduce,
+}
+
+/// What all sources share.
+const PRELUDE: &str = include_str!("prelude.cu");
+
+impl Family {
+    /// All families.
+    pub const ALL: [Family; 9] = [
+        Family::Attention,
+        Family::Constants,
+        Family::CrossEntropy,
+        Family::Elementwise,
+        Family::Embedding,
+        Family::Layout,
+        Family::Norm,
+        Family::Optimizer,
+        Family::Reduce,
+    ];
+
+    /// The name of its source, without the ending.
+    pub fn name(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// Its source, ready to be compiled.
+    pub fn source(self) -> String {
+        format!("{PRELUDE}\n{}", self.parts().1)
+    }
+
+    fn parts(self) -> (&'static str, &'static str) {
+        match self {
+            Family::Attention => ("attention", include_str!("attention.cu")),
+            Family::Constants => ("constants", include_str!("constants.cu")),
+            Family::CrossEntropy => ("cross_entropy", include_str!("cross_entropy.cu")),
+            Family::Elementwise => ("elementwise", include_str!("elementwise.cu")),
+            Family::Embedding => ("embedding", include_str!("embedding.cu")),
+            Family::Layout => ("layout", include_str!("layout.cu")),
+            Family::Norm => ("norm", include_str!("norm.cu")),
+            Family::Optimizer => ("optimizer", include_str!("optimizer.cu")),
+            Family::Reduce => ("reduce", include_str!("reduce.cu")),
+        }
+    }
+}
+
+/// The commands of a node, or why there are none.
+pub(super) type Lowered = Result<Vec<Command>, String>;
+
+/// A node whose commands are made.
+pub(super) struct Cx<'a> {
+    pub(super) spec: &'a NodeSpec<'a>,
+}
+
+impl Cx<'_> {
+    /// An operand.
+    pub(super) fn arg(&self, index: usize) -> &BufferSpec {
+        &self.spec.args[index]
+    }
+
+    /// A result.
+    pub(super) fn result(&self, index: usize) -> &BufferSpec {
+        &self.spec.results[index]
+    }
+
+    /// Pointer to an operand of f32.
+    pub(super) fn f32(&self, index: usize) -> Result<Arg, String> {
+        typed(self.arg(index), DType::F32, "operand", index)
+    }
+
+    /// Pointer to an operand of i64.
+    pub(super) fn i64(&self, index: usize) -> Result<Arg, String> {
+        typed(self.arg(index), DType::I64, "operand", index)
+    }
+
+    /// Pointer to a result of f32.
+    pub(super) fn out(&self, index: usize) -> Result<Arg, String> {
+        typed(self.result(index), DType::F32, "result", index)
+    }
+
+    /// Pointer to an optional operand of f32.
+    pub(super) fn optional(&self, index: usize) -> Result<Arg, String> {
+        if index < self.spec.args.len() { self.f32(index) } else { Ok(Arg::Null) }
+    }
+}
+
+fn typed(buffer: &BufferSpec, dtype: DType, what: &str, index: usize) -> Result<Arg, String> {
+    if buffer.ty.dtype == dtype {
+        return Ok(at(buffer));
+    }
+    Err(format!("{what} {index} is {}, the kernels for GPUs take {dtype} here", buffer.ty.dtype))
+}
+
+/// Pointer to a buffer.
+pub(super) fn at(buffer: &BufferSpec) -> Arg {
+    Arg::At(Place::Arena(buffer.offset))
+}
+
+/// Number of elements of a buffer, as kernels take it.
+pub(super) fn elements(buffer: &BufferSpec) -> i64 {
+    buffer.ty.elements() as i64
+}
+
+/// Rows and length of the last dimension.
+pub(super) fn rows(buffer: &BufferSpec) -> (u64, u64) {
+    let last = buffer.ty.shape.last().copied().unwrap_or(1);
+    (buffer.ty.shape[..buffer.ty.rank().saturating_sub(1)].iter().product(), last)
+}
+
+/// A grid of one block a row.
+pub(super) fn row_grid(rows: u64) -> [u32; 3] {
+    [rows.clamp(1, 1 << 20) as u32, 1, 1]
+}
+
+/// Place in the scratch memory after `start` bytes.
+///
+/// # Errors
+/// When `bytes` from there do not fit.
+pub(super) fn scratch(start: u64, bytes: u64) -> Result<Place, String> {
+    if start + bytes <= SCRATCH_BYTES {
+        return Ok(Place::Scratch(start));
+    }
+    Err(format!("it needs {} bytes of scratch memory, there are {SCRATCH_BYTES}", start + bytes))
+}

@@ -1,0 +1,102 @@
+// What all kernel sources share; it stands in front of each of them.
+
+typedef long long i64;
+typedef unsigned long long u64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+#define KERNEL extern "C" __global__ void
+#define NEG_INFINITY (-__int_as_float(0x7f800000))
+
+// The dynamic shared memory of a block, as floats.
+#ifndef DYNAMIC
+#define DYNAMIC(NAME) extern __shared__ float NAME[]
+#endif
+
+// Work items of this thread: first, first + stride, … below n.
+#define FOR_EACH(i, n) \
+    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += gridDim.x * (i64)blockDim.x)
+
+// Vectors of 16 bytes are used where all pointers allow them.
+__device__ __forceinline__ bool is_vector(const void* p) { return ((u64)p & 15) == 0; }
+
+// A loop over an index space with a step along each dimension for each of N tensors.
+template <int N> struct Walk {
+    i64 rank;
+    i64 size[8];
+    i64 step[N][8];
+};
+
+// The places of the N elements of index `index`.
+template <int N> __device__ __forceinline__ void places(const Walk<N>& walk, i64 index, i64 (&at)[N]) {
+    for (int t = 0; t < N; t++) at[t] = 0;
+    if (index >> 31) {
+        for (int d = (int)walk.rank - 1; d >= 0; d--) {
+            i64 own = index % walk.size[d];
+            index /= walk.size[d];
+            for (int t = 0; t < N; t++) at[t] += own * walk.step[t][d];
+        }
+        return;
+    }
+    u32 rest = (u32)index;
+    for (int d = (int)walk.rank - 1; d >= 0; d--) {
+        // An extent beyond 32 bits has nothing to divide away.
+        u32 extent = walk.size[d] >> 31 ? 0x7fffffffu : (u32)walk.size[d];
+        u32 own = rest % extent;
+        rest /= extent;
+        for (int t = 0; t < N; t++) at[t] += (i64)own * walk.step[t][d];
+    }
+}
+
+template <class T> __device__ __forceinline__ T warp_sum(T v) {
+    for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+    for (int offset = 16; offset > 0; offset >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
+    return v;
+}
+
+// The sum over a block, in a fixed order; every thread gets it.
+template <class T> __device__ __forceinline__ T block_sum(T v) {
+    __shared__ T parts[32];
+    v = warp_sum(v);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = v;
+    __syncthreads();
+    T total = parts[0];
+    for (u32 i = 1; i < blockDim.x / 32; i++) total += parts[i];
+    return total;
+}
+
+// The largest over a block; every thread gets it.
+__device__ __forceinline__ float block_max(float v) {
+    __shared__ float parts[32];
+    v = warp_max(v);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = v;
+    __syncthreads();
+    float largest = parts[0];
+    for (u32 i = 1; i < blockDim.x / 32; i++) largest = fmaxf(largest, parts[i]);
+    return largest;
+}
+
+// What a kernel found wrong in its data: 0 nothing, 1 an index outside of a table, 2 a label that is no class.
+struct Fault {
+    u32 kind;
+    u32 unused;
+    i64 value;
+    i64 position;
+    i64 extent;
+};
+
+// Notes a fault unless one is noted already.
+__device__ __forceinline__ void note(Fault* fault, u32 kind, i64 value, i64 position, i64 extent) {
+    if (atomicCAS(&fault->kind, 0u, kind) == 0u) {
+        fault->value = value;
+        fault->position = position;
+        fault->extent = extent;
+    }
+}

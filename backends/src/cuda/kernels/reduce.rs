@@ -1,0 +1,82 @@
+//! Launches of sums.
+
+use galvatron_ir::op::compute::{CountLabels, ReduceSum};
+
+use super::super::command::{Arg, BLOCK, Command, Launch};
+use super::super::walk::{Walk, row_major};
+use super::{Cx, Family, Lowered, at, elements, row_grid, scratch};
+
+const FAMILY: Family = Family::Reduce;
+
+/// Elements that a thread of a total adds at least.
+const PER_THREAD: u64 = 16;
+
+/// Partial sums of a total at most.
+const MAX_PARTIALS: u64 = 1024;
+
+/// Blocks among which sums over columns are spread at most, all slices together.
+const COLUMN_BLOCKS: u64 = 1024;
+
+/// Rows that a slice has at least.
+const ROWS_PER_SLICE: u64 = 64;
+
+/// How many slices `n_in` summed elements of `n_out` columns are cut into.
+pub(in super::super) fn slices(n_out: u64, n_in: u64) -> u64 {
+    let blocks = n_out.div_ceil(32).max(1);
+    n_in.div_ceil(ROWS_PER_SLICE).min(COLUMN_BLOCKS.div_ceil(blocks)).max(1)
+}
+
+pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
+    let (x, y) = (cx.f32(0)?, cx.out(0)?);
+    let shape = &cx.arg(0).ty.shape;
+    let steps = row_major(shape);
+    let part = |summed: bool| {
+        let dims: Vec<usize> = (0..shape.len()).filter(|d| op.dims.contains(d) == summed).collect();
+        let pick = |all: &[u64]| dims.iter().map(|&d| all[d]).collect::<Vec<u64>>();
+        Walk::new(&pick(shape), &[pick(&steps)])
+    };
+    let (kept, summed) = (part(false), part(true));
+    let (n_out, n_in) = (kept.len(), summed.len());
+    if n_out == 0 {
+        return Ok(Vec::new());
+    }
+    let numbers = [Arg::Int(n_out as i64), Arg::Int(n_in as i64), kept.arg()?, summed.arg()?];
+    let is_row = summed.steps[0].last() == Some(&1) || summed.shape.is_empty() || n_out == 1;
+    if is_row {
+        let args = [x, y].into_iter().chain(numbers).collect();
+        return Ok(vec![Launch::grid(FAMILY, "sum_rows", row_grid(n_out), args)]);
+    }
+    let n_slices = slices(n_out, n_in);
+    let grid = [n_out.div_ceil(32) as u32, n_slices as u32, 1];
+    if n_slices == 1 {
+        let args = [x, y].into_iter().chain(numbers).collect();
+        return Ok(vec![Launch::grid(FAMILY, "sum_columns", grid, args)]);
+    }
+    let partial = Arg::At(scratch(0, 4 * n_slices * n_out)?);
+    let args = [x, partial.clone()].into_iter().chain(numbers).collect();
+    let sum = vec![partial, y, Arg::Int(n_out as i64), Arg::Int(n_slices as i64)];
+    Ok(vec![Launch::grid(FAMILY, "sum_columns", grid, args), Launch::of(FAMILY, "sum_slices", n_out, sum)])
+}
+
+/// The sum of a function of `n` elements: partial sums, then theirs. Scratch memory before `start` is left alone.
+pub(in super::super) fn total(name: &str, args: Vec<Arg>, n: u64, to: Arg, start: u64) -> Lowered {
+    let n_partials = n.div_ceil(u64::from(BLOCK) * PER_THREAD).clamp(1, MAX_PARTIALS);
+    let partial = Arg::At(scratch(start, 8 * n_partials)?);
+    let args = args.into_iter().chain([Arg::Int(n as i64), partial.clone()]).collect();
+    let first = Launch::grid(FAMILY, format!("total_{name}"), [n_partials as u32, 1, 1], args);
+    let second: Command = Launch::of(FAMILY, "total", 1, vec![partial, Arg::Int(n_partials as i64), to]);
+    Ok(vec![first, second])
+}
+
+pub(in super::super) fn sum_squares(cx: &Cx<'_>) -> Lowered {
+    total("squares", vec![cx.f32(0)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+}
+
+pub(in super::super) fn mse(cx: &Cx<'_>) -> Lowered {
+    total("differences", vec![cx.f32(0)?, cx.f32(1)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+}
+
+pub(in super::super) fn count_labels(op: &CountLabels, cx: &Cx<'_>) -> Lowered {
+    let args = vec![cx.i64(0)?, Arg::Int(op.ignore)];
+    total("labels", args, elements(cx.arg(0)) as u64, at(cx.result(0)), 0)
+}
