@@ -1,15 +1,16 @@
 //! Trains a plan: data and weights in, metrics and saved weights out.
 
+mod backend;
 mod save;
 mod source;
 
+pub use backend::Backend;
 pub use save::{save_gradients, save_training};
 pub use source::PlanData;
 
 use crate::metrics::{MetricsWriter, Progress, RunRecord, StepRecord};
 use galvatron_backends::RunFault;
-use galvatron_backends::comm::Collective;
-use galvatron_backends::exec::{self, Flow, RunOptions, RunReport, StepReport, WeightSource};
+use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport, WeightSource};
 use galvatron_ir::{Diagnostic, Module};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -57,17 +58,15 @@ pub fn train(
     outputs: &Outputs,
     each: &mut dyn FnMut(&StepRecord),
 ) -> Result<RunReport, TrainFault> {
-    let ranks = exec::thread_ranks(module, options);
-    train_ranks(ranks, module, options, sources, metrics, outputs, each)
+    train_on(Backend::Cpu, module, options, sources, metrics, outputs, each)
 }
 
-/// Runs some ranks of the plan, while other processes run the rest; see [`train`]. Steps are reported, and files written, where
-/// rank 0 is.
+/// As [`train`], on any backend. Where a process has one rank of several, steps are reported, and files written, by rank 0.
 ///
 /// # Errors
 /// See [`train`].
-pub fn train_ranks(
-    ranks: Vec<Box<dyn Collective>>,
+pub fn train_on(
+    backend: Backend,
     module: &Module,
     options: &RunOptions,
     (data, weights): (&PlanData, &dyn WeightSource),
@@ -77,7 +76,7 @@ pub fn train_ranks(
 ) -> Result<RunReport, TrainFault> {
     let mut progress = Progress::stderr(options.steps);
     let mut broken: Option<TrainFault> = None;
-    let report = exec::run_ranks(module, ranks, options, (data, weights), &mut |step| {
+    let report = backend.run(module, options, (data, weights), &mut |step| {
         let record = step_record(module, &step);
         let written = metrics.as_mut().map_or(Ok(()), |m| m.step(&record));
         if let Some(progress) = &mut progress {

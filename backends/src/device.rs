@@ -37,6 +37,15 @@ pub trait Device: Send + Sync {
     /// Copies a part of the arena to the host; `out` has its length.
     fn read(&self, at: Span, out: &mut [u8]);
 
+    /// Waits until everything that was launched is done; called at the end of each step.
+    ///
+    /// # Errors
+    /// What went wrong since the last call and could not be told at once: a fault of the device, or of the data in a kernel
+    /// that runs by itself.
+    fn finish(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Calls `body` once on the thread from which this device's kernels are to be run.
     fn install(&self, body: &mut (dyn FnMut() + Send));
 }

@@ -3,15 +3,15 @@
 use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, shown};
 use crate::launch::Place;
 use crate::metrics::MetricsWriter;
-use crate::runner::{Outputs, PlanData, TrainFault, read_plan, run_record, train_ranks};
+use crate::runner::{Backend, Outputs, PlanData, TrainFault, read_plan, run_record, train_on};
 use crate::weights::{PlanWeights, RandomWeights, Resumed, TensorFile};
 use clap::Parser;
 use galvatron_backends::comm::tcp::JoinFault;
-use galvatron_backends::exec::{RunOptions, WeightSource, thread_ranks, write_chrome_trace};
+use galvatron_backends::exec::{RunOptions, WeightSource, write_chrome_trace};
 use galvatron_ir::{Checked, Diagnostic, Module};
 use std::path::{Path, PathBuf};
 
-/// Trains a plan on CPU ranks.
+/// Trains a plan on CPU ranks or GPUs.
 #[derive(Parser, Debug)]
 #[command(name = "galvatron-exec", version)]
 pub struct ExecArgs {
@@ -134,32 +134,30 @@ fn say(fault: TrainFault) -> i32 {
 
 /// What training reads, and how it goes.
 struct Ready {
+    backend: Backend,
     data: PlanData,
     weights: Box<dyn WeightSource>,
     options: RunOptions,
 }
 
 fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> Result<(), Fault> {
-    let ready = ranks::check_world(module, place).and_then(|()| prepare(args, module));
-    let Ready { data, weights, mut options } = ready.map_err(|faults| {
+    let checked = ranks::check_backend(args, place).and_then(|()| ranks::check_world(module, place));
+    let ready = checked.and_then(|()| prepare(args, module));
+    let Ready { mut backend, data, weights, mut options } = ready.map_err(|faults| {
         ranks::decline(args, place, text, &faults);
         TrainFault::Input(faults)
     })?;
-    let ranks = match place {
-        None => thread_ranks(module, &options),
-        Some(place) => {
-            let (comm, threads) = ranks::join(args, place, text, &options).map_err(Fault::Join)?;
-            options.threads = Some(threads);
-            vec![comm]
-        }
-    };
-    let has_first = ranks.iter().any(|comm| comm.rank() == 0);
-    let metrics = if has_first { open_metrics(args, module, text) } else { Ok(None) };
-    let mut metrics = metrics.inspect_err(|_| ranks[0].abort("it cannot write the metrics"))?;
+    if let Some(place) = place {
+        let (comm, threads) = ranks::join(args, place, text, &options).map_err(Fault::Join)?;
+        options.threads = Some(threads);
+        backend = Backend::CpuProcess(comm);
+    }
+    let metrics = if backend.has_first_rank() { open_metrics(args, module, text) } else { Ok(None) };
+    let mut metrics = metrics.inspect_err(|_| backend.abort("it cannot write the metrics"))?;
     let outputs = Outputs { save: args.save.clone(), gradients: args.dump_gradients.clone() };
     let every = (args.steps / 20).max(1);
     let sources = (&data, weights.as_ref());
-    let report = train_ranks(ranks, module, &options, sources, metrics.as_mut(), &outputs, &mut |record| {
+    let report = train_on(backend, module, &options, sources, metrics.as_mut(), &outputs, &mut |record| {
         if record.step.is_multiple_of(every) || record.step == options.first_step {
             println!("step {:>6}  loss {:.6}  {:.1} ms", record.step, record.loss, record.step_time_s * 1e3);
         }
@@ -175,10 +173,7 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
 /// Opens the data and the weights.
 fn prepare(args: &ExecArgs, module: &Module) -> Checked<Ready> {
     let input = |d: Diagnostic| vec![d];
-    if args.backend != "cpu" {
-        let fault = Diagnostic::new("unsupported", format!("backend `{}` is not supported yet", args.backend));
-        return Err(input(fault.help("leave `--backend` out to train on CPU ranks")));
-    }
+    let backend = Backend::open(&args.backend).map_err(input)?;
     let timeout = ranks::timeout(args).map_err(input)?;
     let Some(path) = &args.data else {
         return Err(input(Diagnostic::new("usage", "no data").help("name a data file with `--data`")));
@@ -195,7 +190,7 @@ fn prepare(args: &ExecArgs, module: &Module) -> Checked<Ready> {
         collect: args.save.is_some(),
         collect_every: args.save_every,
     };
-    Ok(Ready { data, weights, options })
+    Ok(Ready { backend, data, weights, options })
 }
 
 fn open_metrics(

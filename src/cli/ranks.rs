@@ -50,6 +50,15 @@ pub(super) fn check_world(module: &Module, place: Option<&Place>) -> Checked<()>
     }
 }
 
+/// Ranks in processes run on CPUs.
+pub(super) fn check_backend(args: &ExecArgs, place: Option<&Place>) -> Checked<()> {
+    if args.backend == "cpu" || (place.is_none() && args.nproc.is_none()) {
+        return Ok(());
+    }
+    let message = format!("ranks in processes do not run on the backend `{}` yet", args.backend);
+    Err(vec![Diagnostic::new("unsupported", message).help("start one process; its ranks are threads")])
+}
+
 fn wrong_world(module: &Module, found: usize, source: &str) -> Diagnostic {
     let n_ranks = module.mesh.world();
     Diagnostic::new("world-size", format!("the plan is for {n_ranks} ranks, {source} {found}"))

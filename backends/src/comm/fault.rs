@@ -45,6 +45,18 @@ pub enum CommFault {
         /// What differs, this rank's value first.
         what: String,
     },
+    /// The library or the network that carries messages failed.
+    #[error("rank {rank} at `{node}` (step {step}): {what}")]
+    Transport {
+        /// The rank that reports.
+        rank: usize,
+        /// The plan node it was at.
+        node: String,
+        /// The training step it was in.
+        step: u64,
+        /// What it said.
+        what: String,
+    },
     /// Another rank failed and took the world down.
     #[error("rank {rank}: stopped because rank {by} failed: {reason}")]
     Aborted {

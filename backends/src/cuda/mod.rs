@@ -4,14 +4,42 @@
 //! order between streams ([`order`]), its record and the check for races. Only what talks to the driver is behind the feature
 //! `cuda`.
 
+#[cfg(feature = "cuda")]
+mod arena;
+#[cfg(feature = "cuda")]
+mod blas;
+#[cfg(feature = "cuda")]
+mod comm;
 pub mod command;
+#[cfg(feature = "cuda")]
+mod context;
+#[cfg(feature = "cuda")]
+mod device;
 mod gemm;
 mod kernels;
+#[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
+mod nvrtc;
 pub mod order;
+#[cfg(feature = "cuda")]
+pub mod probe;
 pub mod race;
 pub mod record;
+#[cfg(feature = "cuda")]
+mod staging;
 pub mod table;
 mod walk;
+#[cfg(feature = "cuda")]
+mod world;
 
+#[cfg(feature = "cuda")]
+pub use arena::RESERVE_BYTES;
+#[cfg(feature = "cuda")]
+pub use device::Cuda;
 pub use gemm::{ColumnMajor, Stored};
 pub use kernels::Family;
+#[cfg(feature = "cuda")]
+pub use nvrtc::compile;
+#[cfg(feature = "cuda")]
+pub use world::world;

@@ -187,7 +187,8 @@ mod tests {
             work(Stream::Compute, "add", &[0], &[64]),
         ];
         assert_eq!(races(&entries), []);
-        let without_wait: Vec<Entry> = entries.iter().enumerate().filter(|(i, _)| *i != 2).map(|(_, e)| e.clone()).collect();
+        let without_wait: Vec<Entry> =
+            entries.iter().enumerate().filter(|(i, _)| *i != 2).map(|(_, e)| e.clone()).collect();
         let (first, second) = ("all_reduce".into(), "add".into());
         assert_eq!(races(&without_wait), [Race::Unordered { first, second, at: Span { offset: 0, bytes: 64 } }]);
     }

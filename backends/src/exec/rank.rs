@@ -139,6 +139,8 @@ impl Worker {
             self.phase(device, shared, entry, step)?;
         }
         self.at = None;
+        let site = "the end of the step";
+        device.finish().map_err(|what| Failure::Data(what).at(self.rank, site, step))?;
         let time = start.elapsed();
         self.collect_gradients(shared, step)?;
         if shared.options.collects_at(step) {

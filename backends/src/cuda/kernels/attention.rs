@@ -40,7 +40,13 @@ impl Dims {
 
     /// A launch with one block for each tile of `length` rows of `heads` heads; `n_tiles` and `n_squares` tiles of rows and
     /// of scores lie in shared memory.
-    fn launch(&self, entry: &str, (length, heads): (u64, u64), (n_tiles, n_squares): (u64, u64), args: Vec<Arg>) -> Command {
+    fn launch(
+        &self,
+        entry: &str,
+        (length, heads): (u64, u64),
+        (n_tiles, n_squares): (u64, u64),
+        args: Vec<Arg>,
+    ) -> Command {
         let (bound, rows) = self.kernel;
         let floats = n_tiles * rows * (bound + 1) + n_squares * rows * (rows + 1) + 2 * rows;
         let args = args.into_iter().chain([self.shape.clone(), self.scale.clone()]).collect();

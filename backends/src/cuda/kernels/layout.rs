@@ -46,9 +46,10 @@ fn widen(mut walk: Walk, element_bytes: u64, places: [Place; 2]) -> (Walk, u64) 
     let last = walk.shape.len() - 1;
     let fits = |&factor: &u64| {
         let unit = factor * element_bytes;
-        let steps = walk.steps.iter().all(|steps| {
-            steps[last] == 1 && steps[..last].iter().all(|step| step.is_multiple_of(factor))
-        });
+        let steps = walk
+            .steps
+            .iter()
+            .all(|steps| steps[last] == 1 && steps[..last].iter().all(|step| step.is_multiple_of(factor)));
         steps && walk.shape[last].is_multiple_of(factor) && places.iter().all(|&p| offset(p).is_multiple_of(unit))
     };
     let factors = [16, 8, 4, 2].into_iter().filter(|unit| *unit > element_bytes).map(|unit| unit / element_bytes);

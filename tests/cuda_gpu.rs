@@ -1,0 +1,125 @@
+//! Ops and training on a GPU, against the reference and against CPU ranks. Where there is no GPU every test says that it was
+//! skipped; with `GALVATRON_NEEDS_GPU` set that is a failure.
+#![cfg(feature = "cuda")]
+
+#[path = "support/conformance.rs"]
+mod conformance;
+#[path = "support/fixture.rs"]
+mod fixture;
+#[path = "support/plan.rs"]
+mod plan;
+
+use fixture::{Fixture, N_STEPS};
+use galvatron_backends::cuda::{probe, world};
+use galvatron_backends::device::Device;
+use galvatron_backends::exec::{Flow, RunOptions, arena_bytes, launch};
+use plan::Order;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// The libraries of CUDA; none is said aloud.
+fn libraries() -> Option<&'static probe::Libraries> {
+    static FOUND: OnceLock<Option<probe::Libraries>> = OnceLock::new();
+    let look = || match probe::probe() {
+        Ok(libraries) => Some(libraries),
+        Err(missing) => {
+            assert!(std::env::var_os("GALVATRON_NEEDS_GPU").is_none(), "{missing}");
+            eprintln!("SKIPPED: nothing ran on a GPU: {missing}");
+            None
+        }
+    };
+    FOUND.get_or_init(look).as_ref()
+}
+
+/// The first GPU.
+fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
+    let ranks = world(libraries()?, 1, arena_bytes, Duration::from_secs(60)).expect("the GPU opens");
+    ranks.into_iter().next().map(|(device, _)| device)
+}
+
+/// Losses of a plan on GPUs and on CPU ranks.
+fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
+    let Some(libraries) = libraries() else { return };
+    let fixture = Fixture::open(model);
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy };
+    let module = order.compile().expect("the pins can be met").module;
+    let options = RunOptions { steps: N_STEPS, timeout: Duration::from_secs(60), ..RunOptions::default() };
+    let (mut cpu, mut gpu) = (Vec::new(), Vec::new());
+    let mut note = |losses: &mut Vec<f64>, loss| {
+        losses.push(loss);
+        Flow::Continue
+    };
+    let data = fixture.data();
+    let ran = galvatron_backends::run(&module, &options, data, &order.weights(), &mut |s| note(&mut cpu, s.loss));
+    ran.expect("the plan runs on CPU ranks");
+    let gpus = world(libraries, ranks as usize, arena_bytes(&module), options.timeout).expect("the GPUs open");
+    let ran = launch(&module, gpus, &options, (data, &order.weights()), &mut |s| note(&mut gpu, s.loss));
+    ran.expect("the plan runs on GPUs");
+    for (step, (c, g)) in cpu.iter().zip(&gpu).enumerate() {
+        assert!((c - g).abs() <= 1e-5 * c.abs().max(1.0), "step {}: {g} on GPUs, {c} on CPU ranks", step + 1);
+    }
+}
+
+#[test]
+fn one_gpu_trains_like_the_cpu() {
+    for optimizer in ["sgd", "sgd_momentum", "adamw"] {
+        check("gpt2", optimizer, 1, "");
+        check("mlp", optimizer, 1, "");
+    }
+}
+
+/// On one GPU this needs NCCL 2.30 and `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+#[test]
+fn several_ranks_train_like_the_cpu() {
+    if std::env::var_os("GALVATRON_GPU_RANKS").is_none() {
+        eprintln!("SKIPPED: GALVATRON_GPU_RANKS is not set, nothing ran on several ranks");
+        return;
+    }
+    check("gpt2", "adamw", 2, "dp = 2\nzero = 3");
+    check("gpt2", "adamw", 4, "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2");
+}
+
+#[test]
+fn every_sample_agrees_with_the_reference() {
+    conformance::every_sample_agrees_with_the_reference(device);
+}
+
+#[test]
+fn every_sample_gives_the_same_bits_in_place() {
+    conformance::every_sample_gives_the_same_bits_in_place(device);
+}
+
+#[test]
+fn contractions_are_products_whatever_their_labels() {
+    conformance::contractions_are_products_whatever_their_labels(device);
+}
+
+#[test]
+fn attention_crosses_tiles_and_takes_wide_heads() {
+    conformance::attention_crosses_tiles_and_takes_wide_heads(device);
+}
+
+#[test]
+fn the_gradient_of_attention_crosses_tiles() {
+    conformance::the_gradient_of_attention_crosses_tiles(device);
+}
+
+#[test]
+fn long_rows_and_many_rows_are_summed() {
+    conformance::long_rows_and_many_rows_are_summed(device);
+}
+
+#[test]
+fn many_classes_and_many_indices_are_taken() {
+    conformance::many_classes_and_many_indices_are_taken(device);
+}
+
+#[test]
+fn elements_are_moved_in_tiles_runs_and_one_by_one() {
+    conformance::elements_are_moved_in_tiles_runs_and_one_by_one(device);
+}
+
+#[test]
+fn an_index_outside_of_its_table_is_a_fault() {
+    conformance::an_index_outside_of_its_table_is_a_fault(device);
+}

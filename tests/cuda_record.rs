@@ -1,0 +1,117 @@
+//! What a GPU would be told in a whole training step, recorded without one: every read comes after its write by the order of
+//! events, every part lies in the arena of the plan, and the arena is used up to its end.
+
+#[path = "support/fixture.rs"]
+mod fixture;
+#[path = "support/plan.rs"]
+mod plan;
+
+use fixture::Fixture;
+use galvatron_backends::comm::local_world;
+use galvatron_backends::cuda::command::Accesses;
+use galvatron_backends::cuda::order::Stream;
+use galvatron_backends::cuda::race::{Race, races};
+use galvatron_backends::cuda::record::{Entry, Log, Recorder};
+use galvatron_backends::device::Span;
+use galvatron_backends::exec::{Flow, RunOptions, World, arena_bytes, launch};
+use galvatron_ir::Module;
+use galvatron_ir::plan::{Resident, ResidentRole};
+use plan::Order;
+
+/// Ranks over data and tensor axes, parameters gathered when they are used, layers recomputed.
+const STRATEGY: &str = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
+
+fn compile(strategy: &str) -> (Fixture, Module) {
+    let fixture = Fixture::open("gpt2");
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy };
+    let module = order.compile().expect("the pins can be met").module;
+    (fixture, module)
+}
+
+/// The records of all ranks over some steps.
+fn record(strategy: &str, steps: u64) -> (Module, Vec<Vec<Entry>>) {
+    let (fixture, module) = compile(strategy);
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy };
+    let options = RunOptions { steps, ..RunOptions::default() };
+    let (mut world, mut logs): (World, Vec<Log>) = (Vec::new(), Vec::new());
+    for comm in local_world(module.mesh.world() as usize, options.timeout) {
+        let (device, log) = Recorder::new(arena_bytes(&module));
+        world.push((Box::new(device), Box::new(comm)));
+        logs.push(log);
+    }
+    let data = (fixture.data(), &order.weights() as &dyn galvatron_backends::exec::WeightSource);
+    launch(&module, world, &options, data, &mut |_| Flow::Continue).expect("the plan runs");
+    let take = |log: Log| log.lock().expect("ranks have ended").clone();
+    (module, logs.into_iter().map(take).collect())
+}
+
+/// What is in the arena before anything is launched: optimizer states are zeros, as a fresh arena is.
+fn zeroed(module: &Module) -> [Entry; 2] {
+    let chunk = &module.chunks[0];
+    let states = chunk.residents.iter().filter(|resident| resident.role == ResidentRole::State);
+    let span = |resident: &Resident| {
+        let place = chunk.graph.value(resident.value).place.expect("residents have places");
+        Span { offset: place.offset, bytes: chunk.local_type(resident.value, &module.mesh).bytes() }
+    };
+    let accesses = Accesses { reads: Vec::new(), writes: states.map(span).collect() };
+    let work = Entry::Work { stream: Stream::Copy, name: "zeros".into(), accesses, commands: 1 };
+    [work, Entry::HostWaits(Stream::Copy)]
+}
+
+fn work(entries: &[Entry]) -> impl Iterator<Item = (Stream, &str, &Accesses)> {
+    entries.iter().filter_map(|entry| match entry {
+        Entry::Work { stream, name, accesses, .. } => Some((*stream, name.as_str(), accesses)),
+        _ => None,
+    })
+}
+
+#[test]
+fn every_read_of_a_step_comes_after_its_write() {
+    let (module, logs) = record(STRATEGY, 2);
+    assert_eq!(logs.len(), 4);
+    for (rank, entries) in logs.iter().enumerate() {
+        let entries = [&zeroed(&module)[..], entries].concat();
+        let found: Vec<String> = races(&entries).iter().map(Race::to_string).collect();
+        assert!(found.is_empty(), "rank {rank}: {} races:\n{}", found.len(), found.join("\n"));
+    }
+}
+
+/// The check is not blind: without the waits of one stream for another there are races.
+#[test]
+fn a_step_without_its_waits_has_races() {
+    let (_, logs) = record(STRATEGY, 1);
+    for waiting in [Stream::Compute, Stream::Communication] {
+        let is_left = |entry: &&Entry| !matches!(entry, Entry::Wait(stream, _) if *stream == waiting);
+        let entries: Vec<Entry> = logs[0].iter().filter(is_left).cloned().collect();
+        let unordered = races(&entries).iter().filter(|race| matches!(race, Race::Unordered { .. })).count();
+        assert!(unordered > 0, "{waiting:?} does not need to wait");
+    }
+}
+
+#[test]
+fn a_step_uses_the_arena_of_the_plan_to_its_end() {
+    let (module, logs) = record(STRATEGY, 1);
+    for entries in &logs {
+        let spans = work(entries).flat_map(|(_, _, a)| a.reads.iter().chain(&a.writes));
+        let end = spans.map(|span| span.offset + span.bytes).max().unwrap_or(0);
+        let planned = arena_bytes(&module);
+        assert!(end <= planned && planned - end < 64, "used to {end}, planned {planned}");
+    }
+}
+
+#[test]
+fn all_ranks_launch_the_same_work_and_exchange_beside_computing() {
+    let (_, logs) = record(STRATEGY, 1);
+    let names = |entries: &[Entry]| work(entries).map(|(s, n, _)| (s, n.to_string())).collect::<Vec<_>>();
+    // Rank 0 reads the loss for the report; the order of the rest is the plan's.
+    let launched = |entries: &[Entry]| {
+        names(entries).into_iter().filter(|(stream, _)| *stream != Stream::Copy).collect::<Vec<_>>()
+    };
+    for entries in &logs[1..] {
+        assert_eq!(launched(entries), launched(&logs[0]));
+    }
+    for name in ["all_reduce", "all_gather", "reduce_scatter"] {
+        let found = work(&logs[0]).any(|(stream, n, _)| stream == Stream::Communication && n == name);
+        assert!(found, "no {name} in the step");
+    }
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The checks that need a GPU: run.sh FOLDER, a folder with the test programs `cuda_gpu` and `cuda_kernels` (and, for the memory
+# check, `compute-sanitizer` on the path). It prints a line for each check and a table at the end.
+#
+#   tests/gpu/run.sh --build FOLDER    builds the programs into FOLDER first
+#
+# Exit status: 0 all passed, 1 something failed, 3 there is no GPU (every line says SKIPPED).
+# GALVATRON_NVRTC names the folder with libnvrtc.so.* for the compile check; NCCL 2.30 or later runs several ranks on one GPU.
+set -uo pipefail
+
+if [ "${1:-}" = --build ]; then
+    folder=${2:?usage: run.sh --build FOLDER}
+    root=$(cd "$(dirname "$0")/../.." && pwd)
+    mkdir -p "$folder"
+    for name in cuda_gpu cuda_kernels; do
+        built=$(cd "$root" && cargo test --test "$name" --no-run --message-format=json-render-diagnostics |
+            sed -n "s/.*\"executable\":\"\([^\"]*\/$name-[^\"]*\)\".*/\1/p" | tail -1)
+        [ -n "$built" ] || exit 1
+        cp "$built" "$folder/$name"
+    done
+    exit 0
+fi
+folder=$(cd "${1:?usage: run.sh FOLDER}" && pwd)
+
+lines=()
+n_failed=0
+note() { # outcome, name, detail
+    printf '%-8s %-64s %s\n' "$1" "$2" "${3:-}"
+    lines+=("$(printf '| %-7s | %-64s | %s |' "$1" "$2" "${3:-}")")
+    [ "$1" = FAIL ] && n_failed=$((n_failed + 1))
+    return 0
+}
+
+# Runs one test of a program. A test that says SKIPPED is skipped.
+one() { # label, program, test, command…
+    local label=$1 program=$2 name=$3 start=$SECONDS output status
+    shift 3
+    output=$("$@" "$folder/$program" --exact "$name" --nocapture --test-threads 1 2>&1)
+    status=$?
+    if [ $status -ne 0 ]; then
+        note FAIL "$label" "$(grep -m1 -A1 'panicked at\|ERROR' <<<"$output" | tail -1 | cut -c1-120)"
+        printf '%s\n' "$output" | sed 's/^/    /'
+    elif grep -q SKIPPED <<<"$output"; then
+        note SKIPPED "$label" "$(grep -m1 -o 'SKIPPED.*' <<<"$output" | cut -c10-120)"
+    else
+        note PASS "$label" "$((SECONDS - start)) s"
+    fi
+}
+
+all() { # program, command…
+    local program=$1
+    shift
+    if [ ! -x "$folder/$program" ]; then
+        note SKIPPED "$program" "not in $folder"
+        return
+    fi
+    while read -r name; do
+        one "${1:+$(basename "$1"): }$program: $name" "$program" "$name" "$@"
+    done < <("$folder/$program" --list 2>/dev/null | sed -n 's/: test$//p')
+}
+
+echo "== the machine"
+has_gpu=no
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    has_gpu=yes
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+else
+    echo "no GPU"
+fi
+
+export RUST_BACKTRACE=0
+if [ $has_gpu = yes ]; then
+    export GALVATRON_NEEDS_GPU=1
+    export NCCL_MULTI_RANK_GPU_ENABLE=${NCCL_MULTI_RANK_GPU_ENABLE:-1} GALVATRON_GPU_RANKS=${GALVATRON_GPU_RANKS-1}
+fi
+echo "== every source compiles"
+all cuda_kernels
+echo "== ops and training"
+all cuda_gpu
+echo "== memory accesses"
+if [ $has_gpu = yes ] && command -v compute-sanitizer >/dev/null 2>&1 && [ -x "$folder/cuda_gpu" ]; then
+    one "memcheck: every sample" cuda_gpu every_sample_agrees_with_the_reference compute-sanitizer --error-exitcode 9
+    one "racecheck: every sample" cuda_gpu every_sample_agrees_with_the_reference \
+        compute-sanitizer --tool racecheck --error-exitcode 9
+else
+    note SKIPPED "compute-sanitizer" "no GPU, or it is not on the path"
+fi
+
+echo
+echo "| outcome | check | detail |"
+echo "|---|---|---|"
+printf '%s\n' "${lines[@]}"
+[ $n_failed -eq 0 ] || exit 1
+[ $has_gpu = yes ] || exit 3

@@ -1,0 +1,254 @@
+//! A device whose kernels are the CUDA sources, run on the CPU by the emulator under `tests/gpu/emulator`.
+
+use galvatron_backends::comm::{Collective, CommFault, ReduceOp, Site};
+use galvatron_backends::cuda::command::{Arg, Command, Launch, Matmul, Place, Program, SCRATCH_BYTES};
+use galvatron_backends::cuda::table::{lower, lower_move};
+use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Span};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Bytes that a page may have.
+const PAGE: u64 = 64 << 10;
+
+/// The emulator, built once; `None` where there is no C++ compiler or no bash.
+pub fn program() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/emulator/build.sh");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{}", std::process::id()));
+        let output = std::process::Command::new(script).arg(&folder).output();
+        match output {
+            Ok(output) if output.status.success() => Some(folder.join("emulate")),
+            Ok(output) => {
+                let why = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(why.contains("not found"), "the kernels do not compile as C++:\n{why}");
+                eprintln!("SKIPPED: no C++ compiler, the CUDA kernels were not run:\n{why}");
+                None
+            }
+            Err(why) => {
+                eprintln!("SKIPPED: no bash, the CUDA kernels were not run: {why}");
+                None
+            }
+        }
+    };
+    BUILT.get_or_init(build).as_deref()
+}
+
+/// The process that runs the kernels of one rank, and the file that is its memory: arena, scratch memory, fault record.
+struct Emulator {
+    child: Child,
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    memory: File,
+    path: PathBuf,
+    scratch: u64,
+}
+
+impl Emulator {
+    fn new(program: &Path, arena_bytes: u64) -> Emulator {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("emulated-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let memory = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        let scratch = arena_bytes.next_multiple_of(PAGE);
+        memory.set_len(scratch + SCRATCH_BYTES + PAGE).unwrap();
+        let mut command = std::process::Command::new(program);
+        let mut child = command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (commands, answers) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        Emulator { child, commands, answers, memory, path, scratch }
+    }
+
+    fn offset(&self, place: Place) -> u64 {
+        match place {
+            Place::Arena(offset) => offset,
+            Place::Scratch(offset) => self.scratch + offset,
+            Place::Fault => self.scratch + SCRATCH_BYTES,
+        }
+    }
+
+    fn line(&self, command: &Command) -> String {
+        match command {
+            Command::Launch(launch) => self.launch(launch),
+            Command::Matmul(matmul) => self.matmul(matmul),
+            Command::Copy { from, to, bytes } => format!("C {} {} {bytes}", self.offset(*from), self.offset(*to)),
+            Command::Zero { at, bytes } => format!("Z {} {bytes}", self.offset(*at)),
+        }
+    }
+
+    fn launch(&self, launch: &Launch) -> String {
+        let [x, y, z] = launch.grid;
+        let mut line = format!("L {} {x} {y} {z} {} {}", launch.entry, launch.block, launch.shared_bytes);
+        for arg in &launch.args {
+            let _ = match arg {
+                Arg::At(place) => write!(line, " p{}", self.offset(*place)),
+                Arg::Null => write!(line, " n"),
+                Arg::Int(v) => write!(line, " i{v}"),
+                Arg::Float(v) => write!(line, " f{}", v.to_bits()),
+                Arg::Double(v) => write!(line, " d{}", v.to_bits()),
+                Arg::Ints(list) => {
+                    let list: Vec<String> = list.iter().map(i64::to_string).collect();
+                    write!(line, " s{}", list.join(","))
+                }
+            };
+        }
+        line
+    }
+
+    fn matmul(&self, matmul: &Matmul) -> String {
+        let p = matmul.column_major();
+        let mut line = format!("M {} {} {} {}", p.m, p.n, p.k, p.batch);
+        for side in [&p.a, &p.b] {
+            let _ = write!(
+                line,
+                " {} {} {} {}",
+                self.offset(side.at),
+                u8::from(side.is_transposed),
+                side.leading,
+                side.batch
+            );
+        }
+        assert!(!p.c.is_transposed, "{matmul:?}");
+        let _ = write!(line, " {} {} {}", self.offset(p.c.at), p.c.leading, p.c.batch);
+        line
+    }
+
+    fn send(&mut self, line: &str) -> Result<(), String> {
+        let commands = self.commands.as_mut().expect("it is open");
+        writeln!(commands, "{line}").map_err(|e| format!("the emulator is gone: {e}"))
+    }
+
+    /// Waits until all commands are done.
+    fn wait(&mut self) -> Result<(), String> {
+        self.send("S")?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).map_err(|e| e.to_string())?;
+        if answer == "ok\n" { Ok(()) } else { Err("the emulator stopped".into()) }
+    }
+
+    /// Waits until all commands are done; what a kernel found wrong is an error.
+    fn sync(&mut self) -> Result<(), String> {
+        self.wait()?;
+        let mut fault = [0; 32];
+        self.memory.read_exact_at(&mut fault, self.offset(Place::Fault)).map_err(|e| e.to_string())?;
+        if fault[0] == 0 { Ok(()) } else { Err(format!("a kernel found fault {fault:?}")) }
+    }
+
+    fn read(&mut self, at: Span) -> Result<Vec<u8>, String> {
+        self.wait()?;
+        let mut bytes = vec![0; at.bytes as usize];
+        self.memory.read_exact_at(&mut bytes, at.offset).map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
+
+    fn write(&mut self, at: Span, bytes: &[u8]) -> Result<(), String> {
+        self.wait()?;
+        self.memory.write_all_at(bytes, at.offset).map_err(|e| e.to_string())
+    }
+
+    fn floats(&mut self, at: Span) -> Result<Vec<f32>, String> {
+        Ok(self.read(at)?.as_chunks().0.iter().map(|c| f32::from_ne_bytes(*c)).collect())
+    }
+
+    fn write_floats(&mut self, at: Span, values: &[f32]) -> Result<(), String> {
+        self.write(at, &values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<u8>>())
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.commands = None;
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// One rank's emulated GPU.
+pub struct Emulated(Arc<Mutex<Emulator>>);
+
+impl Emulated {
+    /// A device with an arena of that many bytes.
+    pub fn new(program: &Path, arena_bytes: u64) -> Emulated {
+        Emulated(Arc::new(Mutex::new(Emulator::new(program, arena_bytes))))
+    }
+
+    fn kernel(&self, program: &Program) -> Box<dyn Kernel> {
+        let emulator = self.0.lock().unwrap();
+        let lines = program.commands.iter().map(|command| emulator.line(command)).collect();
+        Box::new(Lines { emulator: Arc::clone(&self.0), lines })
+    }
+}
+
+/// A node as the lines that the emulator reads.
+struct Lines {
+    emulator: Arc<Mutex<Emulator>>,
+    lines: Vec<String>,
+}
+
+impl Kernel for Lines {
+    fn run(&self) -> Result<(), String> {
+        let mut emulator = self.emulator.lock().unwrap();
+        self.lines.iter().try_for_each(|line| emulator.send(line))
+    }
+}
+
+impl Device for Emulated {
+    fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
+        lower(spec).map(|program| self.kernel(&program))
+    }
+
+    fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {
+        lower_move(spec).map(|program| self.kernel(&program))
+    }
+
+    fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
+        let mut emulator = self.0.lock().unwrap();
+        let (e, group) = (&mut *emulator, exchange.group);
+        match exchange.kind {
+            ExchangeKind::AllReduce(at) => {
+                let mut values = e.floats(at).unwrap();
+                comm.all_reduce(group, &mut values, ReduceOp::Sum, site)?;
+                e.write_floats(at, &values).unwrap();
+            }
+            ExchangeKind::ReduceScatter { input, output } => {
+                let (values, mut sums) = (e.floats(input).unwrap(), vec![0.0; output.bytes as usize / 4]);
+                comm.reduce_scatter(group, &values, &mut sums, site)?;
+                e.write_floats(output, &sums).unwrap();
+            }
+            ExchangeKind::AllGather { input, output } => {
+                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
+                comm.all_gather(group, &own, &mut all, site)?;
+                e.write(output, &all).unwrap();
+            }
+            ExchangeKind::AllToAll { input, output } => {
+                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
+                comm.all_to_all(group, &own, &mut all, site)?;
+                e.write(output, &all).unwrap();
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String> {
+        let mut bytes = vec![0; at.bytes as usize];
+        write(&mut bytes)?;
+        self.0.lock().unwrap().write(at, &bytes)
+    }
+
+    fn read(&self, at: Span, out: &mut [u8]) {
+        out.copy_from_slice(&self.0.lock().unwrap().read(at).unwrap());
+    }
+
+    fn finish(&self) -> Result<(), String> {
+        self.0.lock().unwrap().sync()
+    }
+
+    fn install(&self, body: &mut (dyn FnMut() + Send)) {
+        body();
+    }
+}
