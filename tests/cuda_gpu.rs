@@ -4,8 +4,10 @@
 
 #[path = "support/conformance.rs"]
 mod conformance;
+#[allow(dead_code)]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code)]
 #[path = "support/plan.rs"]
 mod plan;
 
@@ -45,7 +47,7 @@ fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     let module = order.compile().expect("the pins can be met").module;
     let options = RunOptions { steps: N_STEPS, timeout: Duration::from_secs(60), ..RunOptions::default() };
     let (mut cpu, mut gpu) = (Vec::new(), Vec::new());
-    let mut note = |losses: &mut Vec<f64>, loss| {
+    let note = |losses: &mut Vec<f64>, loss| {
         losses.push(loss);
         Flow::Continue
     };

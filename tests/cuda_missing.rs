@@ -1,8 +1,10 @@
 //! Without the libraries of CUDA, `--backend cuda` is refused with a list of what was looked for.
 #![cfg(feature = "cuda")]
 
+#[allow(dead_code)]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code)]
 #[path = "support/plan.rs"]
 mod plan;
 

@@ -1,8 +1,10 @@
 //! What a GPU would be told in a whole training step, recorded without one: every read comes after its write by the order of
 //! events, every part lies in the arena of the plan, and the arena is used up to its end.
 
+#[allow(dead_code)]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code)]
 #[path = "support/plan.rs"]
 mod plan;
 

@@ -2,8 +2,10 @@
 
 #[path = "support/emulated.rs"]
 mod emulated;
+#[allow(dead_code)]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code)]
 #[path = "support/plan.rs"]
 mod plan;
 
@@ -25,7 +27,7 @@ fn losses(model: &str, optimizer: &str, ranks: u32, strategy: &str) -> Option<[V
     let options = RunOptions { steps: STEPS, ..RunOptions::default() };
     let data = fixture.data();
     let mut cpu = Vec::new();
-    let mut note = |losses: &mut Vec<f64>, loss| {
+    let note = |losses: &mut Vec<f64>, loss| {
         losses.push(loss);
         Flow::Continue
     };

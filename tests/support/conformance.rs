@@ -213,9 +213,12 @@ pub fn attention_crosses_tiles_and_takes_wide_heads(make: Make) {
     );
 }
 
+/// Whether later keys are hidden, the shapes of q, k and v, and that of the mask.
+type Case = (bool, [&'static [u64]; 3], Option<&'static [u64]>);
+
 /// The gradient reads the forward's own results, as in a training step.
 pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
-    let shapes: [(bool, [&[u64]; 3], Option<&[u64]>); 4] = [
+    let shapes: [Case; 4] = [
         (true, [&[2, 40, 4, 16], &[2, 40, 2, 16], &[2, 40, 2, 24]], None),
         (true, [&[1, 40, 2, 8], &[1, 70, 2, 8], &[1, 70, 2, 8]], None),
         (false, [&[1, 70, 2, 100], &[1, 40, 1, 100], &[1, 40, 1, 100]], Some(&[1, 2, 70, 40])),

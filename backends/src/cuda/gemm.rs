@@ -108,7 +108,9 @@ impl Packing {
 
 /// The matrix product of a contraction, with copies around it where they are needed.
 pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Lowered {
-    (cx.f32(0)?, cx.f32(1)?, cx.out(0)?);
+    for pointer in [cx.f32(0), cx.f32(1), cx.out(0)] {
+        pointer?;
+    }
     let groups = Groups::new(op);
     let tensor = |buffer, labels, groups| Tensor { buffer, labels, groups };
     let lhs = tensor(cx.arg(0), op.lhs.as_bytes(), [&groups.batch, &groups.m, &groups.k]);

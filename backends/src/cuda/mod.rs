@@ -42,4 +42,4 @@ pub use kernels::Family;
 #[cfg(feature = "cuda")]
 pub use nvrtc::compile;
 #[cfg(feature = "cuda")]
-pub use world::world;
+pub use world::{Ranks, world};

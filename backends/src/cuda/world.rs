@@ -12,17 +12,15 @@ use crate::comm::{Collective, local_world};
 use crate::device::Device;
 use crate::fault::RunFault;
 
+/// For each rank its device and its end of the communication.
+pub type Ranks = Vec<(Box<dyn Device>, Box<dyn Collective>)>;
+
 /// Devices and ends of the communication for `n_ranks` ranks with arenas of that many bytes. Rank r has GPU r; with fewer GPUs
 /// ranks share them, which NCCL allows from version 2.30 on where `NCCL_MULTI_RANK_GPU_ENABLE` is 1.
 ///
 /// # Errors
 /// When a GPU cannot be opened or has too little memory.
-pub fn world(
-    libraries: &Libraries,
-    n_ranks: usize,
-    arena_bytes: u64,
-    timeout: Duration,
-) -> Result<Vec<(Box<dyn Device>, Box<dyn Collective>)>, RunFault> {
+pub fn world(libraries: &Libraries, n_ranks: usize, arena_bytes: u64, timeout: Duration) -> Result<Ranks, RunFault> {
     let fault = |what: String| RunFault::Plan(what);
     let nccl = Arc::new(Nccl::new(libraries).map_err(fault)?);
     let n_gpus = device_count().map_err(fault)?;

@@ -70,7 +70,7 @@ pub(in super::super) fn attention(op: &Attention, cx: &Cx<'_>) -> Lowered {
 
 pub(in super::super) fn attention_grad(op: &AttentionGrad, cx: &Cx<'_>) -> Lowered {
     let dims = Dims::new(cx, 6, op.scale, op.causal)?;
-    let saved = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.optional(6)?, cx.f32(3)?, cx.f32(4)?, cx.f32(5)?];
+    let saved = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.optional(6)?, cx.f32(3)?, cx.f32(4)?, cx.f32(5)?];
     let with = |results: &[usize]| -> Result<Vec<Arg>, String> {
         let results = results.iter().map(|&r| cx.out(r)).collect::<Result<Vec<_>, _>>()?;
         Ok(saved.iter().cloned().chain(results).collect())
