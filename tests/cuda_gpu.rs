@@ -15,6 +15,7 @@ use fixture::{Fixture, N_STEPS};
 use galvatron_backends::cuda::{probe, world};
 use galvatron_backends::device::Device;
 use galvatron_backends::exec::{Flow, RunOptions, arena_bytes, launch};
+use galvatron_ir::types::DType;
 use plan::Order;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -43,7 +44,7 @@ fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
 fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     let Some(libraries) = libraries() else { return };
     let fixture = Fixture::open(model);
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy };
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
     let module = order.compile().expect("the pins can be met").module;
     let options = RunOptions { steps: N_STEPS, timeout: Duration::from_secs(60), ..RunOptions::default() };
     let (mut cpu, mut gpu) = (Vec::new(), Vec::new());

@@ -10,6 +10,7 @@ mod plan;
 
 use fixture::Fixture;
 use galvatron_backends::cuda::probe::{NEEDED, probe};
+use galvatron_ir::types::DType;
 use plan::Order;
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +22,8 @@ fn a_missing_driver_is_bad_input_with_a_list_of_what_was_looked_for() {
         return;
     }
     let fixture = Fixture::open("mlp");
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd", ranks: 1, strategy: "" };
+    let order =
+        Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd", ranks: 1, strategy: "", compute: DType::F32 };
     let module = order.compile().expect("a plan for one rank").module;
     let plan = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("missing-{}.gir", std::process::id()));
     std::fs::write(&plan, galvatron_ir::text::print(&module)).expect("the plan is written");

@@ -18,6 +18,7 @@ use galvatron_backends::device::Span;
 use galvatron_backends::exec::{Flow, RunOptions, World, arena_bytes, launch};
 use galvatron_ir::Module;
 use galvatron_ir::plan::{Resident, ResidentRole};
+use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Ranks over data and tensor axes, parameters gathered when they are used, layers recomputed.
@@ -25,7 +26,8 @@ const STRATEGY: &str = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_ba
 
 fn compile(strategy: &str) -> (Fixture, Module) {
     let fixture = Fixture::open("gpt2");
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy };
+    let order =
+        Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute: DType::F32 };
     let module = order.compile().expect("the pins can be met").module;
     (fixture, module)
 }
@@ -33,7 +35,8 @@ fn compile(strategy: &str) -> (Fixture, Module) {
 /// The records of all ranks over some steps.
 fn record(strategy: &str, steps: u64) -> (Module, Vec<Vec<Entry>>) {
     let (fixture, module) = compile(strategy);
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy };
+    let order =
+        Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute: DType::F32 };
     let options = RunOptions { steps, ..RunOptions::default() };
     let (mut world, mut logs): (World, Vec<Log>) = (Vec::new(), Vec::new());
     for comm in local_world(module.mesh.world() as usize, options.timeout) {

@@ -13,6 +13,7 @@ use emulated::Emulated;
 use fixture::Fixture;
 use galvatron_backends::comm::local_world;
 use galvatron_backends::exec::{Flow, RunOptions, World, arena_bytes, launch};
+use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Steps that are compared; the emulator is slow.
@@ -22,7 +23,7 @@ const STEPS: u64 = 3;
 fn losses(model: &str, optimizer: &str, ranks: u32, strategy: &str) -> Option<[Vec<f64>; 2]> {
     let program = emulated::program()?;
     let fixture = Fixture::open(model);
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy };
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
     let module = order.compile().expect("the pins can be met").module;
     let options = RunOptions { steps: STEPS, ..RunOptions::default() };
     let data = fixture.data();

@@ -246,6 +246,9 @@ impl Device for Cuda {
         let (_, accesses) = accesses_of(exchange);
         let (shared, group) = (&self.shared, comm.members(exchange.group));
         let launched = shared.launch(Stream::Communication, &accesses, &mut |stream| {
+            if exchange.widened.is_some() {
+                return Err("sums of bf16 are not supported on GPUs".into());
+            }
             shared.communicators.exchange(&exchange.kind, group, &shared.arena, stream)
         });
         launched.map_err(|what| {
