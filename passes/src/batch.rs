@@ -3,7 +3,7 @@
 use galvatron_ir::mesh::ShardingRule;
 use galvatron_ir::module::Program;
 use galvatron_ir::{NodeId, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The factor rule of a node on its global types.
 pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
@@ -21,7 +21,8 @@ pub struct BatchFactors {
 }
 
 impl BatchFactors {
-    /// Follows dimension 0 of every input through `nodes`, in order.
+    /// Follows dimension 0 of every input through `nodes`, in order, and back to what is made without inputs but has a batch:
+    /// positions, masks, constants.
     pub fn of(program: &Program, nodes: &[NodeId]) -> BatchFactors {
         let mut batch = BatchFactors::default();
         for input in &program.inputs {
@@ -29,10 +30,40 @@ impl BatchFactors {
                 batch.dims.insert(input.value, 0);
             }
         }
-        for &node in nodes {
-            batch.visit(program, node);
+        let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
+        loop {
+            let known = batch.factors.len();
+            for &node in nodes {
+                if !batch.factors.contains_key(&node) {
+                    batch.visit(program, node);
+                }
+            }
+            batch.go_back(program, nodes, &weights);
+            if batch.factors.len() == known {
+                return batch;
+            }
         }
-        batch
+    }
+
+    /// What an op with a batch reads has a batch too, where the op that makes it can be cut there.
+    fn go_back(&mut self, program: &Program, nodes: &[NodeId], weights: &BTreeSet<ValueId>) {
+        let mut wanted: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for &id in nodes.iter().rev() {
+            let (rule, node) = (rule_of(program, id), program.graph.node(id));
+            if !self.factors.contains_key(&id) {
+                let dim = |(result, dims): (&ValueId, &Vec<Vec<usize>>)| dims[*wanted.get(result)?].first().copied();
+                let factor = node.results.iter().zip(&rule.results).find_map(dim);
+                let Some(factor) = factor.filter(|&f| rule.is_shardable(f)) else { continue };
+                self.set(program, id, &rule, factor);
+            }
+            let factor = self.factors[&id];
+            for (&arg, dims) in node.args.iter().zip(&rule.operands) {
+                let dim = dims.iter().position(|fs| fs.first() == Some(&factor));
+                if let Some(dim) = dim.filter(|_| !self.dims.contains_key(&arg) && !weights.contains(&arg)) {
+                    wanted.insert(arg, dim);
+                }
+            }
+        }
     }
 
     fn visit(&mut self, program: &Program, id: NodeId) {
@@ -42,7 +73,13 @@ impl BatchFactors {
             let dim = *self.dims.get(arg)?;
             dims[dim].first().copied()
         });
-        let Some(factor) = factor else { return };
+        if let Some(factor) = factor {
+            self.set(program, id, &rule, factor);
+        }
+    }
+
+    fn set(&mut self, program: &Program, id: NodeId, rule: &ShardingRule, factor: usize) {
+        let node = program.graph.node(id);
         self.factors.insert(id, factor);
         for (&result, dims) in node.results.iter().zip(&rule.results) {
             if let Some(dim) = dims.iter().position(|fs| fs.first() == Some(&factor)) {

@@ -34,7 +34,7 @@ pub(super) fn prepare(
     buffers: Buffers<'_>,
 ) -> Result<Collected, String> {
     buffers.check()?;
-    let parts = Parts::new(layout, comm, axes_of(step))?;
+    let parts = Parts::new(layout, comm, step.axes())?;
     let widened_bytes = widening_bytes(step, buffers.args, buffers.results);
     let workspace = buffers.workspace;
     let mut plan = Plan { device, parts, workspace, widened_bytes, before: Vec::new(), after: Vec::new() };
@@ -72,16 +72,6 @@ impl Buffers<'_> {
             return Err("the workspace overlaps a buffer in memory".into());
         }
         Ok(())
-    }
-}
-
-fn axes_of(step: &ReshardStep) -> &[AxisId] {
-    match step {
-        ReshardStep::AllReduce { axes }
-        | ReshardStep::ReduceScatter { axes, .. }
-        | ReshardStep::AllGather { axes, .. }
-        | ReshardStep::AllToAll { axes, .. }
-        | ReshardStep::Shard { axes, .. } => axes,
     }
 }
 

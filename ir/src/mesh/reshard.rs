@@ -44,6 +44,17 @@ pub enum ReshardStep {
 }
 
 impl ReshardStep {
+    /// The axes that it works over, major first.
+    pub fn axes(&self) -> &[AxisId] {
+        match self {
+            ReshardStep::AllReduce { axes }
+            | ReshardStep::ReduceScatter { axes, .. }
+            | ReshardStep::AllGather { axes, .. }
+            | ReshardStep::AllToAll { axes, .. }
+            | ReshardStep::Shard { axes, .. } => axes,
+        }
+    }
+
     /// Placement after the step.
     pub fn apply(&self, from: &Sharding) -> Sharding {
         let mut to = from.clone();

@@ -48,6 +48,10 @@ impl CostModel {
         }
         let (mut at, mut total) = (from.clone(), 0);
         for step in reshard_steps(from, to)? {
+            // Micro-batches follow each other: only a sum over them is ever resolved.
+            if step.axes().contains(&Mesh::MB) && !matches!(step, ReshardStep::AllReduce { .. }) {
+                return None;
+            }
             let next = step.apply(&at);
             total += self.step_ns(&step, local_bytes(&at, ty, mesh)?, local_bytes(&next, ty, mesh)?, mesh);
             at = next;

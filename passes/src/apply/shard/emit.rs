@@ -25,7 +25,7 @@ impl Sharder<'_> {
     pub fn emit_backward(&mut self, node: NodeId, map: &FactorMap) {
         let rule = crate::batch::rule_of(self.program, node);
         let n = self.program.graph.node(node);
-        let sum = (0..n.args.len()).find(|&i| self.copies.is_sum_over_micro_batches(n.args[i]));
+        let sum = (0..n.args.len()).find(|&i| self.is_lazy_sum(n.args[i]));
         let Some(sum) = sum.filter(|&i| rule.is_linear_alone(i)) else {
             return self.emit(node, map, PhaseKind::Backward);
         };
@@ -40,6 +40,16 @@ impl Sharder<'_> {
             (0..n.args.len()).map(|i| self.fetch(n.args[i], &wanted(i), PhaseKind::Backward)).collect::<Vec<_>>();
         let placements = (0..n.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
         self.emit_node(node, &args, placements, PhaseKind::Backward);
+    }
+
+    /// Whether a value stays partial until its last use: a sum over micro-batches, or a step on the way to a gradient.
+    fn is_lazy_sum(&self, value: ValueId) -> bool {
+        let is_step = || {
+            let node = self.program.graph.producer(value).map(|n| self.program.graph.node(n));
+            node.is_some_and(|n| n.fwd.is_some()) && self.program.graph.value(value).grad_of.is_none()
+        };
+        let is_partial = || self.copies.all(value).first().is_some_and(|copy| copy.sharding.is_partial());
+        self.copies.is_sum_over_micro_batches(value) || (is_partial() && is_step())
     }
 
     /// Emits a program node whose operands and result placements are known.

@@ -59,7 +59,8 @@ impl Inherited {
         let operands = n.args.iter().zip(&rule.operands).map(|(&v, d)| (self.labels_of(program, v, fwd, fwd_rule), d));
         let results =
             n.results.iter().zip(&rule.results).map(|(&v, d)| (gradient_labels(program, v, fwd, fwd_rule), d));
-        for (labels, dims) in operands.chain(results) {
+        let source = n.args.is_empty().then(|| (source_labels(program, n.results[0], fwd, fwd_rule), &rule.results[0]));
+        for (labels, dims) in operands.chain(results).chain(source) {
             for (factor_list, label) in dims.iter().zip(labels) {
                 if let (Some(&factor), Some(label)) = (factor_list.first(), label) {
                     factors[factor].get_or_insert(label);
@@ -98,6 +99,13 @@ fn forward_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &Shardin
         return Some(leading(&rule.operands[i]));
     }
     n.results.iter().position(|&r| r == value).map(|i| leading(&rule.results[i]))
+}
+
+/// Labels of what a gradient makes from nothing, zeros to be joined: those of the forward operand of the same rank.
+fn source_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Labels {
+    let rank = |v: ValueId| program.graph.value(v).ty.rank();
+    let like = program.graph.node(fwd).args.iter().position(|&a| rank(a) == rank(value));
+    like.map_or_else(|| vec![None; rank(value)], |i| leading(&rule.operands[i]))
 }
 
 /// Labels of a result that is the gradient of an operand of the forward node.
