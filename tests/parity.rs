@@ -99,7 +99,7 @@ fn is_whole_set() -> bool {
 }
 
 fn models() -> Vec<&'static str> {
-    if is_whole_set() { vec!["mlp", "gpt2", "gpt2_deep"] } else { vec!["mlp", "gpt2"] }
+    if is_whole_set() { vec!["mlp", "gpt2", "gpt2_deep", "llama_deep"] } else { vec!["mlp", "gpt2"] }
 }
 
 /// The dialects that can follow the reference; the first with every optimizer, the others with one.

@@ -88,3 +88,28 @@ impl BatchFactors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use galvatron_ir::text::parse;
+
+    #[test]
+    fn positions_with_a_batch_are_found_from_their_readers() {
+        let text = "gir 1\nmodule @m level=graph {\n  initializer \"t\" = {file=\"none\", offset=0} f32[8, 4]\n  program {\n\
+            \x20   input %x = \"x\": f32[2, 3, 4]\n    weight %t = \"t\": f32[8, 4]\n\
+            \x20   %i = iota{shape=[2, 3], dim=1, start=0, step=1}: i64[2, 3]\n\
+            \x20   %p = embedding %t, %i: f32[2, 3, 4]\n    %y = add %x, %p: f32[2, 3, 4]\n\
+            \x20   %n = iota{shape=[2, 3], dim=0, start=0, step=1}: i64[2, 3]\n\
+            \x20   %q = embedding %t, %n: f32[2, 3, 4]\n    %z = add %y, %q: f32[2, 3, 4]\n    output \"z\" %z\n  }\n}\n";
+        let program = parse(text).expect("the text is right").program;
+        let batch = BatchFactors::of(&program, &program.body);
+        let dim = |name: &str| {
+            let value = program.graph.value_ids().find(|&v| program.graph.value(v).name == name);
+            batch.dims.get(&value.expect("the program has it")).copied()
+        };
+        assert_eq!(["i", "p", "y", "q", "z"].map(dim), [Some(0); 5]);
+        // What counts along the batch cannot be cut there.
+        assert_eq!([dim("n"), dim("t")], [None, None]);
+    }
+}

@@ -208,10 +208,17 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Whether a node computes a value of the layer.
+    /// Whether a node computes a value of the layer from data or weights; positions and masks are made again where they are
+    /// read, in every mode.
     fn is_of_layer(&self, node: &Node) -> bool {
-        let is_own = |r: &ValueId| self.chunk.graph.value(*r).of.is_some_and(|of| self.results.contains(&of));
-        is_computed(node) && node.results.iter().any(is_own)
+        let is_own = |of: ValueId| self.results.contains(&of) && !self.is_constant(of);
+        is_computed(node) && node.results.iter().any(|r| self.chunk.graph.value(*r).of.is_some_and(is_own))
+    }
+
+    /// Whether a value depends on neither data nor weights.
+    fn is_constant(&self, value: ValueId) -> bool {
+        let graph = &self.module.program.graph;
+        graph.producer(value).is_some_and(|n| graph.node(n).args.iter().all(|&arg| self.is_constant(arg)))
     }
 
     /// Nodes of the forward phase with each of their results that is a copy of one of these.
