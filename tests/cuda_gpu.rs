@@ -2,6 +2,7 @@
 //! skipped; with `GALVATRON_NEEDS_GPU` set that is a failure.
 #![cfg(feature = "cuda")]
 
+#[macro_use]
 #[path = "support/conformance.rs"]
 mod conformance;
 #[allow(dead_code)]
@@ -82,47 +83,4 @@ fn several_ranks_train_like_the_cpu() {
     check("gpt2", "adamw", 4, "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2");
 }
 
-#[test]
-fn every_sample_agrees_with_the_reference() {
-    conformance::every_sample_agrees_with_the_reference(device);
-}
-
-#[test]
-fn every_sample_gives_the_same_bits_in_place() {
-    conformance::every_sample_gives_the_same_bits_in_place(device);
-}
-
-#[test]
-fn contractions_are_products_whatever_their_labels() {
-    conformance::contractions_are_products_whatever_their_labels(device);
-}
-
-#[test]
-fn attention_crosses_tiles_and_takes_wide_heads() {
-    conformance::attention_crosses_tiles_and_takes_wide_heads(device);
-}
-
-#[test]
-fn the_gradient_of_attention_crosses_tiles() {
-    conformance::the_gradient_of_attention_crosses_tiles(device);
-}
-
-#[test]
-fn long_rows_and_many_rows_are_summed() {
-    conformance::long_rows_and_many_rows_are_summed(device);
-}
-
-#[test]
-fn many_classes_and_many_indices_are_taken() {
-    conformance::many_classes_and_many_indices_are_taken(device);
-}
-
-#[test]
-fn elements_are_moved_in_tiles_runs_and_one_by_one() {
-    conformance::elements_are_moved_in_tiles_runs_and_one_by_one(device);
-}
-
-#[test]
-fn an_index_outside_of_its_table_is_a_fault() {
-    conformance::an_index_outside_of_its_table_is_a_fault(device);
-}
+conformance_tests!(device);

@@ -1,6 +1,9 @@
 //! Less and less memory moves the searched plan of a GPT-2 from plain data parallelism to ZeRO and recomputation, and at last
 //! to a refusal that names what would fit.
 
+#[path = "support/snapshot.rs"]
+mod snapshot;
+
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::driver::{Compilation, compile};
 use galvatron_ir::Module;
@@ -114,11 +117,7 @@ fn check_sequence(searched: &Searched, name: &str, pins: &Pins) {
     }
     let last = searched.search(least_bytes, pins).expect("what is named as the least is enough");
     let _ = write!(text, "the least\n{}", row(least_bytes, &last));
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(name, text));
+    snapshot::check(name, &text);
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod fixture;
 mod obedience;
 #[path = "support/plan.rs"]
 mod plan;
+#[path = "support/snapshot.rs"]
+mod snapshot;
 #[path = "support/table.rs"]
 mod table;
 
@@ -239,10 +241,7 @@ fn check_refusals(model: &str, cells: &[Cell<'_>]) {
             writeln!(text, "{pins}\n  {why}").expect("strings take everything");
         }
     }
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
-    settings.set_prepend_module_to_snapshot(false);
-    settings.bind(|| insta::assert_snapshot!(format!("refused-pins-{model}"), text));
+    snapshot::check(&format!("refused-pins-{model}"), &text);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! File snapshots: a small model after each pass, its plan, a block of GPT-2 in ops, and the report that the user sees.
 
 mod plans;
+#[path = "support/snapshot.rs"]
+mod snapshot;
 
 use galvatron::report::Report;
 use galvatron_ir::Module;
 use galvatron_ir::text::print;
 use galvatron_passes::manager::PASSES;
 use plans::Job;
+use snapshot::check;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -25,15 +28,6 @@ const GPT2: Job<'_> = Job {
     ranks: 4,
     strategy: "dp = 2\ntp = 2\nzero = 1\nmicro_batches = 2\nsequence = \"megatron\"\nrecompute = \"selective\"\n",
 };
-
-/// Compares a text with `snapshots/NAME.snap`.
-fn check(name: &str, text: &str) {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(name, text));
-}
 
 #[test]
 fn a_model_after_each_pass() {

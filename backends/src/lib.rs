@@ -8,7 +8,6 @@
 //!
 //! Start reading at [`exec::run`].
 
-mod bf16;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;

@@ -313,3 +313,24 @@ pub fn an_index_outside_of_its_table_is_a_fault(make: Make) {
         assert!(found.is_err(), "{found:?}");
     }
 }
+
+/// The tests of this file on the devices that a function makes.
+macro_rules! conformance_tests {
+    ($make:path) => {
+        conformance_tests!(@each $make, every_sample_agrees_with_the_reference,
+            every_sample_gives_the_same_bits_in_place,
+            contractions_are_products_whatever_their_labels,
+            attention_crosses_tiles_and_takes_wide_heads,
+            the_gradient_of_attention_crosses_tiles,
+            long_rows_and_many_rows_are_summed,
+            many_classes_and_many_indices_are_taken,
+            elements_are_moved_in_tiles_runs_and_one_by_one,
+            an_index_outside_of_its_table_is_a_fault);
+    };
+    (@each $make:path, $($test:ident),*) => {
+        $(#[test]
+        fn $test() {
+            conformance::$test($make);
+        })*
+    };
+}

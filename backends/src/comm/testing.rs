@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::comm::{Collective, CommKind, GroupId, ReduceOp, Site};
+use crate::comm::{Collective, CommFault, CommKind, GroupId, ReduceOp, Site};
 
 /// A place in a plan.
 pub(super) fn at(node: &str) -> Site<'_> {
@@ -106,5 +106,26 @@ pub(super) fn check_call(comm: &mut impl Collective, group: GroupId, kind: CommK
             comm.recv(previous, seed, &mut data, &site).unwrap();
             assert_eq!(data, bytes(previous, seed, len));
         }
+    }
+}
+
+/// An abort by the last of four ranks wakes the others, whatever they wait for, and the first reason stands.
+pub(super) fn check_abort<C: Collective>(world: Vec<C>) {
+    let faults = run(world, |comm| {
+        let group = everyone(comm);
+        let pair = comm.group(&[comm.rank() / 2 * 2, comm.rank() / 2 * 2 + 1]);
+        match comm.rank() {
+            0 => comm.all_reduce(group, &mut [1.0; 8], ReduceOp::Sum, &at("%x")),
+            1 => comm.recv(2, 7, &mut [0], &at("%r")),
+            2 => comm.barrier(pair, &at("%b")),
+            _ => {
+                comm.abort("out of memory");
+                comm.abort("a later reason");
+                comm.barrier(group, &at("%b"))
+            }
+        }
+    });
+    for (rank, fault) in faults.into_iter().enumerate() {
+        assert_eq!(fault, Err(CommFault::Aborted { rank, by: 3, reason: "out of memory".into() }));
     }
 }

@@ -7,9 +7,9 @@ use galvatron_ir::types::DType;
 use super::layout::Layout;
 use super::shard::for_each_run;
 use super::view;
-use crate::bf16;
 use crate::device::{BufferSpec, Device};
 use crate::fault::RunFault;
+use galvatron_ir::types::bf16;
 
 /// Where stored tensors come from.
 pub trait WeightSource: Sync {

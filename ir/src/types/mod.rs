@@ -1,5 +1,6 @@
 //! Element types, tensor types and scalars that can be compared and hashed.
 
+pub mod bf16;
 mod dtype;
 mod scalar;
 mod tensor;

@@ -29,7 +29,7 @@ fn check_reshard(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Option<Finding> {
         return Some(cx.finding("G0206", id, Part::Op, message));
     }
     let (from, to) = (cx.sharding(node.args[0]), cx.sharding(node.results[0]));
-    let steps = reshard_steps(from, to).filter(|steps| !steps.iter().any(|s| axes_of(s).contains(&Mesh::MB)));
+    let steps = reshard_steps(from, to).filter(|steps| !steps.iter().any(|s| s.axes().contains(&Mesh::MB)));
     let message = || format!("no collectives turn `{}` into `{}`", from.display(cx.mesh), to.display(cx.mesh));
     steps.is_none().then(|| cx.finding("G0206", id, Part::Result(0), message()))
 }
@@ -55,19 +55,9 @@ fn check_step(cx: &ChunkCx<'_>, id: NodeId, node: &Node, step: &ReshardStep) -> 
     findings
 }
 
-fn axes_of(step: &ReshardStep) -> &[AxisId] {
-    match step {
-        ReshardStep::AllReduce { axes }
-        | ReshardStep::ReduceScatter { axes, .. }
-        | ReshardStep::AllGather { axes, .. }
-        | ReshardStep::AllToAll { axes, .. }
-        | ReshardStep::Shard { axes, .. } => axes,
-    }
-}
-
 /// The axes by themselves: spatial, at least one, none twice.
 fn check_axes(cx: &ChunkCx<'_>, step: &ReshardStep) -> Result<(), String> {
-    let axes = axes_of(step);
+    let axes = step.axes();
     if axes.is_empty() {
         return Err("a collective needs at least one axis".into());
     }

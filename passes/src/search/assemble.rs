@@ -2,7 +2,8 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
-use super::price::{Facts, Group, Piece, Recompute};
+use super::price::{Facts, Group, Piece};
+use super::recompute::Recompute;
 use super::solver::Cost;
 use super::weights::{gradient_partial, weight_placement};
 use crate::batch::BatchFactors;

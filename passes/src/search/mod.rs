@@ -12,6 +12,8 @@ mod options;
 mod pins;
 mod price;
 mod queue;
+mod recompute;
+mod replays;
 pub mod solver;
 mod spaces;
 mod uniform;
@@ -23,14 +25,14 @@ pub use candidates::{Listing, Mode};
 pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
 pub use weights::zero_shard;
 
-use crate::cost::{CostModel, PlanCost, plan_cost};
+use crate::cost::{CostModel, PlanCost};
 use crate::segment::Segment;
 use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
 use queue::Queue;
+use replays::Replays;
 use solver::chain::Chain;
-use spaces::{Pick, Spaces};
 use std::collections::BTreeSet;
 
 /// What the search found.
@@ -95,12 +97,6 @@ pub enum NoPlan {
 /// Numbers of micro-batches whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
 
-/// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
-const REPLAYED_NODES: usize = 1 << 17;
-
-/// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
-const MAX_SMALLEST: usize = 8;
-
 /// Kinds of uniform plans that are solved, and how many are replayed of those whose surrogate cost is at most one part in
 /// [`UNIFORM_MARGIN`] above the best plan's.
 const MAX_UNIFORM: usize = 512;
@@ -133,8 +129,7 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     let limit = model.cluster().device.memory_bytes;
     let spaces = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
     let mut queue = Queue::new(&spaces, limit);
-    let mut replays =
-        Replays { module, model, spaces: &spaces, limit, best: None, smallest: None, known: Vec::new(), n_nodes: 0 };
+    let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
     while let Some(pick) = queue.pop() {
         if replays.is_better(pick.cost.time_ns) || replays.is_spent() || fitting.len() == MAX_FITTING {
@@ -151,9 +146,9 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     if let Some((best, _)) = &replays.best {
         let most_ns = best.cost.step_ns + best.cost.step_ns / UNIFORM_MARGIN;
         let picks = uniform::uniform_picks(&spaces, |i| queue.budget(i), most_ns, MAX_UNIFORM);
-        let most = replays.known.len() + MAX_UNIFORM_REPLAYS;
+        let most = replays.n_plans() + MAX_UNIFORM_REPLAYS;
         for pick in &picks {
-            if replays.is_spent() || replays.known.len() == most {
+            if replays.is_spent() || replays.n_plans() == most {
                 break;
             }
             replays.run(pick);
@@ -162,85 +157,13 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     if replays.best.is_none() {
         replays.run_smallest();
     }
-    let effort = Effort { n_replays: replays.known.len(), ..spaces.effort() };
+    let effort = Effort { n_replays: replays.n_plans(), ..spaces.effort() };
     let Some((mut found, pick)) = replays.best.take() else { return Err(replays.no_plan()) };
     found.rejected = spaces.rejected(&pick, limit);
     found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
     found.effort = effort;
     write_prediction(&mut found);
     Ok(found)
-}
-
-/// The plans that were lowered and priced node by node.
-struct Replays<'a> {
-    module: &'a Module,
-    model: &'a CostModel,
-    spaces: &'a Spaces<'a>,
-    limit: u64,
-    best: Option<(Found, Pick)>,
-    /// Bytes of the smallest plan that does not fit.
-    smallest: Option<(u64, Pick)>,
-    /// What was lowered, with the bytes of one rank.
-    known: Vec<(Strategy, u64)>,
-    n_nodes: usize,
-}
-
-impl Replays<'_> {
-    /// Lowers a pick unless the same strategy was lowered before; returns the bytes of one rank.
-    fn run(&mut self, pick: &Pick) -> u64 {
-        let (strategy, decision) = self.spaces.assemble(pick);
-        if let Some((_, bytes)) = self.known.iter().find(|(s, _)| *s == strategy) {
-            return *bytes;
-        }
-        let mut plan = self.module.clone();
-        crate::apply::apply(&mut plan, &strategy);
-        let bytes = plan.arena.bytes();
-        self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
-        self.known.push((strategy.clone(), bytes));
-        if bytes > self.limit {
-            if self.smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
-                self.smallest = Some((bytes, pick.clone()));
-            }
-            return bytes;
-        }
-        let cost = plan_cost(self.model, &plan);
-        if self.best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
-            let surrogate_ns = pick.cost.time_ns;
-            let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
-            let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
-            self.best = Some((found, pick.clone()));
-        }
-        bytes
-    }
-
-    /// Lowers the smallest plans of the smallest spaces.
-    fn run_smallest(&mut self) {
-        let spaces = &self.spaces.spaces;
-        let mut order: Vec<(u64, usize)> = spaces.iter().enumerate().map(|(i, s)| (s.least_bytes(), i)).collect();
-        order.sort();
-        for (bytes, space) in order.into_iter().take(MAX_SMALLEST) {
-            if let Ok(solution) = spaces[space].solve(Some(bytes), true) {
-                self.run(&Pick { chosen: solution.assignment, cost: solution.cost, space });
-            }
-        }
-    }
-
-    fn no_plan(self) -> NoPlan {
-        match self.smallest {
-            Some((least_bytes, pick)) => NoPlan::Memory { least_bytes, name: self.spaces.name(&pick) },
-            None => NoPlan::Memory { least_bytes: u64::MAX, name: String::new() },
-        }
-    }
-
-    /// Whether the best plan so far takes no longer than this.
-    fn is_better(&self, time_ns: u64) -> bool {
-        self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
-    }
-
-    /// Whether the effort is spent; it never is before a plan fits.
-    fn is_spent(&self) -> bool {
-        self.best.is_some() && self.n_nodes > REPLAYED_NODES
-    }
 }
 
 fn write_prediction(found: &mut Found) {

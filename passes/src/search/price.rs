@@ -1,7 +1,7 @@
 //! Prices one segment under one split of the mesh: per option of each op, and per pair of options where a value flows.
 
-use super::candidates::Mode;
 use super::options::{NodeOption, OptionContext, Split, options};
+use super::recompute::Recompute;
 use super::solver::{Cost, Edge, Problem, Var};
 use super::weights::{gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
@@ -281,7 +281,9 @@ impl<'a> Priced<'a> {
         if placed.parameter != placed.state {
             let copy: Op = Update.into();
             let whole = self.local(weight, &placed.parameter);
-            price.step_ns += reshard(&placed.parameter, &placed.state) + reshard(&placed.state, &placed.parameter);
+            // A master copy already lies where the optimizer reads it.
+            let read = if has_master > 0 { 0 } else { reshard(&placed.parameter, &placed.state) };
+            price.step_ns += read + reshard(&placed.state, &placed.parameter);
             price.step_ns += self.facts.model.op_ns(&copy, &[&whole, &whole], &[]);
         }
     }
@@ -456,48 +458,6 @@ fn per_micro_batch(sharding: &Sharding) -> Sharding {
     let mut s = sharding.clone();
     s.partial.retain(|&a| a != Mesh::MB);
     s
-}
-
-/// What a recomputation mode keeps of a segment and what it computes again.
-#[derive(Clone, Debug, Default)]
-pub struct Recompute {
-    /// Forward values that stay.
-    pub kept: BTreeSet<ValueId>,
-    /// Nodes that run again in the backward pass.
-    pub again: BTreeSet<NodeId>,
-}
-
-impl Recompute {
-    /// What a mode means for a segment.
-    pub fn of(facts: &Facts<'_>, piece: &Piece, mode: Mode) -> Recompute {
-        let program = facts.program;
-        let mut kept = BTreeSet::new();
-        for &node in &piece.nodes {
-            let n = program.graph.node(node);
-            let is_kept = match mode {
-                Mode::None => true,
-                Mode::Selective => matches!(n.op, Op::Einsum(_) | Op::Attention(_)),
-                Mode::Full => false,
-            };
-            kept.extend(n.results.iter().filter(|&r| (is_kept && facts.saved.contains(r)) || Some(*r) == piece.output));
-        }
-        let mut recompute = Recompute { kept, again: BTreeSet::new() };
-        let own: BTreeSet<NodeId> = piece.nodes.iter().copied().collect();
-        for &value in facts.saved.iter() {
-            recompute.need(program, &own, value);
-        }
-        recompute
-    }
-
-    fn need(&mut self, program: &Program, own: &BTreeSet<NodeId>, value: ValueId) {
-        let Some(node) = program.graph.producer(value).filter(|n| own.contains(n)) else { return };
-        if self.kept.contains(&value) || !self.again.insert(node) {
-            return;
-        }
-        for &arg in &program.graph.node(node).args {
-            self.need(program, own, arg);
-        }
-    }
 }
 
 /// Groups of nodes that apply equal ops to the same computed values with weights of equal types: query, key and value projections.

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{LocalComm, local_world, local_world_with_capacity};
-use crate::comm::testing::{at, bits, bytes, check_call, everyone, floats, hash, naive_reduce, run};
+use crate::comm::testing::{at, bits, bytes, check_abort, check_call, everyone, floats, hash, naive_reduce, run};
 use crate::comm::{Collective, CommFault, CommKind, GroupId, ReduceOp};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -161,23 +161,7 @@ fn different_roots_are_a_mismatch() {
 
 #[test]
 fn abort_wakes_those_who_wait() {
-    let faults = run(local_world(4, LONG), |comm| {
-        let group = everyone(comm);
-        let pair = comm.group(&[comm.rank() / 2 * 2, comm.rank() / 2 * 2 + 1]);
-        match comm.rank() {
-            0 => sum(comm, group),
-            1 => comm.recv(2, 7, &mut [0], &at("%r")),
-            2 => comm.barrier(pair, &at("%b")),
-            _ => {
-                comm.abort("out of memory");
-                comm.abort("a later reason");
-                comm.barrier(group, &at("%b"))
-            }
-        }
-    });
-    for (rank, fault) in faults.into_iter().enumerate() {
-        assert_eq!(fault, Err(CommFault::Aborted { rank, by: 3, reason: "out of memory".into() }));
-    }
+    check_abort(local_world(4, LONG));
 }
 
 #[test]

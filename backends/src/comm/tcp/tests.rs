@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{JoinFault, JoinOptions, TcpComm, decline, join};
-use crate::comm::testing::{at, bits, bytes, check_call, everyone, floats, hash, run};
+use crate::comm::testing::{at, bits, bytes, check_abort, check_call, everyone, floats, hash, run};
 use crate::comm::{Collective, CommFault, CommKind, GroupId, LocalComm, ReduceOp, Stats, local_world};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -175,23 +175,7 @@ fn calls_that_differ_are_a_mismatch_over_tcp() {
 
 #[test]
 fn an_abort_reaches_all_ranks_over_tcp() {
-    let faults = run(tcp_world(4, LONG), |comm| {
-        let group = everyone(comm);
-        let pair = comm.group(&[comm.rank() / 2 * 2, comm.rank() / 2 * 2 + 1]);
-        match comm.rank() {
-            0 => sum(comm, group),
-            1 => comm.recv(2, 7, &mut [0], &at("%r")),
-            2 => comm.barrier(pair, &at("%b")),
-            _ => {
-                comm.abort("out of memory");
-                comm.abort("a later reason");
-                comm.barrier(group, &at("%b"))
-            }
-        }
-    });
-    for (rank, fault) in faults.into_iter().enumerate() {
-        assert_eq!(fault, Err(CommFault::Aborted { rank, by: 3, reason: "out of memory".into() }));
-    }
+    check_abort(tcp_world(4, LONG));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use galvatron_ir::op::compute::{CausalMask, ClipScale, Constant, Full, Iota};
 use galvatron_ir::types::DType;
 
 use super::{Buffer, Cx, Prepared};
-use crate::bf16;
 use crate::cpu::arena::Element;
+use galvatron_ir::types::bf16;
 
 pub(super) fn full(op: &Full, cx: &Cx<'_>) -> Prepared {
     let value = op.value.get();

@@ -4,10 +4,10 @@ use galvatron_ir::op::compute::{Broadcast, Concat, Slice, Transpose};
 use galvatron_ir::types::DType;
 
 use super::{Cx, Prepared, Slot};
-use crate::bf16;
 use crate::cpu::arena::{Arena, Element};
 use crate::cpu::kernels::shape::{AxisRange, broadcast_to, copy_block, slice as slice_kernel, transpose_axes};
 use crate::cpu::threads::Threads;
+use galvatron_ir::types::bf16;
 
 /// Calls a function generic over an element of the width of an element type.
 macro_rules! by_width {

@@ -3,11 +3,11 @@
 use galvatron_ir::op::{Alias, Effects, Fill, Op, Sample};
 use galvatron_ir::types::{DType, TensorType};
 
-use crate::bf16;
 use crate::cpu::Cpu;
 use crate::cpu::kernels::testing::random;
 use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Span};
 use crate::reference::{Tensor, eval};
+use galvatron_ir::types::bf16;
 
 /// The operands of a sample; the step of an optimizer is a whole number.
 fn contents(sample: &Sample) -> Vec<Vec<u8>> {

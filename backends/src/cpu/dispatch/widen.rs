@@ -4,10 +4,10 @@ use galvatron_ir::op::widened_bytes;
 use galvatron_ir::types::{DType, TensorType};
 
 use super::{Buffer, Cx, Prepared, Slot, dispatch};
-use crate::bf16;
 use crate::cpu::arena::Arena;
 use crate::cpu::threads::Threads;
 use crate::device::Span;
+use galvatron_ir::types::bf16;
 
 /// Elements that a task converts.
 const GRAIN: usize = 1 << 14;

@@ -1,7 +1,7 @@
 //! Launches that write tensors known when compiling.
 
 use galvatron_ir::op::compute::{CausalMask, Constant, Full, Iota};
-use galvatron_ir::types::DType;
+use galvatron_ir::types::{DType, bf16};
 
 use super::super::command::{Arg, Command, Launch, Place};
 use super::{Cx, Family, Lowered, at, elements};
@@ -18,17 +18,8 @@ fn element(value: f64, dtype: DType) -> Vec<u8> {
         DType::F32 => (value as f32).to_le_bytes().to_vec(),
         DType::I64 => (value as i64).to_le_bytes().to_vec(),
         DType::Bool => vec![u8::from(value != 0.0)],
-        DType::Bf16 => bf16(value as f32).to_le_bytes().to_vec(),
+        DType::Bf16 => bf16::round(value as f32).to_le_bytes().to_vec(),
     }
-}
-
-/// Rounds to the nearest bf16, ties to even.
-fn bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 pub(in super::super) fn full(op: &Full, cx: &Cx<'_>) -> Lowered {

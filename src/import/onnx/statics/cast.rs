@@ -2,6 +2,7 @@
 
 use super::super::weights::ElementType;
 use super::tensor::{Element, StaticTensor, Values};
+use galvatron_ir::types::bf16;
 
 /// Converts to the type of an ONNX number, rounding through narrower types where the result is kept wider.
 pub(super) fn cast(x: &StaticTensor, to: i64) -> Result<StaticTensor, String> {
@@ -58,11 +59,6 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
     }
 }
 
-/// The number behind the bits of a bfloat16.
-pub(super) fn bf16_to_f32(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
 /// The nearest half, ties to even.
 fn round_to_f16(x: f64) -> f32 {
     if !x.is_finite() || x == 0.0 {
@@ -76,11 +72,7 @@ fn round_to_f16(x: f64) -> f32 {
 
 /// The nearest bfloat16, ties to even.
 fn round_to_bf16(x: f32) -> f32 {
-    if x.is_nan() {
-        return x;
-    }
-    let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+    bf16::widen(bf16::round(x))
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::super::weights::{ElementType, TensorRecord};
-use super::cast::{bf16_to_f32, f16_to_f32};
+use super::cast::f16_to_f32;
 use super::tensor::{StaticTensor, Values, check_shape, check_stored, with_values};
+use galvatron_ir::types::bf16;
 
 impl StaticTensor {
     /// The values of a constant of the file; none if they are in an external file or of a type not computed with.
@@ -38,7 +39,7 @@ fn decode(dtype: ElementType, bytes: &[u8]) -> Option<Values> {
         ElementType::F32 => read!(f32, F32, x => x),
         ElementType::F64 => read!(f64, F64, x => x),
         ElementType::F16 => read!(u16, F32, x => f16_to_f32(x)),
-        ElementType::Bf16 => read!(u16, F32, x => bf16_to_f32(x)),
+        ElementType::Bf16 => read!(u16, F32, x => bf16::widen(x)),
         ElementType::I8 => read!(i8, I64, x => i64::from(x)),
         ElementType::I16 => read!(i16, I64, x => i64::from(x)),
         ElementType::I32 => read!(i32, I64, x => i64::from(x)),

@@ -1,4 +1,4 @@
-//! bf16 is the upper half of an f32.
+//! Conversions of bf16, which is the upper half of an f32.
 
 /// The f32 of the same value.
 #[inline(always)]

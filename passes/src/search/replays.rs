@@ -1,0 +1,98 @@
+//! The plans that the search lowers and prices node by node: the fastest that fits, and the smallest that does not.
+
+use super::spaces::{Pick, Spaces};
+use super::{Effort, Found, NoPlan};
+use crate::cost::{CostModel, plan_cost};
+use crate::strategy::Strategy;
+use galvatron_ir::Module;
+
+/// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
+const REPLAYED_NODES: usize = 1 << 17;
+
+/// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
+const MAX_SMALLEST: usize = 8;
+
+/// The plans that were lowered and priced node by node.
+pub struct Replays<'a> {
+    module: &'a Module,
+    model: &'a CostModel,
+    spaces: &'a Spaces<'a>,
+    limit: u64,
+    /// The fastest plan that fits.
+    pub best: Option<(Found, Pick)>,
+    /// Bytes of the smallest plan that does not fit.
+    smallest: Option<(u64, Pick)>,
+    /// What was lowered, with the bytes of one rank.
+    known: Vec<(Strategy, u64)>,
+    n_nodes: usize,
+}
+
+impl<'a> Replays<'a> {
+    /// None yet, under the memory of the model's cluster.
+    pub fn new(module: &'a Module, model: &'a CostModel, spaces: &'a Spaces<'a>) -> Replays<'a> {
+        let limit = model.cluster().device.memory_bytes;
+        Replays { module, model, spaces, limit, best: None, smallest: None, known: Vec::new(), n_nodes: 0 }
+    }
+
+    /// Plans that were lowered.
+    pub fn n_plans(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Lowers a pick unless the same strategy was lowered before; returns the bytes of one rank.
+    pub fn run(&mut self, pick: &Pick) -> u64 {
+        let (strategy, decision) = self.spaces.assemble(pick);
+        if let Some((_, bytes)) = self.known.iter().find(|(s, _)| *s == strategy) {
+            return *bytes;
+        }
+        let mut plan = self.module.clone();
+        crate::apply::apply(&mut plan, &strategy);
+        let bytes = plan.arena.bytes();
+        self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
+        self.known.push((strategy.clone(), bytes));
+        if bytes > self.limit {
+            if self.smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
+                self.smallest = Some((bytes, pick.clone()));
+            }
+            return bytes;
+        }
+        let cost = plan_cost(self.model, &plan);
+        if self.best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
+            let surrogate_ns = pick.cost.time_ns;
+            let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
+            let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
+            self.best = Some((found, pick.clone()));
+        }
+        bytes
+    }
+
+    /// Lowers the smallest plans of the smallest spaces.
+    pub fn run_smallest(&mut self) {
+        let spaces = &self.spaces.spaces;
+        let mut order: Vec<(u64, usize)> = spaces.iter().enumerate().map(|(i, s)| (s.least_bytes(), i)).collect();
+        order.sort();
+        for (bytes, space) in order.into_iter().take(MAX_SMALLEST) {
+            if let Ok(solution) = spaces[space].solve(Some(bytes), true) {
+                self.run(&Pick { chosen: solution.assignment, cost: solution.cost, space });
+            }
+        }
+    }
+
+    /// Why nothing fits: the smallest plan that was lowered.
+    pub fn no_plan(self) -> NoPlan {
+        match self.smallest {
+            Some((least_bytes, pick)) => NoPlan::Memory { least_bytes, name: self.spaces.name(&pick) },
+            None => NoPlan::Memory { least_bytes: u64::MAX, name: String::new() },
+        }
+    }
+
+    /// Whether the best plan so far takes no longer than this.
+    pub fn is_better(&self, time_ns: u64) -> bool {
+        self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
+    }
+
+    /// Whether the effort is spent; it never is before a plan fits.
+    pub fn is_spent(&self) -> bool {
+        self.best.is_some() && self.n_nodes > REPLAYED_NODES
+    }
+}
