@@ -1,4 +1,7 @@
 //! The functions of NCCL that are used, found in the library that the probe loaded.
+//!
+//! Types, constants and the start of the configuration are those of `nccl.h` of the versions 2.14.3 (the first with a
+//! configuration, and the oldest that is supported), 2.18.1, 2.23.4 and 2.32.3, which were compared.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -15,24 +18,29 @@ pub(super) struct UniqueId([c_char; 128]);
 /// A communicator of the library.
 pub(super) type Handle = *mut c_void;
 
-/// How a communicator is made: the first fields of the library's struct, which tell their own size.
+/// How a communicator is made: `ncclConfig_t` as version 2.14 has it. Every later version begins with these fields, takes no
+/// more bytes than `size` says, and gives the fields that came after `version` its own defaults.
 #[repr(C)]
 struct Config {
     size: usize,
     magic: u32,
     version: u32,
     is_blocking: c_int,
-    unused: c_int,
+    /// Fills the struct up to its size, which counts the padding at its end.
+    padding: c_int,
 }
 
-/// The struct's mark, and the version that has just these fields.
+/// The struct's mark, and the version that has just these fields: 10000 major + 100 minor + patch.
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
 const CONFIG_VERSION: u32 = 21_400;
 
+/// `ncclResult_t`.
 const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
-const FLOAT: c_int = 7;
+/// `ncclDataType_t`: `ncclUint8` and `ncclFloat32`.
 const BYTE: c_int = 1;
+const FLOAT: c_int = 7;
+/// `ncclRedOp_t`.
 const SUM: c_int = 0;
 
 type Status = c_int;
@@ -113,7 +121,7 @@ impl Nccl {
     /// Begins to make this rank's end of a communicator; [`Nccl::is_settled`] tells when it is made.
     pub(super) fn begin(&self, id: UniqueId, n_ranks: usize, index: usize) -> Result<Handle, String> {
         let (size, magic, version) = (size_of::<Config>(), CONFIG_MAGIC, CONFIG_VERSION);
-        let mut config = Config { size, magic, version, is_blocking: 0, unused: 0 };
+        let mut config = Config { size, magic, version, is_blocking: 0, padding: 0 };
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: the config tells its size, and the library writes the handle.
         let status = unsafe { (self.init)(&mut handle, n_ranks as c_int, id, index as c_int, &mut config) };
@@ -194,5 +202,19 @@ impl Nccl {
         // SAFETY: it ends the group that was begun, whatever happened inside.
         let ended = self.check("end a group", unsafe { (self.group_end)() });
         outcome.and(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    /// The sizes and offsets that a C compiler gives the header's structs on 64-bit machines.
+    #[test]
+    fn structs_lie_in_memory_as_the_header_says() {
+        assert_eq!((size_of::<UniqueId>(), align_of::<UniqueId>()), (128, 1));
+        assert_eq!((size_of::<Config>(), offset_of!(Config, is_blocking)), (24, 16));
+        assert_eq!((offset_of!(Config, magic), offset_of!(Config, version)), (8, 12));
     }
 }
