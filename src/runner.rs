@@ -4,7 +4,7 @@ mod backend;
 mod save;
 mod source;
 
-pub use backend::Backend;
+pub use backend::{Backend, Process};
 pub use save::{save_gradients, save_training};
 pub use source::PlanData;
 
@@ -58,7 +58,7 @@ pub fn train(
     outputs: &Outputs,
     each: &mut dyn FnMut(&StepRecord),
 ) -> Result<RunReport, TrainFault> {
-    train_on(Backend::Cpu, module, options, sources, metrics, outputs, each)
+    train_on(Backend::cpu(), module, options, sources, metrics, outputs, each)
 }
 
 /// As [`train`], on any backend. Where a process has one rank of several, steps are reported, and files written, by rank 0.

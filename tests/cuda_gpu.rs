@@ -13,7 +13,7 @@ mod fixture;
 mod plan;
 
 use fixture::{Fixture, N_STEPS};
-use galvatron_backends::cuda::{probe, world};
+use galvatron_backends::cuda::{Settings, probe, world};
 use galvatron_backends::device::Device;
 use galvatron_backends::exec::{Flow, RunOptions, arena_bytes, launch};
 use galvatron_ir::types::DType;
@@ -37,7 +37,8 @@ fn libraries() -> Option<&'static probe::Libraries> {
 
 /// The first GPU.
 fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
-    let ranks = world(libraries()?, 1, arena_bytes, Duration::from_secs(60)).expect("the GPU opens");
+    let settings = Settings { arena_bytes, timeout: Duration::from_secs(60) };
+    let ranks = world(libraries()?, 1, &settings).expect("the GPU opens");
     ranks.into_iter().next().map(|(device, _)| device)
 }
 
@@ -56,7 +57,8 @@ fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     let data = fixture.data();
     let ran = galvatron_backends::run(&module, &options, data, &order.weights(), &mut |s| note(&mut cpu, s.loss));
     ran.expect("the plan runs on CPU ranks");
-    let gpus = world(libraries, ranks as usize, arena_bytes(&module), options.timeout).expect("the GPUs open");
+    let settings = Settings { arena_bytes: arena_bytes(&module), timeout: options.timeout };
+    let gpus = world(libraries, ranks as usize, &settings).expect("the GPUs open");
     let ran = launch(&module, gpus, &options, (data, &order.weights()), &mut |s| note(&mut gpu, s.loss));
     ran.expect("the plan runs on GPUs");
     for (step, (c, g)) in cpu.iter().zip(&gpu).enumerate() {

@@ -13,29 +13,51 @@ use galvatron_backends::cuda::probe::{NEEDED, probe};
 use galvatron_ir::types::DType;
 use plan::Order;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
-#[test]
-fn a_missing_driver_is_bad_input_with_a_list_of_what_was_looked_for() {
+/// Runs a plan for that many ranks on the backend `cuda`; `None` where its libraries are all here.
+fn run(ranks: u32, strategy: &str, more: &[&str]) -> Option<(Output, Duration)> {
     if probe().is_ok() {
         eprintln!("SKIPPED: the libraries of CUDA are all here");
-        return;
+        return None;
     }
     let fixture = Fixture::open("mlp");
-    let order =
-        Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd", ranks: 1, strategy: "", compute: DType::F32 };
-    let module = order.compile().expect("a plan for one rank").module;
-    let plan = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("missing-{}.gir", std::process::id()));
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "sgd", ranks, strategy, compute: DType::F32 };
+    let module = order.compile().expect("the pins can be met").module;
+    let plan = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("missing-{ranks}-{}.gir", std::process::id()));
     std::fs::write(&plan, galvatron_ir::text::print(&module)).expect("the plan is written");
-    let output = Command::new(env!("CARGO_BIN_EXE_galvatron-exec")).arg(&plan).args(["--backend", "cuda"]).output();
-    let output = output.expect("the executor starts");
+    let start = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_galvatron-exec"));
+    let output = command.arg(&plan).args(["--backend", "cuda"]).args(more).output().expect("the executor starts");
+    Some((output, start.elapsed()))
+}
+
+#[track_caller]
+fn check_diagnostic(output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     for needed in NEEDED {
         assert!(text.contains(needed.what), "no {} in\n{text}", needed.what);
     }
-    for part in ["error[cuda]", "libcuda.so.1", "LD_LIBRARY_PATH", "GALVATRON_CUDA_LIBRARIES"] {
+    for part in ["libcuda.so.1", "LD_LIBRARY_PATH", "GALVATRON_CUDA_LIBRARIES"] {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
-    assert!(!text.contains("panicked"), "{text}");
+    assert_eq!(text.matches("error[").count(), 1, "{text}");
+    assert!(text.contains("error[cuda]") && !text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn a_missing_driver_is_bad_input_with_a_list_of_what_was_looked_for() {
+    if let Some((output, _)) = run(1, "", &[]) {
+        check_diagnostic(&output);
+    }
+}
+
+#[test]
+fn ranks_in_processes_miss_the_driver_once_and_at_once() {
+    if let Some((output, time)) = run(2, "dp = 2", &["--nproc", "2"]) {
+        check_diagnostic(&output);
+        assert!(time < Duration::from_secs(2), "{time:?}");
+    }
 }

@@ -310,6 +310,20 @@ fn another_plan_on_one_rank_is_an_error_on_every_rank() {
     assert_refused(&run_all(odd), &["error[launch]", "rank 1 has plan sha256:"]);
 }
 
+/// Where a rank has no GPU it says so; where all have one, their flags differ.
+#[test]
+fn another_backend_on_one_rank_is_an_error_on_every_rank() {
+    let port = free_port();
+    let command = |rank| {
+        let mut command = as_rank(INPUT.exec("plan.gir", 1), rank, N_RANKS, port);
+        if rank == 1 {
+            command.args(["--backend", "cuda"]);
+        }
+        command
+    };
+    assert_refused(&run_all((0..N_RANKS).map(command).collect()), &["cuda"]);
+}
+
 #[test]
 fn a_rank_without_its_data_tells_the_others() {
     let port = free_port();

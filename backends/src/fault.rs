@@ -19,6 +19,14 @@ pub enum RunFault {
         /// Its size.
         bytes: u64,
     },
+    /// A rank has no device that it could use.
+    #[error("rank {rank}: {what}")]
+    Device {
+        /// The rank.
+        rank: usize,
+        /// Why.
+        what: String,
+    },
     /// A stored tensor could not be read, or is not what the plan says.
     #[error("`{initializer}`: {what}")]
     Weights {

@@ -89,11 +89,14 @@ pub fn exec(args: &ExecArgs) -> i32 {
             return complain(&faults, Some((&shown(&args.plan), &text)));
         }
     };
-    let done = match args.nproc {
-        Some(n) => return ranks::spawn_all(&module, n),
-        None => run(args, &module, &text, place.as_ref()),
-    };
-    match done {
+    if let Some(n) = args.nproc {
+        // What every process would say is said once.
+        return match Backend::open(&args.backend) {
+            Ok(_) => ranks::spawn_all(&module, n),
+            Err(fault) => complain(&[fault], None),
+        };
+    }
+    match run(args, &module, &text, place.as_ref()) {
         Ok(()) => OK,
         Err(Fault::Train(fault)) => say(fault),
         Err(Fault::Join(fault)) => {
@@ -141,16 +144,15 @@ struct Ready {
 }
 
 fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> Result<(), Fault> {
-    let checked = ranks::check_backend(args, place).and_then(|()| ranks::check_world(module, place));
-    let ready = checked.and_then(|()| prepare(args, module));
+    let ready = ranks::check_world(module, place).and_then(|()| prepare(args, module));
     let Ready { mut backend, data, weights, mut options } = ready.map_err(|faults| {
         ranks::decline(args, place, text, &faults);
         TrainFault::Input(faults)
     })?;
     if let Some(place) = place {
-        let (comm, threads) = ranks::join(args, place, text, &options).map_err(Fault::Join)?;
+        let (process, threads) = ranks::join(args, place, text, &options).map_err(Fault::Join)?;
         options.threads = Some(threads);
-        backend = Backend::CpuProcess(comm);
+        backend = backend.in_process(process);
     }
     let metrics = if backend.has_first_rank() { open_metrics(args, module, text) } else { Ok(None) };
     let mut metrics = metrics.inspect_err(|_| backend.abort("it cannot write the metrics"))?;

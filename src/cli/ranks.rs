@@ -3,8 +3,8 @@
 use super::exec::{ExecArgs, digest};
 use super::{OK, RUN_FAULT, complain};
 use crate::launch::{Flags, Line, Place, Spawn, discover, spawn};
-use galvatron_backends::comm::Collective;
-use galvatron_backends::comm::tcp::{self, JoinFault, JoinOptions};
+use crate::runner::Process;
+use galvatron_backends::comm::tcp::{self, JoinFault, JoinOptions, Machine};
 use galvatron_backends::exec::RunOptions;
 use galvatron_ir::{Checked, Diagnostic, Module};
 use std::ffi::OsString;
@@ -50,15 +50,6 @@ pub(super) fn check_world(module: &Module, place: Option<&Place>) -> Checked<()>
     }
 }
 
-/// Ranks in processes run on CPUs.
-pub(super) fn check_backend(args: &ExecArgs, place: Option<&Place>) -> Checked<()> {
-    if args.backend == "cpu" || (place.is_none() && args.nproc.is_none()) {
-        return Ok(());
-    }
-    let message = format!("ranks in processes do not run on the backend `{}` yet", args.backend);
-    Err(vec![Diagnostic::new("unsupported", message).help("start one process; its ranks are threads")])
-}
-
 fn wrong_world(module: &Module, found: usize, source: &str) -> Diagnostic {
     let n_ranks = module.mesh.world();
     Diagnostic::new("world-size", format!("the plan is for {n_ranks} ranks, {source} {found}"))
@@ -72,7 +63,7 @@ pub(super) fn decline(args: &ExecArgs, place: Option<&Place>, text: &str, faults
     }
 }
 
-/// Connects this rank to the others; returns its end and the number of its threads.
+/// Connects this rank to the others; returns it with the number of its threads.
 ///
 /// # Errors
 /// Why there is no world.
@@ -81,19 +72,25 @@ pub(super) fn join(
     place: &Place,
     text: &str,
     options: &RunOptions,
-) -> Result<(Box<dyn Collective>, usize), JoinFault> {
-    let terms = format!(
-        "--steps {} from step {}{} --save-every {}{}",
+) -> Result<(Process, usize), JoinFault> {
+    let comm = tcp::join(&join_options(args, place, text, terms(args, options)))?;
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let Machine { n_ranks, local_rank } = comm.machine();
+    let threads = (args.threads.unwrap_or_else(cores) / n_ranks).max(1);
+    Ok((Process { comm: Box::new(comm), local_rank: place.local_rank.unwrap_or(local_rank) }, threads))
+}
+
+/// The flags that all ranks must agree on.
+fn terms(args: &ExecArgs, options: &RunOptions) -> String {
+    format!(
+        "--backend {} --steps {} from step {}{} --save-every {}{}",
+        args.backend,
         options.steps,
         options.first_step,
         if options.collect { " --save" } else { "" },
         options.collect_every,
         if options.dump_gradients { " --dump-gradients" } else { "" },
-    );
-    let comm = tcp::join(&join_options(args, place, text, terms))?;
-    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = (args.threads.unwrap_or_else(cores) / comm.n_local()).max(1);
-    Ok((Box::new(comm), threads))
+    )
 }
 
 fn join_options(args: &ExecArgs, place: &Place, text: &str, terms: String) -> JoinOptions {

@@ -1,4 +1,4 @@
-//! Where a plan runs: CPU ranks, or GPUs if their libraries are there.
+//! Where a plan runs: CPU ranks, or GPUs if their libraries are there; all ranks in this process, or one of them.
 
 use galvatron_backends::RunFault;
 use galvatron_backends::comm::Collective;
@@ -6,46 +6,70 @@ use galvatron_backends::exec::{DataSource, Flow, RunOptions, RunReport, StepRepo
 use galvatron_ir::{Diagnostic, Module};
 
 /// Where a plan runs.
-pub enum Backend {
-    /// On CPU ranks that are threads of this process.
+pub struct Backend {
+    kind: Kind,
+    /// The rank that this process is; none when all ranks are threads of it.
+    process: Option<Process>,
+}
+
+/// A rank that is a process.
+pub struct Process {
+    /// Its end of the communication with the others.
+    pub comm: Box<dyn Collective>,
+    /// Its number on this machine.
+    pub local_rank: usize,
+}
+
+enum Kind {
     Cpu,
-    /// On one CPU rank, while other processes run the rest.
-    CpuProcess(Box<dyn Collective>),
-    /// On GPUs, through these libraries.
+    /// GPUs, through these libraries.
     #[cfg(feature = "cuda")]
     Cuda(galvatron_backends::cuda::probe::Libraries),
 }
 
 impl Backend {
+    /// CPU ranks that are threads of this process.
+    pub fn cpu() -> Backend {
+        Backend { kind: Kind::Cpu, process: None }
+    }
+
     /// The backend of that name, once what it needs was found.
     ///
     /// # Errors
-    /// A diagnostic that lists what was looked for and where, or that there is no such backend.
+    /// A diagnostic that lists what was looked for and where, or that there is no such backend or device.
     pub fn open(name: &str) -> Result<Backend, Diagnostic> {
-        match name {
-            "cpu" => Ok(Backend::Cpu),
+        let kind = match name {
+            "cpu" => Kind::Cpu,
             #[cfg(feature = "cuda")]
-            "cuda" => galvatron_backends::cuda::probe::probe().map(Backend::Cuda).map_err(|missing| {
-                let help = missing.help();
-                Diagnostic::new("cuda", missing.to_string()).help(help)
-            }),
+            "cuda" => Kind::Cuda(cuda()?),
             #[cfg(not(feature = "cuda"))]
-            "cuda" => Err(Diagnostic::new("unsupported", "this program was built without the backend `cuda`")
-                .help("build it with `--features cuda`, or leave `--backend` out to train on CPU ranks")),
-            other => Err(Diagnostic::new("unsupported", format!("there is no backend `{other}`"))
-                .help("`cpu` and `cuda` are known")),
-        }
+            "cuda" => {
+                let message = "this program was built without the backend `cuda`";
+                return Err(Diagnostic::new("unsupported", message)
+                    .help("build it with `--features cuda`, or leave `--backend` out to train on CPU ranks"));
+            }
+            other => {
+                let message = format!("there is no backend `{other}`");
+                return Err(Diagnostic::new("unsupported", message).help("`cpu` and `cuda` are known"));
+            }
+        };
+        Ok(Backend { kind, process: None })
+    }
+
+    /// The same with one rank in this process, while other processes run the rest.
+    pub fn in_process(self, process: Process) -> Backend {
+        Backend { process: Some(process), ..self }
     }
 
     /// Whether rank 0 runs in this process.
     pub fn has_first_rank(&self) -> bool {
-        !matches!(self, Backend::CpuProcess(comm) if comm.rank() != 0)
+        self.process.as_ref().is_none_or(|process| process.comm.rank() == 0)
     }
 
     /// Ends the other processes, if there are any.
     pub fn abort(&self, reason: &str) {
-        if let Backend::CpuProcess(comm) = self {
-            comm.abort(reason);
+        if let Some(process) = &self.process {
+            process.comm.abort(reason);
         }
     }
 
@@ -60,17 +84,33 @@ impl Backend {
         (data, weights): (&dyn DataSource, &dyn WeightSource),
         observer: &mut dyn FnMut(StepReport) -> Flow,
     ) -> Result<RunReport, RunFault> {
-        match self {
-            Backend::Cpu => galvatron_backends::run(module, options, data, weights, observer),
-            Backend::CpuProcess(comm) => run_ranks(module, vec![comm], options, (data, weights), observer),
+        match (self.kind, self.process) {
+            (Kind::Cpu, None) => galvatron_backends::run(module, options, data, weights, observer),
+            (Kind::Cpu, Some(own)) => run_ranks(module, vec![own.comm], options, (data, weights), observer),
             #[cfg(feature = "cuda")]
-            Backend::Cuda(libraries) => {
+            (Kind::Cuda(libraries), process) => {
+                use galvatron_backends::cuda::{Settings, process_rank, world};
                 use galvatron_backends::exec::{arena_bytes, launch};
-                let n_ranks = module.mesh.world() as usize;
-                let bytes = arena_bytes(module);
-                let world = galvatron_backends::cuda::world(&libraries, n_ranks, bytes, options.timeout)?;
-                launch(module, world, options, (data, weights), observer)
+                let settings = Settings { arena_bytes: arena_bytes(module), timeout: options.timeout };
+                let ranks = match process {
+                    None => world(&libraries, module.mesh.world() as usize, &settings),
+                    Some(Process { comm, local_rank }) => process_rank(&libraries, comm, local_rank, &settings),
+                };
+                launch(module, ranks?, options, (data, weights), observer)
             }
         }
     }
+}
+
+/// The libraries of CUDA, if there is a GPU, too.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<galvatron_backends::cuda::probe::Libraries, Diagnostic> {
+    use galvatron_backends::cuda::{device_count, probe::probe};
+    let libraries = probe().map_err(|missing| Diagnostic::new("cuda", missing.to_string()).help(missing.help()))?;
+    let missing = match device_count() {
+        Ok(0) => "the driver finds no GPU".to_string(),
+        Ok(_) => return Ok(libraries),
+        Err(what) => what,
+    };
+    Err(Diagnostic::new("cuda", missing).help("check `nvidia-smi`, CUDA_VISIBLE_DEVICES and the driver's version"))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
+use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
 
 mod channel;
 mod rendezvous;
@@ -176,8 +176,23 @@ impl Collective for LocalComm {
         self.world.abort(self.rank, reason);
     }
 
+    fn alarm(&self) -> Arc<dyn Alarm> {
+        Arc::new(LocalAlarm { rank: self.rank, world: Arc::clone(&self.world) })
+    }
+
     fn stats(&self) -> &Stats {
         &self.stats
+    }
+}
+
+struct LocalAlarm {
+    rank: usize,
+    world: Arc<World>,
+}
+
+impl Alarm for LocalAlarm {
+    fn fault(&self) -> Option<CommFault> {
+        self.world.abort_fault(self.rank)
     }
 }
 

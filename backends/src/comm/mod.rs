@@ -6,6 +6,7 @@
 //! all members get the same bits however the ranks are timed.
 
 use std::fmt;
+use std::sync::Arc;
 
 mod call;
 mod fault;
@@ -87,8 +88,18 @@ pub trait Collective: Send {
     /// abort is the one that is reported.
     fn abort(&self, reason: &str);
 
+    /// What tells, from any thread, whether the world has been taken down. Who waits for something else than a call, such as
+    /// a device, looks at it from time to time.
+    fn alarm(&self) -> Arc<dyn Alarm>;
+
     /// What this rank has communicated so far.
     fn stats(&self) -> &Stats;
+}
+
+/// Tells whether a world has been taken down.
+pub trait Alarm: Send + Sync {
+    /// What every call of this rank returns from now on, once the world has been taken down.
+    fn fault(&self) -> Option<CommFault>;
 }
 
 /// Where in the plan a call comes from. Only errors use it, and the check that all members are at the same node.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::call::Shape;
 use super::reduce::chunk;
-use super::{Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
+use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
 
 mod calls;
 mod handshake;
@@ -37,7 +37,16 @@ pub struct TcpComm {
     stats: Stats,
     /// Bytes of messages that may be under way to one rank.
     capacity: usize,
-    n_local: usize,
+    machine: Machine,
+}
+
+/// This rank among the ranks of its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// How many ranks of the world run on the machine, this one included.
+    pub n_ranks: usize,
+    /// How many of them are lower ranks than this one.
+    pub local_rank: usize,
 }
 
 /// A group with this rank's place in it.
@@ -48,9 +57,9 @@ struct Membership {
 }
 
 impl TcpComm {
-    /// The number of ranks of the world that run on this rank's machine, itself included.
-    pub fn n_local(&self) -> usize {
-        self.n_local
+    /// This rank among the ranks of its machine.
+    pub fn machine(&self) -> Machine {
+        self.machine
     }
 
     fn call<'a>(&'a self, group: GroupId, shape: Shape, site: &'a Site<'a>) -> Result<Call<'a>, CommFault> {
@@ -294,8 +303,18 @@ impl Collective for TcpComm {
         self.mesh.fail(self.mesh.rank, reason);
     }
 
+    fn alarm(&self) -> Arc<dyn Alarm> {
+        Arc::clone(&self.mesh) as Arc<dyn Alarm>
+    }
+
     fn stats(&self) -> &Stats {
         &self.stats
+    }
+}
+
+impl Alarm for Mesh {
+    fn fault(&self) -> Option<CommFault> {
+        self.abort_fault()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::kernels::Family;
+use super::meet::Uuid;
 use super::nvrtc;
 use super::order::{EVENTS, Event, Queue, Stream};
 
@@ -50,10 +51,20 @@ pub(super) fn words(what: &str, error: DriverError) -> String {
     format!("CUDA cannot {what}: {}", text.unwrap_or_else(|_| format!("{error:?}")))
 }
 
-/// Number of GPUs.
-pub(super) fn device_count() -> Result<usize, String> {
+/// Number of GPUs that this process may use.
+///
+/// # Errors
+/// The fault of the driver.
+pub fn device_count() -> Result<usize, String> {
     result::init().map_err(|e| words("start", e))?;
     result::device::get_count().map(|n| n as usize).map_err(|e| words("count GPUs", e))
+}
+
+/// What identifies a GPU among all machines; a partition of a GPU counts as one.
+pub(super) fn uuid(ordinal: usize) -> Result<Uuid, String> {
+    let device = result::device::get(ordinal as i32).map_err(|e| words("find the GPU", e))?;
+    let uuid = result::device::get_uuid(device).map_err(|e| words("ask the GPU", e))?;
+    Ok(uuid.bytes.map(|byte| byte as u8))
 }
 
 impl Context {

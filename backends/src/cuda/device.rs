@@ -15,6 +15,7 @@ use super::order::{Order, Stream};
 use super::record::accesses_of;
 use super::staging::{SLOT_BYTES, Staging};
 use super::table::{lower, lower_move};
+use super::world::Settings;
 use crate::comm::{Collective, CommFault, Site};
 use crate::device::{Device, Exchange, Kernel, Move, NodeSpec, Span};
 
@@ -66,23 +67,18 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Cuda {
-    /// The GPU of that number with an arena of that many bytes, which exchanges through these communicators.
-    pub(super) fn new(
-        ordinal: usize,
-        arena_bytes: u64,
-        communicators: Communicators,
-        timeout: Duration,
-    ) -> Result<Cuda, String> {
+    /// The GPU of that number, which exchanges through these communicators.
+    pub(super) fn new(ordinal: usize, communicators: Communicators, settings: &Settings) -> Result<Cuda, String> {
         let context = Context::new(ordinal)?;
         context.bind()?;
         let shared = Shared {
             communicators,
             staging: Mutex::new(Staging::new()?),
             blas: Blas::new()?,
-            arena: Arena::new(arena_bytes)?,
+            arena: Arena::new(settings.arena_bytes)?,
             order: Mutex::default(),
             fault: Mutex::default(),
-            timeout,
+            timeout: settings.timeout,
             context,
         };
         Ok(Cuda { shared: Arc::new(shared), modules: Mutex::default() })
@@ -243,18 +239,17 @@ impl Device for Cuda {
     }
 
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
-        let (_, accesses) = accesses_of(exchange);
-        let (shared, group) = (&self.shared, comm.members(exchange.group));
+        let (shared, (_, accesses)) = (&self.shared, accesses_of(exchange));
+        shared.context.bind().map_err(|what| shared.communicators.fault(what, site))?;
+        shared.communicators.ensure(comm, exchange.group, site)?;
+        let group = comm.members(exchange.group);
         let launched = shared.launch(Stream::Communication, &accesses, &mut |stream| {
             if exchange.widened.is_some() {
                 return Err("sums of bf16 are not supported on GPUs".into());
             }
             shared.communicators.exchange(&exchange.kind, group, &shared.arena, stream)
         });
-        launched.map_err(|what| {
-            let node = site.node.to_string();
-            CommFault::Transport { rank: comm.rank(), node, step: site.step, what }
-        })
+        launched.map_err(|what| shared.communicators.fault(what, site))
     }
 
     fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String> {

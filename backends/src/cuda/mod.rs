@@ -17,6 +17,7 @@ mod context;
 mod device;
 mod gemm;
 mod kernels;
+pub mod meet;
 #[cfg(feature = "cuda")]
 mod nccl;
 #[cfg(feature = "cuda")]
@@ -36,10 +37,12 @@ mod world;
 #[cfg(feature = "cuda")]
 pub use arena::RESERVE_BYTES;
 #[cfg(feature = "cuda")]
+pub use context::device_count;
+#[cfg(feature = "cuda")]
 pub use device::Cuda;
 pub use gemm::{ColumnMajor, Stored};
 pub use kernels::Family;
 #[cfg(feature = "cuda")]
 pub use nvrtc::compile;
 #[cfg(feature = "cuda")]
-pub use world::{Ranks, world};
+pub use world::{Ranks, Settings, process_rank, world};

@@ -8,12 +8,13 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use libloading::Library;
 
+use super::meet::Name;
 use super::probe::Libraries;
 
 /// Names one communicator among processes.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct UniqueId([c_char; 128]);
+struct UniqueId(Name);
 
 /// A communicator of the library.
 pub(super) type Handle = *mut c_void;
@@ -111,20 +112,20 @@ impl Nccl {
     }
 
     /// A new name for a communicator.
-    pub(super) fn unique_id(&self) -> Result<UniqueId, String> {
+    pub(super) fn unique_id(&self) -> Result<Name, String> {
         let mut id = UniqueId([0; 128]);
         // SAFETY: it writes the struct.
         self.check("name a communicator", unsafe { (self.get_unique_id)(&mut id) })?;
-        Ok(id)
+        Ok(id.0)
     }
 
     /// Begins to make this rank's end of a communicator; [`Nccl::is_settled`] tells when it is made.
-    pub(super) fn begin(&self, id: UniqueId, n_ranks: usize, index: usize) -> Result<Handle, String> {
+    pub(super) fn begin(&self, name: Name, n_ranks: usize, index: usize) -> Result<Handle, String> {
         let (size, magic, version) = (size_of::<Config>(), CONFIG_MAGIC, CONFIG_VERSION);
         let mut config = Config { size, magic, version, is_blocking: 0, padding: 0 };
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: the config tells its size, and the library writes the handle.
-        let status = unsafe { (self.init)(&mut handle, n_ranks as c_int, id, index as c_int, &mut config) };
+        let status = unsafe { (self.init)(&mut handle, n_ranks as c_int, UniqueId(name), index as c_int, &mut config) };
         self.check("make a communicator", status)?;
         Ok(handle)
     }

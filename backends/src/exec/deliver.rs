@@ -17,7 +17,7 @@ use crate::fault::RunFault;
 const GRADIENTS: u64 = 1 << 32;
 
 /// Where the end of a step is, for errors.
-const END_OF_STEP: &str = "the end of the step";
+pub(super) const END_OF_STEP: &str = "the end of the step";
 
 /// A part that a rank of another process sends to rank 0.
 pub(super) struct Parcel {

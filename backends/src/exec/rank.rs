@@ -10,7 +10,7 @@ use galvatron_ir::plan::PhaseKind;
 use super::RunOptions;
 use super::collect::Gather;
 use super::data::DataSource;
-use super::deliver::Expected;
+use super::deliver::{END_OF_STEP, Expected};
 use super::gate::{Flow, Gate};
 use super::instr::{Instr, Phases, Report, Work, phase_index};
 use super::observe::Observed;
@@ -139,8 +139,7 @@ impl Worker {
             self.phase(device, shared, entry, step)?;
         }
         self.at = None;
-        let site = "the end of the step";
-        device.finish().map_err(|what| Failure::Data(what).at(self.rank, site, step))?;
+        device.finish().map_err(|what| self.fault_at_end(what, step))?;
         let time = start.elapsed();
         self.collect_gradients(shared, step)?;
         if shared.options.collects_at(step) {
@@ -153,6 +152,12 @@ impl Worker {
             let _ = reports.send(RankReport { step, loss, grad_norm, time });
         }
         Ok(())
+    }
+
+    /// Why a device did not finish a step: another rank has failed, or the fault is its own.
+    fn fault_at_end(&self, what: String, step: u64) -> RunFault {
+        let own = || Failure::Data(what).at(self.rank, END_OF_STEP, step);
+        self.comm.alarm().fault().map_or_else(own, RunFault::Comm)
     }
 
     fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, entry: Entry, step: u64) -> Result<(), RunFault> {

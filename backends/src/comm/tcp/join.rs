@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::TcpComm;
 use super::handshake::{Answer, GREETING, Hello, Knock, LOOK, hear, say};
 use super::lobby::{self, Guest};
 use super::mesh::Mesh;
+use super::{Machine, TcpComm};
 use crate::comm::{DEFAULT_CAPACITY, Stats};
 
 /// How long a rank that cannot take part tries to tell the others.
@@ -73,16 +73,16 @@ pub fn join(options: &JoinOptions) -> Result<TcpComm, JoinFault> {
     }
     let mesh = Mesh::new(rank, world, options.timeout);
     let joined = if world == 1 {
-        Ok(1)
+        Ok(Machine { n_ranks: 1, local_rank: 0 })
     } else if rank == 0 {
         host(&mesh, options)
     } else {
         guest(&mesh, options)
     };
     match joined {
-        Ok(n_local) => {
+        Ok(machine) => {
             let (memberships, stats) = (Vec::new(), Stats::default());
-            Ok(TcpComm { mesh, memberships, stats, capacity: DEFAULT_CAPACITY, n_local })
+            Ok(TcpComm { mesh, memberships, stats, capacity: DEFAULT_CAPACITY, machine })
         }
         Err(fault) => {
             mesh.fail(rank, &fault.to_string());
@@ -106,8 +106,8 @@ pub fn decline(options: &JoinOptions, reason: &str) {
     }
 }
 
-/// Rank 0's way in; returns the number of ranks on its machine.
-fn host(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<usize, JoinFault> {
+/// Rank 0's way in.
+fn host(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<Machine, JoinFault> {
     let listener = match listen(options) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(second_host(options)),
         listener => listener.map_err(|e| network(0, format!("cannot listen at {}: {e}", options.rendezvous)))?,
@@ -115,15 +115,15 @@ fn host(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<usize, JoinFault> {
     let guests = lobby::gather(&listener, options, None)?;
     let address = |guest: &Option<Guest>| guest.as_ref().map_or(String::new(), |guest| guest.address.clone());
     let answer = Answer::Welcome { addresses: guests.iter().map(address).collect(), token: token() };
-    let mut n_local = 1;
+    let mut n_ranks = 1;
     for (rank, guest) in guests.into_iter().enumerate() {
         let Some(Guest { mut stream, .. }) = guest else { continue };
-        n_local += usize::from(is_local(&stream));
+        n_ranks += usize::from(is_local(&stream));
         say(&mut stream, &answer, GREETING)
             .and_then(|()| mesh.attach(rank, stream))
             .map_err(|e| network(0, format!("rank {rank} was lost at the rendezvous: {e}")))?;
     }
-    Ok(n_local)
+    Ok(Machine { n_ranks, local_rank: 0 })
 }
 
 /// The address of the rendezvous is taken: by another rank 0, or by something else.
@@ -138,8 +138,8 @@ fn second_host(options: &JoinOptions) -> JoinFault {
     }
 }
 
-/// The way in of all others; returns the number of ranks on this machine.
-fn guest(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<usize, JoinFault> {
+/// The way in of all others.
+fn guest(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<Machine, JoinFault> {
     let rank = options.rank;
     let at = &options.rendezvous;
     let mut stream = connect(options)?;
@@ -160,7 +160,9 @@ fn guest(mesh: &Arc<Mesh>, options: &JoinOptions) -> Result<usize, JoinFault> {
     connect_to_earlier(mesh, &addresses, token)?;
     accept_later(mesh, &listener, token)?;
     let ip = |address: &String| address.parse::<SocketAddr>().ok().map(|address| address.ip());
-    Ok(addresses[1..].iter().filter(|a| ip(a) == Some(own.ip())).count() + usize::from(zero_is_local))
+    let n_here = |addresses: &[String]| addresses.iter().filter(|a| ip(a) == Some(own.ip())).count();
+    let zero = usize::from(zero_is_local);
+    Ok(Machine { n_ranks: n_here(&addresses[1..]) + zero, local_rank: n_here(&addresses[1..rank]) + zero })
 }
 
 fn connect_to_earlier(mesh: &Arc<Mesh>, addresses: &[String], token: u64) -> Result<(), JoinFault> {

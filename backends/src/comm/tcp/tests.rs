@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{JoinFault, JoinOptions, TcpComm, decline, join};
+use super::{JoinFault, JoinOptions, Machine, TcpComm, decline, join};
 use crate::comm::testing::{at, bits, bytes, check_abort, check_call, everyone, floats, hash, run};
 use crate::comm::{Collective, CommFault, CommKind, GroupId, LocalComm, ReduceOp, Stats, local_world};
 
@@ -190,6 +190,31 @@ fn a_panic_aborts_the_others_over_tcp() {
     let fault = sum(&mut world[0], group).unwrap_err();
     assert!(thread.join().is_err());
     assert_eq!(fault, CommFault::Aborted { rank: 0, by: 1, reason: "its thread panicked".into() });
+}
+
+#[test]
+fn ranks_know_their_place_on_their_machine() {
+    for (rank, comm) in tcp_world(3, LONG).iter().enumerate() {
+        assert_eq!(comm.machine(), Machine { n_ranks: 3, local_rank: rank });
+    }
+}
+
+/// Who waits for something else than a call sees that the world was taken down, and why.
+#[test]
+fn an_alarm_tells_what_every_call_would_return() {
+    let world = tcp_world(2, LONG);
+    let alarm = world[1].alarm();
+    assert_eq!(alarm.fault(), None);
+    world[0].abort("out of memory");
+    let start = Instant::now();
+    while alarm.fault().is_none() && start.elapsed() < LONG {
+        thread::yield_now();
+    }
+    assert_eq!(alarm.fault(), Some(CommFault::Aborted { rank: 1, by: 0, reason: "out of memory".into() }));
+    let world = local_world(2, LONG);
+    world[0].abort("out of memory");
+    let expected = Some(CommFault::Aborted { rank: 1, by: 0, reason: "out of memory".into() });
+    assert_eq!(world[1].alarm().fault(), expected);
 }
 
 /// A rank that is gone without a word, as when its process is killed, ends the others at once and is named.
