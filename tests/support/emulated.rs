@@ -102,7 +102,7 @@ impl Emulator {
 
     fn matmul(&self, matmul: &Matmul) -> String {
         let p = matmul.column_major();
-        let mut line = format!("M {} {} {} {}", p.m, p.n, p.k, p.batch);
+        let mut line = format!("M {} {} {} {} {}", p.dtype, p.m, p.n, p.k, p.batch);
         for side in [&p.a, &p.b] {
             let _ = write!(
                 line,

@@ -1,4 +1,4 @@
-//! Matrix products through cuBLASLt: true f32, one plan a shape, made once and used again.
+//! Matrix products through cuBLASLt: of f32, true f32, or of bf16 with sums in f32; one plan a shape, made once and used again.
 //!
 //! Attributes have the types and sizes that `cublasLt.h` of version 13.10 gives them.
 
@@ -9,13 +9,16 @@ use std::sync::Mutex;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
+use galvatron_ir::types::DType;
+
 use super::arena::{Arena, WORKSPACE_BYTES};
 use super::command::Matmul;
 use super::gemm::{ColumnMajor, Stored};
 
-/// What a plan depends on: extents, how operands are stored, and their alignments in bytes.
+/// What a plan depends on: the element type, extents, how operands are stored, and their alignments in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
+    dtype: DType,
     extents: [u64; 4],
     stored: [(bool, u64, u64); 3],
     alignments: [u32; 3],
@@ -72,6 +75,7 @@ impl Blas {
         let addresses = [products.a, products.b, products.c].map(|side| arena.address(side.at));
         let of = |side: &Stored| (side.is_transposed, side.leading, side.batch);
         let key = Key {
+            dtype: products.dtype,
             extents: [products.m, products.n, products.k, products.batch],
             stored: [of(&products.a), of(&products.b), of(&products.c)],
             alignments: addresses.map(alignment),
@@ -141,11 +145,8 @@ impl Plan {
                 .map_err(|e| words("describe a product", e))?;
         }
         let ColumnMajor { m, n, k, .. } = *products;
-        let layouts = [
-            layout(&products.a, (m, k), products.batch)?,
-            layout(&products.b, (k, n), products.batch)?,
-            layout(&products.c, (m, n), products.batch)?,
-        ];
+        let layout = |side, extents| layout(products.dtype, side, extents, products.batch);
+        let layouts = [layout(&products.a, (m, k))?, layout(&products.b, (k, n))?, layout(&products.c, (m, n))?];
         let preference = preference(alignments)?;
         let [a, b, c] = layouts;
         // SAFETY: all descriptors are alive.
@@ -171,11 +172,17 @@ impl Drop for Plan {
 }
 
 /// The layout of what is stored of an operand with these extents.
-fn layout(stored: &Stored, (rows, cols): (u64, u64), batch: u64) -> Result<sys::cublasLtMatrixLayout_t, String> {
+fn layout(
+    dtype: DType,
+    stored: &Stored,
+    (rows, cols): (u64, u64),
+    batch: u64,
+) -> Result<sys::cublasLtMatrixLayout_t, String> {
     let (rows, cols) = if stored.is_transposed { (cols, rows) } else { (rows, cols) };
-    let f32_type = sys::cudaDataType_t::CUDA_R_32F;
+    let is_half = dtype == DType::Bf16;
+    let element = if is_half { sys::cudaDataType_t::CUDA_R_16BF } else { sys::cudaDataType_t::CUDA_R_32F };
     let failed = |e| words("describe a matrix", e);
-    let layout = result::create_matrix_layout(f32_type, rows, cols, stored.leading as i64).map_err(failed)?;
+    let layout = result::create_matrix_layout(element, rows, cols, stored.leading as i64).map_err(failed)?;
     let (count, step) = (batch as i32, stored.batch as i64);
     let count_attribute = sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
     let step_attribute = sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;

@@ -2,6 +2,8 @@
 //!
 //! Commands name places by offsets and kernels by name, so that they are made, printed and checked without a GPU.
 
+use galvatron_ir::types::DType;
+
 use crate::device::Span;
 
 use super::kernels::Family;
@@ -67,9 +69,11 @@ pub struct Matrix {
     pub batch: u64,
 }
 
-/// `batch` products c = a b of f32, a [m, k], b [k, n], c [m, n].
+/// `batch` products c = a b with sums in f32, a [m, k], b [k, n], c [m, n].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matmul {
+    /// Element type of all three, f32 or bf16.
+    pub dtype: DType,
     /// Rows of the result.
     pub m: u64,
     /// Columns of the result.

@@ -5,6 +5,7 @@
 //! lies; otherwise it is packed in scratch memory first, or the result unpacked from there.
 
 use galvatron_ir::op::compute::Einsum;
+use galvatron_ir::types::DType;
 
 use super::command::{Command, Matmul, Matrix, Place};
 use super::kernels::layout::{Side, copy};
@@ -108,7 +109,8 @@ impl Packing {
 
 /// The matrix product of a contraction, with copies around it where they are needed.
 pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Lowered {
-    for pointer in [cx.f32(0), cx.f32(1), cx.out(0)] {
+    let (float, dtype) = (cx.float(0)?, cx.arg(0).ty.dtype);
+    for pointer in [float.arg(1), float.out(0)] {
         pointer?;
     }
     let groups = Groups::new(op);
@@ -141,7 +143,7 @@ pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Lowered {
             out.packed(at)
         }
     };
-    commands.push(Command::Matmul(Matmul { m, n, k, batch, a, b, c }));
+    commands.push(Command::Matmul(Matmul { dtype, m, n, k, batch, a, b, c }));
     commands.extend(after);
     Ok(commands)
 }
@@ -162,6 +164,8 @@ pub struct Stored {
 /// Products of column-major matrices: c [m, n] = a [m, k] b [k, n], `a` and `b` perhaps stored as their transposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ColumnMajor {
+    /// Element type of all three.
+    pub dtype: DType,
     /// Rows of the result.
     pub m: u64,
     /// Columns of the result.
@@ -188,12 +192,12 @@ fn stored(matrix: &Matrix, (rows, row): (u64, u64), (cols, col): (u64, u64)) -> 
 impl Matmul {
     /// The same products for a column-major library; where rows of the result are contiguous, the transposed ones.
     pub fn column_major(&self) -> ColumnMajor {
-        let Matmul { m, n, k, batch, a, b, c } = *self;
+        let Matmul { dtype, m, n, k, batch, a, b, c } = *self;
         if c.row == 1 || m == 1 && c.col != 1 {
             let (a, b) = (stored(&a, (m, a.row), (k, a.col)), stored(&b, (k, b.row), (n, b.col)));
-            return ColumnMajor { m, n, k, batch, a, b, c: stored(&c, (m, c.row), (n, c.col)) };
+            return ColumnMajor { dtype, m, n, k, batch, a, b, c: stored(&c, (m, c.row), (n, c.col)) };
         }
         let (first, second) = (stored(&b, (n, b.col), (k, b.row)), stored(&a, (k, a.col), (m, a.row)));
-        ColumnMajor { m: n, n: m, k, batch, a: first, b: second, c: stored(&c, (n, c.col), (m, c.row)) }
+        ColumnMajor { dtype, m: n, n: m, k, batch, a: first, b: second, c: stored(&c, (n, c.col), (m, c.row)) }
     }
 }

@@ -2,7 +2,8 @@
 // standard input, one a line, and works on a file that is mapped into memory; `S` is answered when all before it is done.
 //
 //   L entry gx gy gz block shared argument…   launch; an argument is p<offset> n i<int> f<bits> d<bits> s<int,int,…>
-//   M m n k batch a ta lda sa b tb ldb sb c ldc sc   column-major products c = a b; offsets in bytes, steps in elements
+//   M type m n k batch a ta lda sa b tb ldb sb c ldc sc   column-major products c = a b of f32 or bf16, summed in f32; offsets in
+//                          bytes, steps in elements
 //   C from to bytes        copy
 //   Z at bytes             zero
 //   S                      answer
@@ -204,20 +205,28 @@ static void launch_line(std::istringstream& line) {
     launch();
 }
 
-static void matmul_line(std::istringstream& line) {
+template <class T> static void multiply(std::istringstream& line) {
     int64_t m, n, k, batch, a, ta, lda, sa, b, tb, ldb, sb, c, ldc, sc;
     line >> m >> n >> k >> batch >> a >> ta >> lda >> sa >> b >> tb >> ldb >> sb >> c >> ldc >> sc;
     for (int64_t z = 0; z < batch; z++) {
-        const float *x = (const float*)(memory + a) + z * sa, *y = (const float*)(memory + b) + z * sb;
-        float* out = (float*)(memory + c) + z * sc;
+        const T *x = (const T*)(memory + a) + z * sa, *y = (const T*)(memory + b) + z * sb;
+        T* out = (T*)(memory + c) + z * sc;
         for (int64_t j = 0; j < n; j++)
             for (int64_t i = 0; i < m; i++) {
                 float sum = 0.0f;
                 for (int64_t p = 0; p < k; p++)
-                    sum += x[ta ? p + i * lda : i + p * lda] * y[tb ? j + p * ldb : p + j * ldb];
-                out[i + j * ldc] = sum;
+                    sum += wide(x[ta ? p + i * lda : i + p * lda]) * wide(y[tb ? j + p * ldb : p + j * ldb]);
+                out[i + j * ldc] = narrow<T>(sum);
             }
     }
+}
+
+static void matmul_line(std::istringstream& line) {
+    std::string type;
+    line >> type;
+    if (type == "f32") multiply<float>(line);
+    else if (type == "bf16") multiply<bf16>(line);
+    else fail("products of that type");
 }
 
 int main(int, char** argv) {

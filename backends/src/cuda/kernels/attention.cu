@@ -1,4 +1,4 @@
-// Attention in f32 without the matrix of scores, and its gradient: tiles with an online softmax (Dao et al. 2022; Milakov and
+// Attention, computed in f32, without the matrix of scores, and its gradient: tiles with an online softmax (Dao et al. 2022; Milakov and
 // Gimelshein 2018). Eight neighbouring threads share a row of a tile of T rows; D bounds the widths of heads.
 
 struct Shape {
@@ -9,14 +9,14 @@ struct Shape {
 };
 
 // Rows of one head, [T, D + 1], zeros beyond the tensor. tensor [batch, length, heads, width]
-template <int D, int T>
-__device__ __forceinline__ void load_tile(float* tile, const float* tensor, i64 b, i64 first, i64 length, i64 heads, i64 head,
+template <int D, int T, class E>
+__device__ __forceinline__ void load_tile(float* tile, const E* tensor, i64 b, i64 first, i64 length, i64 heads, i64 head,
                                           i64 width) {
     for (int i = threadIdx.x; i < T * D; i += 8 * T) {
         int row = i / D, column = i % D;
         bool inside = first + row < length && column < width;
         tile[row * (D + 1) + column] =
-            inside ? tensor[((b * length + first + row) * heads + head) * width + column] : 0.0f;
+            inside ? wide(tensor[((b * length + first + row) * heads + head) * width + column]) : 0.0f;
     }
 }
 
@@ -27,12 +27,13 @@ template <int D> __device__ __forceinline__ float dot(const float* a, const floa
 }
 
 // The score of a query and a key from their product, or -inf where the key is hidden.
-__device__ __forceinline__ float score(const Shape& s, const float* mask, i64 b, i64 head, i64 query, i64 key, float product) {
+template <class E>
+__device__ __forceinline__ float score(const Shape& s, const E* mask, i64 b, i64 head, i64 query, i64 key, float product) {
     if (query >= s.queries || key >= s.keys) return NEG_INFINITY;
     if (s.is_causal && key > query + s.keys - s.queries) return NEG_INFINITY;
     if (mask) {
         i64 plane = (b % s.mask_batch) * s.mask_heads + head % s.mask_heads;
-        product += mask[(plane * s.queries + query) * s.keys + key];
+        product += wide(mask[(plane * s.queries + query) * s.keys + key]);
     }
     return product;
 }
@@ -55,8 +56,8 @@ __device__ __forceinline__ i64 keys_seen(const Shape& s, i64 end) {
 }
 
 // A tile of queries of one head against all its keys; tiles with more keys come first.
-template <int D, int T>
-__device__ __forceinline__ void forward(const float* q, const float* k, const float* v, const float* mask, float* o,
+template <int D, int T, class E>
+__device__ __forceinline__ void forward(const E* q, const E* k, const E* v, const E* mask, E* o,
                                         float* lse, const Shape& s, float scale) {
     DYNAMIC(memory);
     float *queries = memory, *keys = queries + T * (D + 1), *values = keys + T * (D + 1), *weights = values + T * (D + 1);
@@ -102,7 +103,7 @@ __device__ __forceinline__ void forward(const float* q, const float* k, const fl
     float factor = total > 0.0f ? 1.0f / total : 0.0f;
     for (int c = 0; c < D / 8; c++)
         if (lane + 8 * c < s.value_width)
-            o[((b * s.queries + query) * s.heads + head) * s.value_width + lane + 8 * c] = sums[c] * factor;
+            o[((b * s.queries + query) * s.heads + head) * s.value_width + lane + 8 * c] = narrow<E>(sums[c] * factor);
     if (lane == 0) lse[(b * s.heads + head) * s.queries + query] = top + logf(total);
 }
 
@@ -112,20 +113,20 @@ __device__ __forceinline__ float weight(float score, float lse) {
 }
 
 // The sum of do o over a row of a query tile, shared by its eight threads.
-__device__ __forceinline__ float row_delta(const float* o, const float* grad, const Shape& s, i64 b, i64 head, i64 query,
-                                           int lane) {
+template <class E>
+__device__ __forceinline__ float row_delta(const E* o, const E* grad, const Shape& s, i64 b, i64 head, i64 query, int lane) {
     float sum = 0.0f;
     if (query < s.queries) {
         i64 at = ((b * s.queries + query) * s.heads + head) * s.value_width;
-        for (i64 c = lane; c < s.value_width; c += 8) sum += grad[at + c] * o[at + c];
+        for (i64 c = lane; c < s.value_width; c += 8) sum += wide(grad[at + c]) * wide(o[at + c]);
     }
     return row_sum(sum);
 }
 
 // dq of a tile of queries of one head.
-template <int D, int T>
-__device__ __forceinline__ void query_grad(const float* q, const float* k, const float* v, const float* mask, const float* o,
-                                           const float* lse, const float* grad, float* dq, const Shape& s, float scale) {
+template <int D, int T, class E>
+__device__ __forceinline__ void query_grad(const E* q, const E* k, const E* v, const E* mask, const E* o,
+                                           const float* lse, const E* grad, E* dq, const Shape& s, float scale) {
     DYNAMIC(memory);
     float *queries = memory, *grads = queries + T * (D + 1), *keys = grads + T * (D + 1), *values = keys + T * (D + 1);
     float* slopes = values + T * (D + 1);
@@ -163,13 +164,13 @@ __device__ __forceinline__ void query_grad(const float* q, const float* k, const
     if (query >= s.queries) return;
     for (int c = 0; c < D / 8; c++)
         if (lane + 8 * c < s.width)
-            dq[((b * s.queries + query) * s.heads + head) * s.width + lane + 8 * c] = sums[c];
+            dq[((b * s.queries + query) * s.heads + head) * s.width + lane + 8 * c] = narrow<E>(sums[c]);
 }
 
 // dk and dv of a tile of keys of one group: its heads and their queries in order.
-template <int D, int T>
-__device__ __forceinline__ void key_grad(const float* q, const float* k, const float* v, const float* mask, const float* o,
-                                         const float* lse, const float* grad, float* dk, float* dv, const Shape& s,
+template <int D, int T, class E>
+__device__ __forceinline__ void key_grad(const E* q, const E* k, const E* v, const E* mask, const E* o,
+                                         const float* lse, const E* grad, E* dk, E* dv, const Shape& s,
                                          float scale) {
     DYNAMIC(memory);
     float *queries = memory, *grads = queries + T * (D + 1), *keys = grads + T * (D + 1), *values = keys + T * (D + 1);
@@ -218,24 +219,27 @@ __device__ __forceinline__ void key_grad(const float* q, const float* k, const f
     if (key >= s.keys) return;
     i64 at = (b * s.keys + key) * s.groups + group;
     for (int c = 0; c < D / 8; c++) {
-        if (lane + 8 * c < s.width) dk[at * s.width + lane + 8 * c] = key_sums[c];
-        if (lane + 8 * c < s.value_width) dv[at * s.value_width + lane + 8 * c] = value_sums[c];
+        if (lane + 8 * c < s.width) dk[at * s.width + lane + 8 * c] = narrow<E>(key_sums[c]);
+        if (lane + 8 * c < s.value_width) dv[at * s.value_width + lane + 8 * c] = narrow<E>(value_sums[c]);
     }
 }
 
-#define HEADS(D, T)                                                                                                       \
-    KERNEL attention_##D(const float* q, const float* k, const float* v, const float* mask, float* o, float* lse,         \
-                         Shape s, float scale) {                                                                          \
+#define HEADS_OF(D, T, E, SUFFIX)                                                                                          \
+    KERNEL attention_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, E* o, float* lse, Shape s,             \
+                                 float scale) {                                                                           \
         forward<D, T>(q, k, v, mask, o, lse, s, scale);                                                                   \
     }                                                                                                                     \
-    KERNEL attention_query_grad_##D(const float* q, const float* k, const float* v, const float* mask, const float* o,    \
-                                    const float* lse, const float* grad, float* dq, Shape s, float scale) {               \
+    KERNEL attention_query_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o,                \
+                                            const float* lse, const E* grad, E* dq, Shape s, float scale) {               \
         query_grad<D, T>(q, k, v, mask, o, lse, grad, dq, s, scale);                                                      \
     }                                                                                                                     \
-    KERNEL attention_key_grad_##D(const float* q, const float* k, const float* v, const float* mask, const float* o,      \
-                                  const float* lse, const float* grad, float* dk, float* dv, Shape s, float scale) {      \
+    KERNEL attention_key_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o, const float* lse, \
+                                          const E* grad, E* dk, E* dv, Shape s, float scale) {                            \
         key_grad<D, T>(q, k, v, mask, o, lse, grad, dk, dv, s, scale);                                                    \
     }
+#define HEADS(D, T)             \
+    HEADS_OF(D, T, float, )     \
+    HEADS_OF(D, T, bf16, _bf16)
 
 HEADS(32, 32)
 HEADS(64, 32)

@@ -4,7 +4,7 @@ use galvatron_ir::op::compute::{Attention, AttentionGrad};
 use galvatron_ir::types::Scalar;
 
 use super::super::command::{Arg, Command, Launch};
-use super::{Cx, Family, Lowered};
+use super::{Cx, Family, Float, Lowered};
 
 const FAMILY: Family = Family::Attention;
 
@@ -42,7 +42,7 @@ impl Dims {
     /// of scores lie in shared memory.
     fn launch(
         &self,
-        entry: &str,
+        (entry, float): (&str, &Float<'_>),
         (length, heads): (u64, u64),
         (n_tiles, n_squares): (u64, u64),
         args: Vec<Arg>,
@@ -52,7 +52,7 @@ impl Dims {
         let args = args.into_iter().chain([self.shape.clone(), self.scale.clone()]).collect();
         Command::Launch(Launch {
             family: FAMILY,
-            entry: format!("{entry}_{bound}"),
+            entry: float.entry(&format!("{entry}_{bound}")),
             grid: [(length.div_ceil(rows) * heads * self.batch) as u32, 1, 1],
             block: 8 * rows as u32,
             shared_bytes: 4 * floats as u32,
@@ -63,20 +63,23 @@ impl Dims {
 
 pub(in super::super) fn attention(op: &Attention, cx: &Cx<'_>) -> Lowered {
     let dims = Dims::new(cx, 3, op.scale, op.causal)?;
-    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.optional(3)?, cx.out(0)?, cx.out(1)?];
+    let float = cx.float(0)?;
+    let args = vec![float.arg(0)?, float.arg(1)?, float.arg(2)?, float.optional(3)?, float.out(0)?, cx.out(1)?];
     let tiles = (dims.queries, dims.heads);
-    Ok(vec![dims.launch("attention", tiles, (3, 1), args)])
+    Ok(vec![dims.launch(("attention", &float), tiles, (3, 1), args)])
 }
 
 pub(in super::super) fn attention_grad(op: &AttentionGrad, cx: &Cx<'_>) -> Lowered {
     let dims = Dims::new(cx, 6, op.scale, op.causal)?;
-    let saved = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.optional(6)?, cx.f32(3)?, cx.f32(4)?, cx.f32(5)?];
+    let float = cx.float(0)?;
+    let [q, k, v, o, grad] = [0, 1, 2, 3, 5].map(|i| float.arg(i));
+    let saved = [q?, k?, v?, float.optional(6)?, o?, cx.f32(4)?, grad?];
     let with = |results: &[usize]| -> Result<Vec<Arg>, String> {
-        let results = results.iter().map(|&r| cx.out(r)).collect::<Result<Vec<_>, _>>()?;
+        let results = results.iter().map(|&r| float.out(r)).collect::<Result<Vec<_>, _>>()?;
         Ok(saved.iter().cloned().chain(results).collect())
     };
     Ok(vec![
-        dims.launch("attention_query_grad", (dims.queries, dims.heads), (4, 1), with(&[0])?),
-        dims.launch("attention_key_grad", (dims.keys, dims.groups), (4, 2), with(&[1, 2])?),
+        dims.launch(("attention_query_grad", &float), (dims.queries, dims.heads), (4, 1), with(&[0])?),
+        dims.launch(("attention_key_grad", &float), (dims.keys, dims.groups), (4, 2), with(&[1, 2])?),
     ])
 }

@@ -9,14 +9,15 @@ __device__ __forceinline__ void join(float& largest, float& sum, float other, fl
 }
 
 // One row a block: lse, and the loss of the row (0 where the label is ignored), in one pass over the logits.
-KERNEL cross_entropy(const float* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes, i64 ignored,
-                     Fault* fault) {
+template <class T>
+__device__ __forceinline__ void losses(const T* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes,
+                                       i64 ignored, Fault* fault) {
     __shared__ float tops[32], sums[32];
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const float* from = logits + row * classes;
+        const T* from = logits + row * classes;
         float largest = NEG_INFINITY, sum = 0.0f;
         for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
-            float v = from[i];
+            float v = wide(from[i]);
             if (v > largest) {
                 sum = sum * expf(largest - v) + 1.0f;
                 largest = v;
@@ -41,22 +42,34 @@ KERNEL cross_entropy(const float* logits, const i64* labels, float* lse, float* 
             lse[row] = total;
             loss[row] = 0.0f;
             if (label != ignored && (label < 0 || label >= classes)) note(fault, 2, label, row, classes);
-            else if (label != ignored) loss[row] = total - from[label];
+            else if (label != ignored) loss[row] = total - wide(from[label]);
         }
         __syncthreads();
     }
 }
 
 // (e^(logits - lse) - onehot(label)) ds, zeros where the label is ignored; the result may lie over the logits.
-KERNEL cross_entropy_grad(const float* logits, const i64* labels, const float* lse, const float* ds, float* out, i64 rows,
-                          i64 classes, i64 ignored) {
+template <class T>
+__device__ __forceinline__ void slopes(const T* logits, const i64* labels, const float* lse, const float* ds, T* out, i64 rows,
+                                       i64 classes, i64 ignored) {
     float scale = ds[0];
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         i64 label = labels[row];
         float total = lse[row];
         for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
-            float p = expf(logits[row * classes + i] - total) * scale;
-            out[row * classes + i] = label == ignored ? 0.0f : (i == label ? p - scale : p);
+            float p = expf(wide(logits[row * classes + i]) - total) * scale;
+            out[row * classes + i] = narrow<T>(label == ignored ? 0.0f : (i == label ? p - scale : p));
         }
     }
 }
+
+#define CROSS_ENTROPY(T, SUFFIX)                                                                                          \
+    KERNEL cross_entropy##SUFFIX(const T* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes,       \
+                                 i64 ignored, Fault* fault) {                                                             \
+        losses(logits, labels, lse, loss, rows, classes, ignored, fault);                                                 \
+    }                                                                                                                     \
+    KERNEL cross_entropy_grad##SUFFIX(const T* logits, const i64* labels, const float* lse, const float* ds, T* out,       \
+                                      i64 rows, i64 classes, i64 ignored) {                                               \
+        slopes(logits, labels, lse, ds, out, rows, classes, ignored);                                                     \
+    }
+FOR_FLOATS(CROSS_ENTROPY)

@@ -1,29 +1,39 @@
-// Element-wise functions of f32 and i64, their derivatives, and choices. Results may lie over operands of their own shape.
+// Element-wise functions of floats and i64, their derivatives, and choices. Results may lie over operands of their own shape.
 
-template <class F> __device__ __forceinline__ void map1(const float* x, float* y, i64 n) {
-    i64 n4 = is_vector(x) && is_vector(y) ? n / 4 : 0;
-    FOR_EACH(i, n4) {
-        float4 v = ((const float4*)x)[i];
-        v.x = F::of(v.x);
-        v.y = F::of(v.y);
-        v.z = F::of(v.z);
-        v.w = F::of(v.w);
-        ((float4*)y)[i] = v;
+template <class F, class T> __device__ __forceinline__ void map1(const T* x, T* y, i64 n) {
+    const int N = Pack<T>::N;
+    i64 n_packs = is_vector(x) && is_vector(y) ? n / N : 0;
+    FOR_EACH(i, n_packs) {
+        Pack<T> v = ((const Pack<T>*)x)[i];
+#pragma unroll
+        for (int j = 0; j < N; j++) v.of[j] = narrow<T>(F::of(wide(v.of[j])));
+        ((Pack<T>*)y)[i] = v;
     }
-    FOR_EACH(j, n - 4 * n4) y[4 * n4 + j] = F::of(x[4 * n4 + j]);
+    FOR_EACH(j, n - N * n_packs) y[N * n_packs + j] = narrow<T>(F::of(wide(x[N * n_packs + j])));
 }
 
-template <class F> __device__ __forceinline__ void map2(const float* a, const float* b, float* y, i64 n) {
-    i64 n4 = is_vector(a) && is_vector(b) && is_vector(y) ? n / 4 : 0;
-    FOR_EACH(i, n4) {
-        float4 u = ((const float4*)a)[i], v = ((const float4*)b)[i];
-        v.x = F::of(u.x, v.x);
-        v.y = F::of(u.y, v.y);
-        v.z = F::of(u.z, v.z);
-        v.w = F::of(u.w, v.w);
-        ((float4*)y)[i] = v;
+template <class F, class T> __device__ __forceinline__ void map2(const T* a, const T* b, T* y, i64 n) {
+    const int N = Pack<T>::N;
+    i64 n_packs = is_vector(a) && is_vector(b) && is_vector(y) ? n / N : 0;
+    FOR_EACH(i, n_packs) {
+        Pack<T> u = ((const Pack<T>*)a)[i], v = ((const Pack<T>*)b)[i];
+#pragma unroll
+        for (int j = 0; j < N; j++) v.of[j] = narrow<T>(F::of(wide(u.of[j]), wide(v.of[j])));
+        ((Pack<T>*)y)[i] = v;
     }
-    FOR_EACH(j, n - 4 * n4) y[4 * n4 + j] = F::of(a[4 * n4 + j], b[4 * n4 + j]);
+    FOR_EACH(j, n - N * n_packs) {
+        i64 i = N * n_packs + j;
+        y[i] = narrow<T>(F::of(wide(a[i]), wide(b[i])));
+    }
+}
+
+template <class F, class T>
+__device__ __forceinline__ void map2_walk(const T* a, const T* b, T* y, i64 n, const Walk<2>& walk) {
+    FOR_EACH(i, n) {
+        i64 at[2];
+        places(walk, i, at);
+        y[i] = narrow<T>(F::of(wide(a[at[0]]), wide(b[at[1]])));
+    }
 }
 
 #define ROOT_2_BY_PI 0.7978845608028654f
@@ -37,7 +47,8 @@ __device__ __forceinline__ float gelu_inner(float x) { return ROOT_2_BY_PI * (x 
     struct Of_##NAME {                                                              \
         static __device__ __forceinline__ float of(float x) { return VALUE; }       \
     };                                                                              \
-    KERNEL unary_##NAME(const float* x, float* y, i64 n) { map1<Of_##NAME>(x, y, n); }
+    KERNEL unary_##NAME(const float* x, float* y, i64 n) { map1<Of_##NAME>(x, y, n); } \
+    KERNEL unary_##NAME##_bf16(const bf16* x, bf16* y, i64 n) { map1<Of_##NAME>(x, y, n); }
 
 UNARY(neg, -x)
 UNARY(exp, expf(x))
@@ -85,7 +96,8 @@ __device__ __forceinline__ float d_silu(float x) {
     struct Grad_##NAME {                                                                       \
         static __device__ __forceinline__ float of(float x, float dy) { return dy * d_##NAME(x); } \
     };                                                                                         \
-    KERNEL grad_##NAME(const float* x, const float* dy, float* dx, i64 n) { map2<Grad_##NAME>(x, dy, dx, n); }
+    KERNEL grad_##NAME(const float* x, const float* dy, float* dx, i64 n) { map2<Grad_##NAME>(x, dy, dx, n); } \
+    KERNEL grad_##NAME##_bf16(const bf16* x, const bf16* dy, bf16* dx, i64 n) { map2<Grad_##NAME>(x, dy, dx, n); }
 
 UNARY_GRAD(neg)
 UNARY_GRAD(exp)
@@ -100,22 +112,23 @@ UNARY_GRAD(gelu)
 UNARY_GRAD(gelu_tanh)
 UNARY_GRAD(silu)
 
-KERNEL is_nan(const float* x, u8* y, i64 n) {
-    FOR_EACH(i, n) y[i] = x[i] != x[i];
-}
+#define IS_NAN(T, SUFFIX)                               \
+    KERNEL is_nan##SUFFIX(const T* x, u8* y, i64 n) {    \
+        FOR_EACH(i, n) y[i] = wide(x[i]) != wide(x[i]);  \
+    }
+FOR_FLOATS(IS_NAN)
 
+#define BINARY_OF(NAME, T, SUFFIX)                                                                                  \
+    KERNEL binary_##NAME##SUFFIX(const T* a, const T* b, T* y, i64 n) { map2<Of_##NAME>(a, b, y, n); }             \
+    KERNEL binary_##NAME##_walk##SUFFIX(const T* a, const T* b, T* y, i64 n, Walk<2> walk) {                       \
+        map2_walk<Of_##NAME>(a, b, y, n, walk);                                                                    \
+    }
 #define BINARY(NAME, VALUE)                                                                    \
     struct Of_##NAME {                                                                         \
         static __device__ __forceinline__ float of(float a, float b) { return VALUE; }         \
     };                                                                                         \
-    KERNEL binary_##NAME(const float* a, const float* b, float* y, i64 n) { map2<Of_##NAME>(a, b, y, n); } \
-    KERNEL binary_##NAME##_walk(const float* a, const float* b, float* y, i64 n, Walk<2> walk) { \
-        FOR_EACH(i, n) {                                                                       \
-            i64 at[2];                                                                         \
-            places(walk, i, at);                                                               \
-            y[i] = Of_##NAME::of(a[at[0]], b[at[1]]);                                          \
-        }                                                                                      \
-    }
+    BINARY_OF(NAME, float, )                                                                   \
+    BINARY_OF(NAME, bf16, _bf16)
 
 BINARY(add, a + b)
 BINARY(sub, a - b)
@@ -139,18 +152,30 @@ INTEGER(mul, a * b)
 // Towards zero; 0 where it has no value.
 INTEGER(div, b == 0 || ((i64)b == -1 && a == 0x8000000000000000ull) ? 0 : (i64)a / (i64)b)
 
-// The sum of n_terms of eight operands, in their order.
-KERNEL add_n(float* y, i64 n, i64 n_terms, const float* p0, const float* p1, const float* p2, const float* p3,
-             const float* p4, const float* p5, const float* p6, const float* p7) {
-    const float* terms[8] = {p0, p1, p2, p3, p4, p5, p6, p7};
+// The sum of n_terms of eight operands, in their order. A partial sum that another launch goes on with is of f32.
+template <class T, class P, class Y>
+__device__ __forceinline__ void sum_terms(Y* y, i64 n, i64 n_terms, const P* first, const T* const (&rest)[7]) {
     FOR_EACH(i, n) {
-        float sum = p0[i];
+        float sum = wide(first[i]);
 #pragma unroll
         for (int t = 1; t < 8; t++)
-            if (t < n_terms) sum += terms[t][i];
-        y[i] = sum;
+            if (t < n_terms) sum += wide(rest[t - 1][i]);
+        y[i] = narrow<Y>(sum);
     }
 }
+
+#define ADD_N(NAME, T, P, Y)                                                                                            \
+    KERNEL NAME(Y* y, i64 n, i64 n_terms, const P* p0, const T* p1, const T* p2, const T* p3, const T* p4, const T* p5, \
+                const T* p6, const T* p7) {                                                                             \
+        const T* const rest[7] = {p1, p2, p3, p4, p5, p6, p7};                                                          \
+        sum_terms(y, n, n_terms, p0, rest);                                                                             \
+    }
+ADD_N(add_n, float, float, float)
+ADD_N(add_n_bf16, bf16, bf16, bf16)
+// All but the last of several launches, the first and the others; then the last one.
+ADD_N(add_n_bf16_first, bf16, bf16, float)
+ADD_N(add_n_bf16_next, bf16, float, float)
+ADD_N(add_n_bf16_last, bf16, float, bf16)
 
 template <class T>
 __device__ __forceinline__ void choose(const u8* condition, const T* yes, const T* no, T* y, i64 n, const Walk<3>& walk) {
@@ -167,10 +192,12 @@ KERNEL where_4(const u8* c, const u32* a, const u32* b, u32* y, i64 n, Walk<3> w
 KERNEL where_8(const u8* c, const u64* a, const u64* b, u64* y, i64 n, Walk<3> walk) { choose(c, a, b, y, n, walk); }
 
 // y = 2 (prediction - target) ds
-KERNEL mse_grad(const float* prediction, const float* target, const float* ds, float* y, i64 n) {
-    float factor = 2.0f * ds[0];
-    FOR_EACH(i, n) y[i] = factor * (prediction[i] - target[i]);
-}
+#define MSE_GRAD(T, SUFFIX)                                                                                \
+    KERNEL mse_grad##SUFFIX(const T* prediction, const T* target, const float* ds, T* y, i64 n) {          \
+        float factor = 2.0f * ds[0];                                                                       \
+        FOR_EACH(i, n) y[i] = narrow<T>(factor * (wide(prediction[i]) - wide(target[i])));                 \
+    }
+FOR_FLOATS(MSE_GRAD)
 
 // min(1, max_norm / (norm + 1e-6))
 KERNEL clip_scale(const float* norm, float* y, double max_norm) {

@@ -5,7 +5,7 @@ use galvatron_ir::types::DType;
 
 use super::super::command::{Arg, Launch};
 use super::super::walk::{Walk, broadcast};
-use super::{Cx, Family, Lowered, at, elements};
+use super::{Cx, Family, Float, Lowered, at, elements, scratch};
 
 const FAMILY: Family = Family::Elementwise;
 
@@ -40,26 +40,26 @@ fn binary_name(kind: BinaryKind) -> &'static str {
     }
 }
 
-/// Work items of a kernel that takes four elements at once.
-fn vectors(n: i64) -> u64 {
-    (n as u64).div_ceil(4)
+/// Work items of a kernel that takes the elements of 16 bytes at once.
+fn packs(float: &Float<'_>, n: i64) -> u64 {
+    (n as u64).div_ceil(if float.is_half() { 8 } else { 4 })
 }
 
 pub(in super::super) fn unary(op: &Unary, cx: &Cx<'_>) -> Lowered {
-    let n = elements(cx.result(0));
+    let (float, n) = (cx.float(0)?, elements(cx.result(0)));
     let Some(name) = unary_name(op.kind) else {
-        let args = vec![cx.f32(0)?, at(cx.result(0)), Arg::Int(n)];
-        return Ok(vec![Launch::of(FAMILY, "is_nan", n as u64, args)]);
+        let args = vec![float.arg(0)?, at(cx.result(0)), Arg::Int(n)];
+        return Ok(vec![Launch::of(FAMILY, float.entry("is_nan"), n as u64, args)]);
     };
-    let args = vec![cx.f32(0)?, cx.out(0)?, Arg::Int(n)];
-    Ok(vec![Launch::of(FAMILY, format!("unary_{name}"), vectors(n), args)])
+    let args = vec![float.arg(0)?, float.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, float.entry(&format!("unary_{name}")), packs(&float, n), args)])
 }
 
 pub(in super::super) fn unary_grad(op: &UnaryGrad, cx: &Cx<'_>) -> Lowered {
     let name = unary_name(op.kind).ok_or("`is_nan` has no derivative")?;
-    let n = elements(cx.result(0));
-    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.out(0)?, Arg::Int(n)];
-    Ok(vec![Launch::of(FAMILY, format!("grad_{name}"), vectors(n), args)])
+    let (float, n) = (cx.float(0)?, elements(cx.result(0)));
+    let args = vec![float.arg(0)?, float.arg(1)?, float.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, float.entry(&format!("grad_{name}")), packs(&float, n), args)])
 }
 
 /// The walk of operands that are broadcast to the result.
@@ -78,29 +78,43 @@ pub(in super::super) fn binary(op: &Binary, cx: &Cx<'_>) -> Lowered {
         let args = vec![cx.i64(0)?, cx.i64(1)?, at(cx.result(0)), Arg::Int(n), walk.arg()?];
         return Ok(vec![Launch::of(FAMILY, format!("integer_{name}"), n as u64, args)]);
     }
-    let mut args = vec![cx.f32(0)?, cx.f32(1)?, cx.out(0)?, Arg::Int(n)];
+    let float = cx.float(0)?;
+    let mut args = vec![float.arg(0)?, float.arg(1)?, float.out(0)?, Arg::Int(n)];
     if walk.is_contiguous() {
-        return Ok(vec![Launch::of(FAMILY, format!("binary_{name}"), vectors(n), args)]);
+        return Ok(vec![Launch::of(FAMILY, float.entry(&format!("binary_{name}")), packs(&float, n), args)]);
     }
     args.push(walk.arg()?);
-    Ok(vec![Launch::of(FAMILY, format!("binary_{name}_walk"), n as u64, args)])
+    Ok(vec![Launch::of(FAMILY, float.entry(&format!("binary_{name}_walk")), n as u64, args)])
 }
 
-/// The sum of `terms` (pointers) into `to`: the first eight, then seven more a launch.
+/// The sum of the operands: the first eight, then seven more a launch. Sums of bf16 go on in f32 from launch to launch.
 pub(in super::super) fn add_n(cx: &Cx<'_>) -> Lowered {
-    let (to, n) = (cx.out(0)?, elements(cx.result(0)));
-    let mut terms: Vec<Arg> = (0..cx.spec.args.len()).map(|i| cx.f32(i)).collect::<Result<_, _>>()?;
-    if terms[TERMS.min(terms.len())..].contains(&to) {
+    let float = cx.float(0)?;
+    let (to, n) = (float.out(0)?, elements(cx.result(0)));
+    let mut terms: Vec<Arg> = (0..cx.spec.args.len()).map(|i| float.arg(i)).collect::<Result<_, _>>()?;
+    let is_split = terms.len() > TERMS;
+    let between = match is_split && float.is_half() {
+        true => Arg::At(scratch(0, 4 * n as u64)?),
+        false => to.clone(),
+    };
+    if is_split && !float.is_half() && terms[TERMS..].contains(&to) {
         return Err(format!("the result lies over an operand beyond the first {TERMS}"));
     }
     let mut commands = Vec::new();
     while !terms.is_empty() {
         let rest = terms.split_off(TERMS.min(terms.len()));
-        let mut args = vec![to.clone(), Arg::Int(n), Arg::Int(terms.len() as i64)];
-        let unused = vec![terms[0].clone(); TERMS - terms.len()];
+        let place = match (commands.is_empty(), rest.is_empty()) {
+            _ if !is_split || !float.is_half() => "",
+            (true, _) => "_first",
+            (false, false) => "_next",
+            (false, true) => "_last",
+        };
+        let sum = if rest.is_empty() { &to } else { &between };
+        let mut args = vec![sum.clone(), Arg::Int(n), Arg::Int(terms.len() as i64)];
+        let unused = vec![terms[terms.len() - 1].clone(); TERMS - terms.len()];
         args.extend(terms.into_iter().chain(unused));
-        commands.push(Launch::of(FAMILY, "add_n", n as u64, args));
-        terms = if rest.is_empty() { rest } else { std::iter::once(to.clone()).chain(rest).collect() };
+        commands.push(Launch::of(FAMILY, float.entry("add_n") + place, n as u64, args));
+        terms = if rest.is_empty() { rest } else { std::iter::once(between.clone()).chain(rest).collect() };
     }
     Ok(commands)
 }
@@ -110,9 +124,9 @@ pub(in super::super) fn accumulate(cx: &Cx<'_>) -> Lowered {
     if cx.arg(0).span().overlaps(&cx.arg(1).span()) {
         return Err("an accumulator overlaps what is added to it in memory".into());
     }
-    let n = elements(cx.arg(0));
-    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(0)?, Arg::Int(n)];
-    Ok(vec![Launch::of(FAMILY, "binary_add", vectors(n), args)])
+    let (float, n) = (cx.float(0)?, elements(cx.arg(0)));
+    let args = vec![float.arg(0)?, float.arg(1)?, float.arg(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, float.entry("binary_add"), packs(&float, n), args)])
 }
 
 pub(in super::super) fn select(cx: &Cx<'_>) -> Lowered {
@@ -123,9 +137,9 @@ pub(in super::super) fn select(cx: &Cx<'_>) -> Lowered {
 }
 
 pub(in super::super) fn mse_grad(cx: &Cx<'_>) -> Lowered {
-    let n = elements(cx.result(0));
-    let args = vec![cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.out(0)?, Arg::Int(n)];
-    Ok(vec![Launch::of(FAMILY, "mse_grad", n as u64, args)])
+    let (float, n) = (cx.float(0)?, elements(cx.result(0)));
+    let args = vec![float.arg(0)?, float.arg(1)?, cx.f32(2)?, float.out(0)?, Arg::Int(n)];
+    Ok(vec![Launch::of(FAMILY, float.entry("mse_grad"), n as u64, args)])
 }
 
 pub(in super::super) fn clip_scale(op: &ClipScale, cx: &Cx<'_>) -> Lowered {

@@ -1,19 +1,21 @@
 // Rows of a table by index, and the gradient of the table: sums in the order of the indices, without atomics.
 
 // A rank holds the rows from `first` on; rows of others give zeros. table [held, width]  out [n_ids, width]
-KERNEL embedding(const float* table, const i64* ids, float* out, i64 n_ids, i64 width, i64 first, i64 held, i64 n_rows,
-                 Fault* fault) {
-    i64 n4 = width % 4 == 0 && is_vector(table) && is_vector(out) ? width / 4 : 0;
+template <class T>
+__device__ __forceinline__ void look_up(const T* table, const i64* ids, T* out, i64 n_ids, i64 width, i64 first, i64 held,
+                                        i64 n_rows, Fault* fault) {
+    const int N = Pack<T>::N;
+    i64 n_packs = width % N == 0 && is_vector(table) && is_vector(out) ? width / N : 0;
     for (i64 i = blockIdx.x; i < n_ids; i += gridDim.x) {
         i64 id = ids[i], row = id - first;
         bool is_here = row >= 0 && row < held;
         if ((id < 0 || id >= n_rows) && threadIdx.x == 0) note(fault, 1, id, i, n_rows);
-        for (i64 j = threadIdx.x; j < n4; j += blockDim.x) {
-            float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
-            ((float4*)(out + i * width))[j] = is_here ? ((const float4*)(table + row * width))[j] : zero;
+        for (i64 j = threadIdx.x; j < n_packs; j += blockDim.x) {
+            Pack<T> zero = {};
+            ((Pack<T>*)(out + i * width))[j] = is_here ? ((const Pack<T>*)(table + row * width))[j] : zero;
         }
-        for (i64 j = 4 * n4 + threadIdx.x; j < width; j += blockDim.x)
-            out[i * width + j] = is_here ? table[row * width + j] : 0.0f;
+        for (i64 j = N * n_packs + threadIdx.x; j < width; j += blockDim.x)
+            out[i * width + j] = is_here ? table[row * width + j] : narrow<T>(0.0f);
     }
 }
 
@@ -69,7 +71,8 @@ KERNEL sort_block(u64* keys, i64 first_run, i64 last_run) {
 }
 
 // One row of the table a block: the sum of dy over the positions of its run of keys. dy [n_ids, width]
-KERNEL embedding_grad(const u64* keys, const float* dy, float* out, i64 n_keys, i64 width, i64 held) {
+template <class T>
+__device__ __forceinline__ void sum_runs(const u64* keys, const T* dy, T* out, i64 n_keys, i64 width, i64 held) {
     for (i64 row = blockIdx.x; row < held; row += gridDim.x) {
         i64 low = 0, high = n_keys;
         while (low < high) {
@@ -80,8 +83,18 @@ KERNEL embedding_grad(const u64* keys, const float* dy, float* out, i64 n_keys, 
         for (i64 j = threadIdx.x; j < width; j += blockDim.x) {
             float sum = 0.0f;
             for (i64 i = low; i < n_keys && keys[i] != NO_ROW && keys[i] >> 32 == (u64)row; i++)
-                sum += dy[(i64)(keys[i] & 0xffffffffu) * width + j];
-            out[row * width + j] = sum;
+                sum += wide(dy[(i64)(keys[i] & 0xffffffffu) * width + j]);
+            out[row * width + j] = narrow<T>(sum);
         }
     }
 }
+
+#define EMBEDDING(T, SUFFIX)                                                                                            \
+    KERNEL embedding##SUFFIX(const T* table, const i64* ids, T* out, i64 n_ids, i64 width, i64 first, i64 held,          \
+                             i64 n_rows, Fault* fault) {                                                                \
+        look_up(table, ids, out, n_ids, width, first, held, n_rows, fault);                                             \
+    }                                                                                                                   \
+    KERNEL embedding_grad##SUFFIX(const u64* keys, const T* dy, T* out, i64 n_keys, i64 width, i64 held) {               \
+        sum_runs(keys, dy, out, n_keys, width, held);                                                                   \
+    }
+FOR_FLOATS(EMBEDDING)

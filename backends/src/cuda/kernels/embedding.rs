@@ -21,14 +21,15 @@ fn width(table: &BufferSpec) -> u64 {
 }
 
 pub(in super::super) fn embedding(cx: &Cx<'_>) -> Lowered {
-    let (table, n_ids) = (cx.arg(0), elements(cx.arg(1)));
-    let pointers = [cx.f32(0)?, cx.i64(1)?, cx.out(0)?, Arg::Int(n_ids), Arg::Int(width(table) as i64)];
+    let (float, table, n_ids) = (cx.float(0)?, cx.arg(0), elements(cx.arg(1)));
+    let pointers = [float.arg(0)?, cx.i64(1)?, float.out(0)?, Arg::Int(n_ids), Arg::Int(width(table) as i64)];
     let args = pointers.into_iter().chain(table_rows(table)).chain([Arg::At(Place::Fault)]).collect();
-    Ok(vec![Launch::grid(FAMILY, "embedding", row_grid(n_ids as u64), args)])
+    Ok(vec![Launch::grid(FAMILY, float.entry("embedding"), row_grid(n_ids as u64), args)])
 }
 
 pub(in super::super) fn embedding_grad(cx: &Cx<'_>) -> Lowered {
-    let (ids, dy, table) = (cx.i64(0)?, cx.f32(1)?, cx.result(0));
+    let float = cx.float(1)?;
+    let (ids, dy, table) = (cx.i64(0)?, float.arg(1)?, cx.result(0));
     let (n_ids, held) = (cx.arg(0).ty.elements(), table.ty.shape[0]);
     if n_ids > 1 << 32 {
         return Err(format!("the gradient sorts at most 2^32 indices, not {n_ids}"));
@@ -41,8 +42,8 @@ pub(in super::super) fn embedding_grad(cx: &Cx<'_>) -> Lowered {
     let mut commands = vec![Launch::of(FAMILY, "sort_keys", n_keys, args)];
     commands.extend(sort(&keys, n_keys));
     let numbers = [n_keys, width(table), held].map(|v| Arg::Int(v as i64));
-    let args = [keys, dy, cx.out(0)?].into_iter().chain(numbers).collect();
-    commands.push(Launch::grid(FAMILY, "embedding_grad", row_grid(held), args));
+    let args = [keys, dy, float.out(0)?].into_iter().chain(numbers).collect();
+    commands.push(Launch::grid(FAMILY, float.entry("embedding_grad"), row_grid(held), args));
     Ok(commands)
 }
 

@@ -57,12 +57,6 @@ template <class T> __device__ __forceinline__ void cycles(T* at, i64 n_chunks, i
 KERNEL permute_1(u8* at, i64 n_chunks, i64 units, Places places) { cycles(at, n_chunks, units, places); }
 KERNEL permute_16(float4* at, i64 n_chunks, i64 units, Places places) { cycles(at, n_chunks, units, places); }
 
-__device__ __forceinline__ float widened(u16 v) { return __int_as_float((int)((u32)v << 16)); }
-__device__ __forceinline__ u16 narrowed(float v) {
-    u32 bits = (u32)__float_as_int(v);
-    if (v != v) return (u16)(bits >> 16 | 0x40);
-    return (u16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-}
 __device__ __forceinline__ i64 truncated(float v) { return v != v ? 0 : (i64)v; }
 
 #define CAST(NAME, FROM, TO, VALUE)                              \
@@ -75,13 +69,13 @@ __device__ __forceinline__ i64 truncated(float v) { return v != v ? 0 : (i64)v; 
 
 CAST(f32_i64, float, i64, truncated(v))
 CAST(f32_bool, float, u8, v != 0.0f)
-CAST(f32_bf16, float, u16, narrowed(v))
-CAST(bf16_f32, u16, float, widened(v))
-CAST(bf16_i64, u16, i64, truncated(widened(v)))
-CAST(bf16_bool, u16, u8, widened(v) != 0.0f)
+CAST(f32_bf16, float, bf16, narrow<bf16>(v))
+CAST(bf16_f32, bf16, float, wide(v))
+CAST(bf16_i64, bf16, i64, truncated(wide(v)))
+CAST(bf16_bool, bf16, u8, wide(v) != 0.0f)
 CAST(i64_f32, i64, float, v)
-CAST(i64_bf16, i64, u16, narrowed((float)v))
+CAST(i64_bf16, i64, bf16, narrow<bf16>((float)v))
 CAST(i64_bool, i64, u8, v != 0)
 CAST(bool_f32, u8, float, v)
-CAST(bool_bf16, u8, u16, narrowed((float)v))
+CAST(bool_bf16, u8, bf16, narrow<bf16>((float)v))
 CAST(bool_i64, u8, i64, v)

@@ -118,6 +118,51 @@ impl Cx<'_> {
     pub(super) fn optional(&self, index: usize) -> Result<Arg, String> {
         if index < self.spec.args.len() { self.f32(index) } else { Ok(Arg::Null) }
     }
+
+    /// The float type that operand `index` has, for kernels that exist in each.
+    pub(super) fn float(&self, index: usize) -> Result<Float<'_>, String> {
+        Float::of(self, self.arg(index).ty.dtype, format!("operand {index}"))
+    }
+}
+
+/// The float type of most operands and results of a node: f32 or bf16.
+pub(super) struct Float<'a> {
+    cx: &'a Cx<'a>,
+    dtype: DType,
+}
+
+impl<'a> Float<'a> {
+    fn of(cx: &'a Cx<'a>, dtype: DType, whose: String) -> Result<Float<'a>, String> {
+        match dtype {
+            DType::F32 | DType::Bf16 => Ok(Float { cx, dtype }),
+            other => Err(format!("{whose} is {other}, the kernels for GPUs take floats here")),
+        }
+    }
+
+    /// Whether it is bf16.
+    pub(super) fn is_half(&self) -> bool {
+        self.dtype == DType::Bf16
+    }
+
+    /// Pointer to an operand of the type.
+    pub(super) fn arg(&self, index: usize) -> Result<Arg, String> {
+        typed(self.cx.arg(index), self.dtype, "operand", index)
+    }
+
+    /// Pointer to a result of the type.
+    pub(super) fn out(&self, index: usize) -> Result<Arg, String> {
+        typed(self.cx.result(index), self.dtype, "result", index)
+    }
+
+    /// Pointer to an optional operand of the type.
+    pub(super) fn optional(&self, index: usize) -> Result<Arg, String> {
+        if index < self.cx.spec.args.len() { self.arg(index) } else { Ok(Arg::Null) }
+    }
+
+    /// The kernel of that name for the type.
+    pub(super) fn entry(&self, name: &str) -> String {
+        format!("{name}{}", if self.is_half() { "_bf16" } else { "" })
+    }
 }
 
 fn typed(buffer: &BufferSpec, dtype: DType, what: &str, index: usize) -> Result<Arg, String> {

@@ -1,18 +1,20 @@
 // Layer norm over the last dimension and its gradients; softmax over the last dimension and its gradient.
 
 // One row a block. x, y [rows, h]  mean, rstd [rows]
-KERNEL layer_norm(const float* x, const float* gamma, const float* beta, float* y, float* mean, float* rstd, i64 rows,
-                  i64 h, float eps) {
+template <class T>
+__device__ __forceinline__ void normalise(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd,
+                                          i64 rows, i64 h, float eps) {
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const float* from = x + row * h;
-        float* to = y + row * h;
+        const T* from = x + row * h;
+        T* to = y + row * h;
         float sum = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) sum += from[i];
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x) sum += wide(from[i]);
         float mu = block_sum(sum) / (float)h;
         float squares = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) squares += (from[i] - mu) * (from[i] - mu);
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x) squares += (wide(from[i]) - mu) * (wide(from[i]) - mu);
         float scale = 1.0f / sqrtf(block_sum(squares) / (float)h + eps);
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) to[i] = (from[i] - mu) * scale * gamma[i] + beta[i];
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x)
+            to[i] = narrow<T>((wide(from[i]) - mu) * scale * gamma[i] + beta[i]);
         if (threadIdx.x == 0) {
             mean[row] = mu;
             rstd[row] = scale;
@@ -20,27 +22,43 @@ KERNEL layer_norm(const float* x, const float* gamma, const float* beta, float* 
     }
 }
 
+#define LAYER_NORM(T, SUFFIX)                                                                                             \
+    KERNEL layer_norm##SUFFIX(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd, i64 rows, \
+                              i64 h, float eps) {                                                                         \
+        normalise(x, gamma, beta, y, mean, rstd, rows, h, eps);                                                           \
+    }
+FOR_FLOATS(LAYER_NORM)
+
 // dx = rstd (g dy - mean(g dy) - n mean(g dy n)), n the normalised row
-KERNEL layer_norm_grad(const float* x, const float* gamma, const float* mean, const float* rstd, const float* dy,
-                       float* dx, i64 rows, i64 h) {
+template <class T>
+__device__ __forceinline__ void normalise_grad(const T* x, const float* gamma, const float* mean, const float* rstd,
+                                               const T* dy, T* dx, i64 rows, i64 h) {
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const float *from = x + row * h, *grad = dy + row * h;
+        const T *from = x + row * h, *grad = dy + row * h;
         float mu = mean[row], scale = rstd[row], sum = 0.0f, dot = 0.0f;
         for (i64 i = threadIdx.x; i < h; i += blockDim.x) {
-            float g = gamma[i] * grad[i];
+            float g = gamma[i] * wide(grad[i]);
             sum += g;
-            dot += g * ((from[i] - mu) * scale);
+            dot += g * ((wide(from[i]) - mu) * scale);
         }
         sum = block_sum(sum) / (float)h;
         dot = block_sum(dot) / (float)h;
         for (i64 i = threadIdx.x; i < h; i += blockDim.x)
-            dx[row * h + i] = scale * (gamma[i] * grad[i] - sum - (from[i] - mu) * scale * dot);
+            dx[row * h + i] = narrow<T>(scale * (gamma[i] * wide(grad[i]) - sum - (wide(from[i]) - mu) * scale * dot));
     }
 }
 
+#define LAYER_NORM_GRAD(T, SUFFIX)                                                                                       \
+    KERNEL layer_norm_grad##SUFFIX(const T* x, const float* gamma, const float* mean, const float* rstd, const T* dy,     \
+                                   T* dx, i64 rows, i64 h) {                                                             \
+        normalise_grad(x, gamma, mean, rstd, dy, dx, rows, h);                                                           \
+    }
+FOR_FLOATS(LAYER_NORM_GRAD)
+
 // Partial sums over a slice of the rows; 32 columns a block, eight threads each. partial [slices, 2, h]
-KERNEL layer_norm_param_grad(const float* x, const float* mean, const float* rstd, const float* dy, float* partial,
-                             i64 rows, i64 h) {
+template <class T>
+__device__ __forceinline__ void param_grad(const T* x, const float* mean, const float* rstd, const T* dy, float* partial,
+                                           i64 rows, i64 h) {
     __shared__ float gains[8][32], biases[8][32];
     int lane = threadIdx.x & 31, part = threadIdx.x >> 5;
     i64 column = blockIdx.x * 32ll + lane;
@@ -49,8 +67,8 @@ KERNEL layer_norm_param_grad(const float* x, const float* mean, const float* rst
     float gain = 0.0f, bias = 0.0f;
     if (column < h)
         for (i64 row = start + part; row < end; row += 8) {
-            float grad = dy[row * h + column];
-            gain += grad * ((x[row * h + column] - mean[row]) * rstd[row]);
+            float grad = wide(dy[row * h + column]);
+            gain += grad * ((wide(x[row * h + column]) - mean[row]) * rstd[row]);
             bias += grad;
         }
     gains[part][lane] = gain;
@@ -66,6 +84,13 @@ KERNEL layer_norm_param_grad(const float* x, const float* mean, const float* rst
     }
 }
 
+#define LAYER_NORM_PARAM_GRAD(T, SUFFIX)                                                                              \
+    KERNEL layer_norm_param_grad##SUFFIX(const T* x, const float* mean, const float* rstd, const T* dy, float* partial, \
+                                         i64 rows, i64 h) {                                                           \
+        param_grad(x, mean, rstd, dy, partial, rows, h);                                                              \
+    }
+FOR_FLOATS(LAYER_NORM_PARAM_GRAD)
+
 KERNEL layer_norm_param_sum(const float* partial, float* dgamma, float* dbeta, i64 h, i64 n_slices) {
     FOR_EACH(i, 2 * h) {
         float sum = partial[i];
@@ -76,25 +101,30 @@ KERNEL layer_norm_param_sum(const float* partial, float* dgamma, float* dbeta, i
 }
 
 // y may be x.
-KERNEL softmax(const float* x, float* y, i64 rows, i64 n) {
+template <class T> __device__ __forceinline__ void softmax_rows(const T* x, T* y, i64 rows, i64 n) {
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const float* from = x + row * n;
+        const T* from = x + row * n;
         float largest = NEG_INFINITY, sum = 0.0f;
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) largest = fmaxf(largest, from[i]);
+        for (i64 i = threadIdx.x; i < n; i += blockDim.x) largest = fmaxf(largest, wide(from[i]));
         largest = block_max(largest);
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += expf(from[i] - largest);
+        for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += expf(wide(from[i]) - largest);
         sum = block_sum(sum);
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) y[row * n + i] = expf(from[i] - largest) / sum;
+        for (i64 i = threadIdx.x; i < n; i += blockDim.x) y[row * n + i] = narrow<T>(expf(wide(from[i]) - largest) / sum);
     }
 }
 
 // dx = y (dy - sum of y dy); dx may be y or dy.
-KERNEL softmax_grad(const float* y, const float* dy, float* dx, i64 rows, i64 n) {
+template <class T> __device__ __forceinline__ void softmax_rows_grad(const T* y, const T* dy, T* dx, i64 rows, i64 n) {
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         float dot = 0.0f;
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) dot += y[row * n + i] * dy[row * n + i];
+        for (i64 i = threadIdx.x; i < n; i += blockDim.x) dot += wide(y[row * n + i]) * wide(dy[row * n + i]);
         dot = block_sum(dot);
         for (i64 i = threadIdx.x; i < n; i += blockDim.x)
-            dx[row * n + i] = y[row * n + i] * (dy[row * n + i] - dot);
+            dx[row * n + i] = narrow<T>(wide(y[row * n + i]) * (wide(dy[row * n + i]) - dot));
     }
 }
+
+#define SOFTMAX(T, SUFFIX)                                                                                              \
+    KERNEL softmax##SUFFIX(const T* x, T* y, i64 rows, i64 n) { softmax_rows(x, y, rows, n); }                          \
+    KERNEL softmax_grad##SUFFIX(const T* y, const T* dy, T* dx, i64 rows, i64 n) { softmax_rows_grad(y, dy, dx, rows, n); }
+FOR_FLOATS(SOFTMAX)

@@ -14,40 +14,44 @@ fn counts(cx: &Cx<'_>) -> ([u32; 3], [Arg; 2]) {
 }
 
 pub(in super::super) fn layer_norm(op: &LayerNorm, cx: &Cx<'_>) -> Lowered {
-    let pointers = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.out(0)?, cx.out(1)?, cx.out(2)?];
+    let float = cx.float(0)?;
+    let pointers = [float.arg(0)?, cx.f32(1)?, cx.f32(2)?, float.out(0)?, cx.out(1)?, cx.out(2)?];
     let (grid, counts) = counts(cx);
     let args = pointers.into_iter().chain(counts).chain([Arg::Float(op.eps.get() as f32)]).collect();
-    Ok(vec![Launch::grid(FAMILY, "layer_norm", grid, args)])
+    Ok(vec![Launch::grid(FAMILY, float.entry("layer_norm"), grid, args)])
 }
 
 pub(in super::super) fn layer_norm_grad(cx: &Cx<'_>) -> Lowered {
-    let pointers = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?, cx.out(0)?];
+    let float = cx.float(0)?;
+    let pointers = [float.arg(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, float.arg(4)?, float.out(0)?];
     let (grid, counts) = counts(cx);
-    Ok(vec![Launch::grid(FAMILY, "layer_norm_grad", grid, pointers.into_iter().chain(counts).collect())])
+    let args = pointers.into_iter().chain(counts).collect();
+    Ok(vec![Launch::grid(FAMILY, float.entry("layer_norm_grad"), grid, args)])
 }
 
 pub(in super::super) fn layer_norm_param_grad(cx: &Cx<'_>) -> Lowered {
     let (n_rows, h) = rows(cx.arg(0));
     let n_slices = slices(h, n_rows);
     let partial = Arg::At(scratch(0, 8 * n_slices * h)?);
-    let pointers = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, partial.clone()];
+    let float = cx.float(0)?;
+    let pointers = [float.arg(0)?, cx.f32(1)?, cx.f32(2)?, float.arg(3)?, partial.clone()];
     let args = pointers.into_iter().chain([Arg::Int(n_rows as i64), Arg::Int(h as i64)]).collect();
     let grid = [h.div_ceil(32).max(1) as u32, n_slices as u32, 1];
     let sum = vec![partial, cx.out(0)?, cx.out(1)?, Arg::Int(h as i64), Arg::Int(n_slices as i64)];
     Ok(vec![
-        Launch::grid(FAMILY, "layer_norm_param_grad", grid, args),
+        Launch::grid(FAMILY, float.entry("layer_norm_param_grad"), grid, args),
         Launch::of(FAMILY, "layer_norm_param_sum", 2 * h, sum),
     ])
 }
 
 pub(in super::super) fn softmax(cx: &Cx<'_>) -> Lowered {
-    let (grid, counts) = counts(cx);
-    let args = [cx.f32(0)?, cx.out(0)?].into_iter().chain(counts).collect();
-    Ok(vec![Launch::grid(FAMILY, "softmax", grid, args)])
+    let ((grid, counts), float) = (counts(cx), cx.float(0)?);
+    let args = [float.arg(0)?, float.out(0)?].into_iter().chain(counts).collect();
+    Ok(vec![Launch::grid(FAMILY, float.entry("softmax"), grid, args)])
 }
 
 pub(in super::super) fn softmax_grad(cx: &Cx<'_>) -> Lowered {
-    let (grid, counts) = counts(cx);
-    let args = [cx.f32(0)?, cx.f32(1)?, cx.out(0)?].into_iter().chain(counts).collect();
-    Ok(vec![Launch::grid(FAMILY, "softmax_grad", grid, args)])
+    let ((grid, counts), float) = (counts(cx), cx.float(0)?);
+    let args = [float.arg(0)?, float.arg(1)?, float.out(0)?].into_iter().chain(counts).collect();
+    Ok(vec![Launch::grid(FAMILY, float.entry("softmax_grad"), grid, args)])
 }

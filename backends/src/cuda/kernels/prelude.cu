@@ -18,6 +18,38 @@ typedef unsigned char u8;
 #define FOR_EACH(i, n) \
     for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += gridDim.x * (i64)blockDim.x)
 
+// The upper half of an f32. Arithmetic is in f32: elements are widened when they are read and rounded when they are written.
+struct bf16 {
+    u16 bits;
+};
+
+__device__ __forceinline__ float wide(float v) { return v; }
+__device__ __forceinline__ float wide(bf16 v) { return __int_as_float((int)((u32)v.bits << 16)); }
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+template <class T> __device__ __forceinline__ T narrow(float v);
+template <> __device__ __forceinline__ float narrow<float>(float v) { return v; }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float v) {
+#ifdef __CUDA_ARCH__
+    bf16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(v));
+    return rounded;
+#else
+    u32 bits = (u32)__float_as_int(v);
+    if (v != v) return {(u16)(bits >> 16 | 0x40)};
+    return {(u16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+#endif
+}
+
+// Defines a kernel for f32 and the same, with the suffix _bf16, for bf16: DEFINE(type, suffix).
+#define FOR_FLOATS(DEFINE) DEFINE(float, ) DEFINE(bf16, _bf16)
+
+// The elements in 16 bytes.
+template <class T> struct alignas(16) Pack {
+    static const int N = 16 / sizeof(T);
+    T of[N];
+};
+
 // Vectors of 16 bytes are used where all pointers allow them.
 __device__ __forceinline__ bool is_vector(const void* p) { return ((u64)p & 15) == 0; }
 

@@ -1,22 +1,25 @@
 // Sums in a fixed order: over some dimensions, over everything, and of partial sums.
 
 // One block for each of the n_out sums over n_in elements. walk: kept dimensions, inner: summed ones.
-KERNEL sum_rows(const float* x, float* y, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {
+template <class T>
+__device__ __forceinline__ void rows_of(const T* x, T* y, i64 n_out, i64 n_in, const Walk<1>& kept, const Walk<1>& summed) {
     for (i64 out = blockIdx.x; out < n_out; out += gridDim.x) {
         i64 base[1], at[1];
         places(kept, out, base);
         float sum = 0.0f;
         for (i64 i = threadIdx.x; i < n_in; i += blockDim.x) {
             places(summed, i, at);
-            sum += x[base[0] + at[0]];
+            sum += wide(x[base[0] + at[0]]);
         }
         sum = block_sum(sum);
-        if (threadIdx.x == 0) y[out] = sum;
+        if (threadIdx.x == 0) y[out] = narrow<T>(sum);
     }
 }
 
 // 32 sums a block, eight threads each; a slice of the summed elements for each block along y. partial [slices, n_out]
-KERNEL sum_columns(const float* x, float* partial, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {
+template <class T, class Y>
+__device__ __forceinline__ void columns_of(const T* x, Y* partial, i64 n_out, i64 n_in, const Walk<1>& kept,
+                                           const Walk<1>& summed) {
     __shared__ float parts[8][32];
     int lane = threadIdx.x & 31, part = threadIdx.x >> 5;
     i64 out = blockIdx.x * 32ll + lane;
@@ -28,23 +31,45 @@ KERNEL sum_columns(const float* x, float* partial, i64 n_out, i64 n_in, Walk<1> 
         places(kept, out, base);
         for (i64 i = start + part; i < end; i += 8) {
             places(summed, i, at);
-            sum += x[base[0] + at[0]];
+            sum += wide(x[base[0] + at[0]]);
         }
     }
     parts[part][lane] = sum;
     __syncthreads();
     if (part == 0 && out < n_out) {
         for (int p = 1; p < 8; p++) sum += parts[p][lane];
-        partial[blockIdx.y * n_out + out] = sum;
+        partial[blockIdx.y * n_out + out] = narrow<Y>(sum);
     }
 }
 
 // y[i] = the sum of partial[.., i] over the slices
-KERNEL sum_slices(const float* partial, float* y, i64 n_out, i64 n_slices) {
+template <class T> __device__ __forceinline__ void slices_of(const float* partial, T* y, i64 n_out, i64 n_slices) {
     FOR_EACH(i, n_out) {
         float sum = partial[i];
         for (i64 slice = 1; slice < n_slices; slice++) sum += partial[slice * n_out + i];
-        y[i] = sum;
+        y[i] = narrow<T>(sum);
+    }
+}
+
+#define SUMS(T, SUFFIX)                                                                                                 \
+    KERNEL sum_rows##SUFFIX(const T* x, T* y, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {                       \
+        rows_of(x, y, n_out, n_in, kept, summed);                                                                       \
+    }                                                                                                                   \
+    KERNEL sum_columns##SUFFIX(const T* x, T* y, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {                    \
+        columns_of(x, y, n_out, n_in, kept, summed);                                                                    \
+    }                                                                                                                   \
+    KERNEL sum_column_slices##SUFFIX(const T* x, float* partial, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {    \
+        columns_of(x, partial, n_out, n_in, kept, summed);                                                              \
+    }                                                                                                                   \
+    KERNEL sum_slices##SUFFIX(const float* partial, T* y, i64 n_out, i64 n_slices) { slices_of(partial, y, n_out, n_slices); }
+FOR_FLOATS(SUMS)
+
+// y = the sum of one part of n elements from each of n_ranks ranks, in their order; parts begin `step` elements apart.
+KERNEL sum_ranks_bf16(const bf16* parts, bf16* y, i64 n, i64 n_ranks, i64 step) {
+    FOR_EACH(i, n) {
+        float sum = wide(parts[i]);
+        for (i64 rank = 1; rank < n_ranks; rank++) sum += wide(parts[rank * step + i]);
+        y[i] = narrow<bf16>(sum);
     }
 }
 
@@ -58,8 +83,11 @@ KERNEL sum_slices(const float* partial, float* y, i64 n_out, i64 n_slices) {
     }
 #define COMMA ,
 
-TOTAL(squares, const float* x, (double)x[i] * (double)x[i])
-TOTAL(differences, const float* x COMMA const float* y, ((double)x[i] - y[i]) * ((double)x[i] - y[i]))
+#define TOTALS(T, SUFFIX)                                                                              \
+    TOTAL(squares##SUFFIX, const T* x, (double)wide(x[i]) * (double)wide(x[i]))                        \
+    TOTAL(differences##SUFFIX, const T* x COMMA const T* y,                                            \
+          ((double)wide(x[i]) - wide(y[i])) * ((double)wide(x[i]) - wide(y[i])))
+FOR_FLOATS(TOTALS)
 TOTAL(labels, const i64* x COMMA i64 ignored, x[i] != ignored ? 1.0 : 0.0)
 TOTAL(values, const float* x, x[i])
 

@@ -27,7 +27,8 @@ pub(in super::super) fn slices(n_out: u64, n_in: u64) -> u64 {
 }
 
 pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
-    let (x, y) = (cx.f32(0)?, cx.out(0)?);
+    let float = cx.float(0)?;
+    let (x, y) = (float.arg(0)?, float.out(0)?);
     let shape = &cx.arg(0).ty.shape;
     let steps = row_major(shape);
     let part = |summed: bool| {
@@ -44,18 +45,21 @@ pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
     let is_row = summed.steps[0].last() == Some(&1) || summed.shape.is_empty() || n_out == 1;
     if is_row {
         let args = [x, y].into_iter().chain(numbers).collect();
-        return Ok(vec![Launch::grid(FAMILY, "sum_rows", row_grid(n_out), args)]);
+        return Ok(vec![Launch::grid(FAMILY, float.entry("sum_rows"), row_grid(n_out), args)]);
     }
     let n_slices = slices(n_out, n_in);
     let grid = [n_out.div_ceil(32) as u32, n_slices as u32, 1];
     if n_slices == 1 {
         let args = [x, y].into_iter().chain(numbers).collect();
-        return Ok(vec![Launch::grid(FAMILY, "sum_columns", grid, args)]);
+        return Ok(vec![Launch::grid(FAMILY, float.entry("sum_columns"), grid, args)]);
     }
     let partial = Arg::At(scratch(0, 4 * n_slices * n_out)?);
     let args = [x, partial.clone()].into_iter().chain(numbers).collect();
     let sum = vec![partial, y, Arg::Int(n_out as i64), Arg::Int(n_slices as i64)];
-    Ok(vec![Launch::grid(FAMILY, "sum_columns", grid, args), Launch::of(FAMILY, "sum_slices", n_out, sum)])
+    Ok(vec![
+        Launch::grid(FAMILY, float.entry("sum_column_slices"), grid, args),
+        Launch::of(FAMILY, float.entry("sum_slices"), n_out, sum),
+    ])
 }
 
 /// The sum of a function of `n` elements: partial sums, then theirs. Scratch memory before `start` is left alone.
@@ -69,11 +73,13 @@ pub(in super::super) fn total(name: &str, args: Vec<Arg>, n: u64, to: Arg, start
 }
 
 pub(in super::super) fn sum_squares(cx: &Cx<'_>) -> Lowered {
-    total("squares", vec![cx.f32(0)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+    let float = cx.float(0)?;
+    total(&float.entry("squares"), vec![float.arg(0)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
 }
 
 pub(in super::super) fn mse(cx: &Cx<'_>) -> Lowered {
-    total("differences", vec![cx.f32(0)?, cx.f32(1)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+    let float = cx.float(0)?;
+    total(&float.entry("differences"), vec![float.arg(0)?, float.arg(1)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
 }
 
 pub(in super::super) fn count_labels(op: &CountLabels, cx: &Cx<'_>) -> Lowered {
