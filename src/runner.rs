@@ -4,7 +4,7 @@ mod backend;
 mod save;
 mod source;
 
-pub use backend::{Backend, Process};
+pub use backend::{Backend, GpuFlags, Process};
 pub use save::{save_gradients, save_training};
 pub use source::PlanData;
 

@@ -11,7 +11,8 @@ use galvatron_backends::device::Device;
 
 /// An emulated GPU, where there is a C++ compiler.
 fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
-    Some(Box::new(emulated::Emulated::new(emulated::program()?, arena_bytes)))
+    let ranks = emulated::Emulated::world(emulated::program()?, 1, arena_bytes, false);
+    ranks.into_iter().next().map(|device| Box::new(device) as Box<dyn Device>)
 }
 
 conformance_tests!(device);

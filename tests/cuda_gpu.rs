@@ -37,33 +37,41 @@ fn libraries() -> Option<&'static probe::Libraries> {
 
 /// The first GPU.
 fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
-    let settings = Settings { arena_bytes, timeout: Duration::from_secs(60) };
+    let settings = Settings { arena_bytes, timeout: Duration::from_secs(60), graphs: false };
     let ranks = world(libraries()?, 1, &settings).expect("the GPU opens");
     ranks.into_iter().next().map(|(device, _)| device)
 }
 
-/// Losses of a plan on GPUs and on CPU ranks.
+/// Losses of a plan on GPUs and on CPU ranks; those on GPUs have the same bits when steps are launched as CUDA graphs.
 fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     let Some(libraries) = libraries() else { return };
     let fixture = Fixture::open(model);
     let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
     let module = order.compile().expect("the pins can be met").module;
     let options = RunOptions { steps: N_STEPS, timeout: Duration::from_secs(60), ..RunOptions::default() };
-    let (mut cpu, mut gpu) = (Vec::new(), Vec::new());
-    let note = |losses: &mut Vec<f64>, loss| {
-        losses.push(loss);
-        Flow::Continue
-    };
     let data = fixture.data();
-    let ran = galvatron_backends::run(&module, &options, data, &order.weights(), &mut |s| note(&mut cpu, s.loss));
+    let mut cpu = Vec::new();
+    let ran = galvatron_backends::run(&module, &options, data, &order.weights(), &mut |step| {
+        cpu.push(step.loss);
+        Flow::Continue
+    });
     ran.expect("the plan runs on CPU ranks");
-    let settings = Settings { arena_bytes: arena_bytes(&module), timeout: options.timeout };
-    let gpus = world(libraries, ranks as usize, &settings).expect("the GPUs open");
-    let ran = launch(&module, gpus, &options, (data, &order.weights()), &mut |s| note(&mut gpu, s.loss));
-    ran.expect("the plan runs on GPUs");
+    let on_gpus = |graphs| {
+        let settings = Settings { arena_bytes: arena_bytes(&module), timeout: options.timeout, graphs };
+        let gpus = world(libraries, ranks as usize, &settings).expect("the GPUs open");
+        let mut losses = Vec::new();
+        let ran = launch(&module, gpus, &options, (data, &order.weights()), &mut |step| {
+            losses.push(step.loss);
+            Flow::Continue
+        });
+        assert_eq!(ran.expect("the plan runs on GPUs").remarks, [], "steps can be captured");
+        losses
+    };
+    let gpu = on_gpus(false);
     for (step, (c, g)) in cpu.iter().zip(&gpu).enumerate() {
         assert!((c - g).abs() <= 1e-5 * c.abs().max(1.0), "step {}: {g} on GPUs, {c} on CPU ranks", step + 1);
     }
+    assert_eq!(gpu, on_gpus(true), "CUDA graphs change nothing");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Runs a plan for that many ranks on the backend `cuda`; `None` where its libraries are all here.
+/// Runs a plan for that many ranks; `None` where the libraries of CUDA are all here.
 fn run(ranks: u32, strategy: &str, more: &[&str]) -> Option<(Output, Duration)> {
     if probe().is_ok() {
         eprintln!("SKIPPED: the libraries of CUDA are all here");
@@ -29,7 +29,7 @@ fn run(ranks: u32, strategy: &str, more: &[&str]) -> Option<(Output, Duration)> 
     std::fs::write(&plan, galvatron_ir::text::print(&module)).expect("the plan is written");
     let start = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_galvatron-exec"));
-    let output = command.arg(&plan).args(["--backend", "cuda"]).args(more).output().expect("the executor starts");
+    let output = command.arg(&plan).args(more).output().expect("the executor starts");
     Some((output, start.elapsed()))
 }
 
@@ -49,15 +49,28 @@ fn check_diagnostic(output: &Output) {
 
 #[test]
 fn a_missing_driver_is_bad_input_with_a_list_of_what_was_looked_for() {
-    if let Some((output, _)) = run(1, "", &[]) {
+    if let Some((output, _)) = run(1, "", &["--backend", "cuda"]) {
         check_diagnostic(&output);
     }
 }
 
 #[test]
 fn ranks_in_processes_miss_the_driver_once_and_at_once() {
-    if let Some((output, time)) = run(2, "dp = 2", &["--nproc", "2"]) {
+    if let Some((output, time)) = run(2, "dp = 2", &["--backend", "cuda", "--nproc", "2"]) {
         check_diagnostic(&output);
         assert!(time < Duration::from_secs(2), "{time:?}");
+    }
+}
+
+#[test]
+fn a_flag_of_gpus_is_wrong_without_them() {
+    for more in [&["--backend", "cpu"][..], &["--backend", "cpu", "--nproc", "1"]] {
+        let Some((output, _)) = run(1, "", &[more, &["--no-cuda-graph"]].concat()) else { return };
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("error[usage]: `--no-cuda-graph` means nothing to the backend `cpu`"), "{text}");
+    }
+    if let Some((output, _)) = run(1, "", &["--backend", "cuda", "--no-cuda-graph"]) {
+        check_diagnostic(&output);
     }
 }

@@ -20,6 +20,7 @@ use galvatron_ir::Module;
 use galvatron_ir::plan::{Resident, ResidentRole};
 use galvatron_ir::types::DType;
 use plan::Order;
+use std::collections::BTreeSet;
 
 /// Ranks over data and tensor axes, parameters gathered when they are used, layers recomputed.
 const STRATEGY: &str = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
@@ -32,15 +33,15 @@ fn compile(strategy: &str) -> (Fixture, Module) {
     (fixture, module)
 }
 
-/// The records of all ranks over some steps.
-fn record(strategy: &str, steps: u64) -> (Module, Vec<Vec<Entry>>) {
+/// The records of all ranks over some steps; with `graphs` steps are replayed.
+fn record(strategy: &str, steps: u64, graphs: bool) -> (Module, Vec<Vec<Entry>>) {
     let (fixture, module) = compile(strategy);
     let order =
         Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute: DType::F32 };
     let options = RunOptions { steps, ..RunOptions::default() };
     let (mut world, mut logs): (World, Vec<Log>) = (Vec::new(), Vec::new());
     for comm in local_world(module.mesh.world() as usize, options.timeout) {
-        let (device, log) = Recorder::new(arena_bytes(&module));
+        let (device, log) = Recorder::new(arena_bytes(&module), graphs);
         world.push((Box::new(device), Box::new(comm)));
         logs.push(log);
     }
@@ -72,7 +73,7 @@ fn work(entries: &[Entry]) -> impl Iterator<Item = (Stream, &str, &Accesses)> {
 
 #[test]
 fn every_read_of_a_step_comes_after_its_write() {
-    let (module, logs) = record(STRATEGY, 2);
+    let (module, logs) = record(STRATEGY, 2, false);
     assert_eq!(logs.len(), 4);
     for (rank, entries) in logs.iter().enumerate() {
         let entries = [&zeroed(&module)[..], entries].concat();
@@ -84,7 +85,7 @@ fn every_read_of_a_step_comes_after_its_write() {
 /// The check is not blind: without the waits of one stream for another there are races.
 #[test]
 fn a_step_without_its_waits_has_races() {
-    let (_, logs) = record(STRATEGY, 1);
+    let (_, logs) = record(STRATEGY, 1, false);
     for waiting in [Stream::Compute, Stream::Communication] {
         let is_left = |entry: &&Entry| !matches!(entry, Entry::Wait(stream, _) if *stream == waiting);
         let entries: Vec<Entry> = logs[0].iter().filter(is_left).cloned().collect();
@@ -95,7 +96,7 @@ fn a_step_without_its_waits_has_races() {
 
 #[test]
 fn a_step_uses_the_arena_of_the_plan_to_its_end() {
-    let (module, logs) = record(STRATEGY, 1);
+    let (module, logs) = record(STRATEGY, 1, false);
     for entries in &logs {
         let spans = work(entries).flat_map(|(_, _, a)| a.reads.iter().chain(&a.writes));
         let end = spans.map(|span| span.offset + span.bytes).max().unwrap_or(0);
@@ -106,7 +107,7 @@ fn a_step_uses_the_arena_of_the_plan_to_its_end() {
 
 #[test]
 fn all_ranks_launch_the_same_work_and_exchange_beside_computing() {
-    let (_, logs) = record(STRATEGY, 1);
+    let (_, logs) = record(STRATEGY, 1, false);
     let names = |entries: &[Entry]| work(entries).map(|(s, n, _)| (s, n.to_string())).collect::<Vec<_>>();
     // Rank 0 reads the loss for the report; the order of the rest is the plan's.
     let launched = |entries: &[Entry]| {
@@ -118,5 +119,73 @@ fn all_ranks_launch_the_same_work_and_exchange_beside_computing() {
     for name in ["all_reduce", "all_gather", "reduce_scatter"] {
         let found = work(&logs[0]).any(|(stream, n, _)| stream == Stream::Communication && n == name);
         assert!(found, "no {name} in the step");
+    }
+}
+
+/// The launches of captured steps in a record.
+fn replays(entries: &[Entry]) -> Vec<&[Entry]> {
+    let mut replays = Vec::new();
+    let mut rest = entries;
+    while let Some(first) = rest.iter().position(|entry| *entry == Entry::GraphBegins) {
+        let last = rest.iter().position(|entry| *entry == Entry::GraphEnds).expect("what begins ends");
+        replays.push(&rest[first..=last]);
+        rest = &rest[last + 1..];
+    }
+    replays
+}
+
+#[test]
+fn a_step_can_be_captured_and_replayed_without_races() {
+    let (module, logs) = record(STRATEGY, 5, true);
+    for (rank, entries) in logs.iter().enumerate() {
+        let entries = [&zeroed(&module)[..], entries].concat();
+        let found: Vec<String> = races(&entries).iter().map(Race::to_string).collect();
+        assert!(found.is_empty(), "rank {rank}: {} races:\n{}", found.len(), found.join("\n"));
+        let replays = replays(&entries);
+        assert_eq!(replays.len(), 3, "rank {rank}");
+        assert!(replays.iter().all(|replay| *replay == replays[0]), "rank {rank}");
+        let streams: BTreeSet<Stream> = work(replays[0]).map(|(stream, ..)| stream).collect();
+        assert_eq!(streams.len(), 3, "rank {rank}: all streams are captured");
+    }
+}
+
+/// The check is not blind: a capture needs each of its waits between streams, and the host's wait for its end.
+#[test]
+fn a_captured_step_without_its_waits_is_wrong() {
+    let (_, logs) = record(STRATEGY, 4, true);
+    let graph_faults = |is_left: fn(&Entry) -> bool| {
+        let entries: Vec<Entry> = logs[0].iter().filter(|entry| is_left(entry)).cloned().collect();
+        races(&entries).iter().filter(|race| matches!(race, Race::Graph(_))).count()
+    };
+    assert_eq!(graph_faults(|_| true), 0);
+    assert!(graph_faults(|entry| !matches!(entry, Entry::Wait(Stream::Copy, _))) > 0);
+    assert!(graph_faults(|entry| !matches!(entry, Entry::Wait(Stream::Compute, _))) > 0);
+    assert!(graph_faults(|entry| !matches!(entry, Entry::HostWaits(_))) > 0);
+}
+
+/// The same nodes, exchanges, fills and readouts run in a captured step as in one that runs as it comes; each replay has the
+/// host write into the same slots in the same order, one a fill.
+#[test]
+fn a_replayed_step_does_what_a_step_does() {
+    let (_, eager) = record(STRATEGY, 1, false);
+    let (_, logs) = record(STRATEGY, 4, true);
+    for (entries, eager) in logs.iter().zip(&eager) {
+        let replay = replays(entries)[0];
+        let replayed: Vec<_> = work(replay).collect();
+        let step: Vec<_> = work(eager).collect();
+        assert!(step.ends_with(&replayed), "{} of {}", replayed.len(), step.len());
+        let first = entries.iter().position(|entry| *entry == Entry::GraphBegins).expect("steps are replayed");
+        let before = entries[..first].iter().rev().take_while(|entry| matches!(entry, Entry::HostWrites { .. }));
+        let written: Vec<&Entry> = before.collect::<Vec<_>>().into_iter().rev().collect();
+        let fills = replayed.iter().filter(|(_, name, _)| *name == "fill");
+        let slot = |(slot, (_, _, accesses)): (usize, &(_, _, &Accesses))| Entry::HostWrites {
+            slot,
+            bytes: accesses.writes[0].bytes as usize,
+        };
+        let expected: Vec<Entry> = fills.enumerate().map(slot).collect();
+        assert!(expected.len() > 4, "{expected:?}");
+        assert_eq!(written, expected.iter().collect::<Vec<_>>());
+        let all: Vec<&Entry> = entries.iter().filter(|entry| matches!(entry, Entry::HostWrites { .. })).collect();
+        assert_eq!(all, [&written[..], &written[..]].concat(), "two replays write alike");
     }
 }

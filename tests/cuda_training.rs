@@ -11,45 +11,67 @@ mod plan;
 
 use emulated::Emulated;
 use fixture::Fixture;
-use galvatron_backends::comm::local_world;
-use galvatron_backends::exec::{Flow, RunOptions, World, arena_bytes, launch};
+use galvatron_backends::device::Device;
+use galvatron_backends::exec::{
+    Flow, RunOptions, StepReport, Tensors, Trained, World, arena_bytes, launch, thread_ranks,
+};
 use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Steps that are compared; the emulator is slow.
 const STEPS: u64 = 3;
 
-/// Losses of a run on CPU ranks, and of one on emulated GPUs.
-fn losses(model: &str, optimizer: &str, ranks: u32, strategy: &str) -> Option<[Vec<f64>; 2]> {
-    let program = emulated::program()?;
-    let fixture = Fixture::open(model);
-    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
+/// What a run has left behind.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    losses: Vec<(f64, Option<f64>)>,
+    trained: Option<Trained>,
+    gradients: Option<Tensors>,
+}
+
+/// A run on CPU ranks, or on emulated GPUs; with `graphs` these replay steps. Also how many steps were replayed.
+fn run(order: &Order<'_>, options: &RunOptions, gpus: Option<bool>) -> Option<(Outcome, Vec<u64>)> {
     let module = order.compile().expect("the pins can be met").module;
-    let options = RunOptions { steps: STEPS, ..RunOptions::default() };
-    let data = fixture.data();
-    let mut cpu = Vec::new();
-    let note = |losses: &mut Vec<f64>, loss| {
-        losses.push(loss);
+    let (n_ranks, bytes) = (module.mesh.world() as usize, arena_bytes(&module));
+    let mut losses = Vec::new();
+    let mut note = |step: StepReport| {
+        losses.push((step.loss, step.grad_norm));
         Flow::Continue
     };
-    let ran = galvatron_backends::run(&module, &options, data, &order.weights(), &mut |s| note(&mut cpu, s.loss));
-    ran.expect("the plan runs on CPU ranks");
-    let mut gpu = Vec::new();
-    let mut world: World = Vec::new();
-    for comm in local_world(module.mesh.world() as usize, options.timeout) {
-        world.push((Box::new(Emulated::new(program, arena_bytes(&module))), Box::new(comm)));
-    }
-    let ran = launch(&module, world, &options, (data, &order.weights()), &mut |s| note(&mut gpu, s.loss));
-    ran.expect("the plan runs on emulated GPUs");
-    Some([cpu, gpu])
+    let (data, weights) = (order.fixture.data(), order.weights());
+    let (ran, devices) = match gpus {
+        None => (galvatron_backends::run(&module, options, data, &weights, &mut note), Vec::new()),
+        Some(graphs) => {
+            let devices = Emulated::world(emulated::program()?, n_ranks, bytes, graphs);
+            let boxed = devices.iter().map(|device| Box::new(device.clone()) as Box<dyn Device>);
+            let world: World = boxed.zip(thread_ranks(&module, options)).collect();
+            (launch(&module, world, options, (data, &weights), &mut note), devices)
+        }
+    };
+    let report = ran.expect("the plan runs");
+    assert_eq!(report.remarks, []);
+    let outcome = Outcome { losses, trained: report.trained, gradients: report.gradients };
+    Some((outcome, devices.iter().map(Emulated::n_replayed).collect()))
 }
 
 fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
-    let Some([cpu, gpu]) = losses(model, optimizer, ranks, strategy) else { return };
-    assert_eq!((cpu.len(), gpu.len()), (STEPS as usize, STEPS as usize));
-    for (step, (c, g)) in cpu.iter().zip(&gpu).enumerate() {
+    let fixture = Fixture::open(model);
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
+    let options = RunOptions { steps: STEPS, ..RunOptions::default() };
+    let Some((gpu, _)) = run(&order, &options, Some(false)) else { return };
+    let (cpu, _) = run(&order, &options, None).expect("CPU ranks need nothing");
+    assert_eq!((cpu.losses.len(), gpu.losses.len()), (STEPS as usize, STEPS as usize));
+    for (step, (&(c, _), &(g, _))) in cpu.losses.iter().zip(&gpu.losses).enumerate() {
         assert!((c - g).abs() <= 1e-5 * c.abs().max(1.0), "step {}: {g} on emulated GPUs, {c} on CPU ranks", step + 1);
     }
+}
+
+/// Runs with and without replays leave the same bits behind; `n_replayed` steps of every rank are replayed.
+fn check_replays(order: &Order<'_>, options: &RunOptions, n_replayed: u64) {
+    let Some((eager, none)) = run(order, options, Some(false)) else { return };
+    let (replayed, counts) = run(order, options, Some(true)).expect("the emulator is there");
+    assert_eq!(eager, replayed);
+    assert!(none.iter().all(|&n| n == 0) && counts.iter().all(|&n| n == n_replayed), "{none:?} {counts:?}");
 }
 
 #[test]
@@ -60,4 +82,28 @@ fn one_emulated_gpu_trains_like_the_cpu() {
 #[test]
 fn sharded_plans_train_like_the_cpu() {
     check("gpt2", "sgd_momentum", 4, "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2");
+}
+
+#[test]
+fn replayed_steps_train_to_the_same_bits() {
+    let fixture = Fixture::open("mlp");
+    let strategy = "dp = 2\nzero = 1\nmicro_batches = 2";
+    let (dialect, optimizer, compute) = ("keep20", "adamw", DType::F32);
+    let order = Order { fixture: &fixture, dialect, optimizer, ranks: 2, strategy, compute };
+    // What is saved in between is read after the end of a step, and the step after it is replayed again.
+    let options = RunOptions { steps: 20, collect: true, collect_every: 7, ..RunOptions::default() };
+    check_replays(&order, &options, 18);
+    // The first step is looked at, so it does not count as a step that is like the others.
+    check_replays(&order, &RunOptions { dump_gradients: true, steps: 6, ..options.clone() }, 3);
+    // Each node of each step is looked at.
+    check_replays(&order, &RunOptions { trace: true, steps: 4, ..options }, 0);
+}
+
+#[test]
+fn replayed_steps_of_a_sharded_transformer_train_to_the_same_bits() {
+    let fixture = Fixture::open("gpt2");
+    let strategy = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
+    let (dialect, optimizer, compute) = ("keep20", "adamw", DType::F32);
+    let order = Order { fixture: &fixture, dialect, optimizer, ranks: 4, strategy, compute };
+    check_replays(&order, &RunOptions { steps: 4, collect: true, ..RunOptions::default() }, 2);
 }

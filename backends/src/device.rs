@@ -32,10 +32,21 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// What `write` returns.
-    fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String>;
+    fn fill(&self, at: Span, write: Write<'_>) -> Result<(), String>;
 
     /// Copies a part of the arena to the host; `out` has its length.
     fn read(&self, at: Span, out: &mut [u8]);
+
+    /// Prepares a copy of a part of the arena to the host, to be run as a node of the step.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn prepare_readout(&self, at: Span) -> Result<Box<dyn Readout>, String>;
+
+    /// Tells that a step begins that does what all other steps do that are begun so: the same prepared nodes, exchanges and
+    /// fills in the same order, up to [`finish`](Self::finish). The device may launch it as a whole at its end; `fill` calls
+    /// its `write` at once in any case. A step that is not begun, or differs, is launched as it comes.
+    fn begin(&self) {}
 
     /// Waits until everything that was launched is done; called at the end of each step.
     ///
@@ -44,6 +55,11 @@ pub trait Device: Send + Sync {
     /// that runs by itself.
     fn finish(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    /// What a user should know of how the steps were run, such as that the device could not launch them as a whole.
+    fn remark(&self) -> Option<String> {
+        None
     }
 
     /// Calls `body` once on the thread from which this device's kernels are to be run.
@@ -58,6 +74,15 @@ pub trait Kernel: Send + Sync {
     /// What is wrong with the data, such as an index outside of its table.
     fn run(&self) -> Result<(), String>;
 }
+
+/// A prepared copy to the host.
+pub trait Readout: Kernel {
+    /// Copies what the part held when the readout last ran; `out` has its length. The step has been finished since.
+    fn value(&self, out: &mut [u8]);
+}
+
+/// Lets the host write the whole of a part; it may be refused.
+pub type Write<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), String>;
 
 /// A part of an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, shown};
 use crate::launch::Place;
 use crate::metrics::MetricsWriter;
-use crate::runner::{Backend, Outputs, PlanData, TrainFault, read_plan, run_record, train_on};
+use crate::runner::{Backend, GpuFlags, Outputs, PlanData, TrainFault, read_plan, run_record, train_on};
 use crate::weights::{PlanWeights, RandomWeights, Resumed, TensorFile};
 use clap::Parser;
 use galvatron_backends::comm::tcp::JoinFault;
@@ -20,6 +20,9 @@ pub struct ExecArgs {
     /// Where it runs.
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
     pub backend: String,
+    /// Launches each node by itself; without it whole steps are launched as CUDA graphs after the first ones. Only for `cuda`.
+    #[arg(long)]
+    pub no_cuda_graph: bool,
     /// Training data: a .safetensors file, or a token stream (.bin).
     #[arg(long)]
     pub data: Option<PathBuf>,
@@ -91,7 +94,7 @@ pub fn exec(args: &ExecArgs) -> i32 {
     };
     if let Some(n) = args.nproc {
         // What every process would say is said once.
-        return match Backend::open(&args.backend) {
+        return match backend(args) {
             Ok(_) => ranks::spawn_all(&module, n),
             Err(fault) => complain(&[fault], None),
         };
@@ -164,6 +167,9 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
             println!("step {:>6}  loss {:.6}  {:.1} ms", record.step, record.loss, record.step_time_s * 1e3);
         }
     })?;
+    for (rank, remark) in &report.remarks {
+        eprintln!("note: rank {rank}: {remark}");
+    }
     if let Some(path) = &args.trace {
         let path = ranks::trace_file(path, place);
         let written = std::fs::File::create(&path).and_then(|mut file| write_chrome_trace(&report.trace, &mut file));
@@ -172,10 +178,18 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
     Ok(())
 }
 
+fn backend(args: &ExecArgs) -> Result<Backend, Diagnostic> {
+    if args.no_cuda_graph && args.backend != "cuda" {
+        let message = format!("`--no-cuda-graph` means nothing to the backend `{}`", args.backend);
+        return Err(Diagnostic::new("usage", message).help("leave it out, or add `--backend cuda`"));
+    }
+    Backend::open(&args.backend, GpuFlags { graphs: !args.no_cuda_graph })
+}
+
 /// Opens the data and the weights.
 fn prepare(args: &ExecArgs, module: &Module) -> Checked<Ready> {
     let input = |d: Diagnostic| vec![d];
-    let backend = Backend::open(&args.backend).map_err(input)?;
+    let backend = backend(args).map_err(input)?;
     let timeout = ranks::timeout(args).map_err(input)?;
     let Some(path) = &args.data else {
         return Err(input(Diagnostic::new("usage", "no data").help("name a data file with `--data`")));

@@ -20,11 +20,21 @@ pub struct Process {
     pub local_rank: usize,
 }
 
+/// How GPUs are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuFlags {
+    /// Whether whole steps are launched as CUDA graphs after the first ones.
+    pub graphs: bool,
+}
+
 enum Kind {
     Cpu,
     /// GPUs, through these libraries.
     #[cfg(feature = "cuda")]
-    Cuda(galvatron_backends::cuda::probe::Libraries),
+    Cuda {
+        libraries: galvatron_backends::cuda::probe::Libraries,
+        flags: GpuFlags,
+    },
 }
 
 impl Backend {
@@ -33,17 +43,18 @@ impl Backend {
         Backend { kind: Kind::Cpu, process: None }
     }
 
-    /// The backend of that name, once what it needs was found.
+    /// The backend of that name, once what it needs was found; `flags` are for GPUs.
     ///
     /// # Errors
     /// A diagnostic that lists what was looked for and where, or that there is no such backend or device.
-    pub fn open(name: &str) -> Result<Backend, Diagnostic> {
+    pub fn open(name: &str, flags: GpuFlags) -> Result<Backend, Diagnostic> {
         let kind = match name {
             "cpu" => Kind::Cpu,
             #[cfg(feature = "cuda")]
-            "cuda" => Kind::Cuda(cuda()?),
+            "cuda" => Kind::Cuda { libraries: cuda()?, flags },
             #[cfg(not(feature = "cuda"))]
             "cuda" => {
+                let _ = flags;
                 let message = "this program was built without the backend `cuda`";
                 return Err(Diagnostic::new("unsupported", message)
                     .help("build it with `--features cuda`, or leave `--backend` out to train on CPU ranks"));
@@ -88,10 +99,10 @@ impl Backend {
             (Kind::Cpu, None) => galvatron_backends::run(module, options, data, weights, observer),
             (Kind::Cpu, Some(own)) => run_ranks(module, vec![own.comm], options, (data, weights), observer),
             #[cfg(feature = "cuda")]
-            (Kind::Cuda(libraries), process) => {
+            (Kind::Cuda { libraries, flags: GpuFlags { graphs } }, process) => {
                 use galvatron_backends::cuda::{Settings, process_rank, world};
                 use galvatron_backends::exec::{arena_bytes, launch};
-                let settings = Settings { arena_bytes: arena_bytes(module), timeout: options.timeout };
+                let settings = Settings { arena_bytes: arena_bytes(module), timeout: options.timeout, graphs };
                 let ranks = match process {
                     None => world(&libraries, module.mesh.world() as usize, &settings),
                     Some(Process { comm, local_rank }) => process_rank(&libraries, comm, local_rank, &settings),

@@ -1,17 +1,19 @@
 //! A device whose kernels are the CUDA sources, run on the CPU by the emulator under `tests/gpu/emulator`.
 
-use galvatron_backends::comm::{Collective, CommFault, ReduceOp, Site};
+use galvatron_backends::comm::{Collective, CommFault, LocalComm, ReduceOp, Site, local_world};
 use galvatron_backends::cuda::command::{Arg, Command, Launch, Matmul, Place, Program, SCRATCH_BYTES};
+use galvatron_backends::cuda::replay::{Item, Replay, Stage};
 use galvatron_backends::cuda::table::{lower, lower_move};
-use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Span};
+use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 /// Bytes that a page may have.
 const PAGE: u64 = 64 << 10;
@@ -169,31 +171,160 @@ impl Drop for Emulator {
 }
 
 /// One rank's emulated GPU.
-pub struct Emulated(Arc<Mutex<Emulator>>);
+#[derive(Clone)]
+pub struct Emulated(Arc<Mutex<Inner>>);
+
+struct Inner {
+    replay: Replay<Work, Graph>,
+    gpu: Gpu,
+}
+
+/// The emulator with what stands for NCCL: communication between the devices that the host's has no part in.
+struct Gpu {
+    emulator: Emulator,
+    comm: LocalComm,
+    readouts: Vec<Vec<u8>>,
+}
+
+/// Something prepared.
+#[derive(Clone, PartialEq)]
+enum Work {
+    /// Lines that the emulator reads.
+    Node(Arc<Vec<String>>),
+    Exchange(ExchangeKind, Vec<usize>),
+    Readout(Span, usize),
+}
+
+/// A captured step.
+struct Graph {
+    items: Vec<Item<Work>>,
+    slots: Vec<(Span, Vec<u8>)>,
+}
 
 impl Emulated {
-    /// A device with an arena of that many bytes.
-    pub fn new(program: &Path, arena_bytes: u64) -> Emulated {
-        Emulated(Arc::new(Mutex::new(Emulator::new(program, arena_bytes))))
+    /// The devices of all ranks of a plan; with `graphs` they replay steps.
+    pub fn world(program: &Path, n_ranks: usize, arena_bytes: u64, graphs: bool) -> Vec<Emulated> {
+        let device = |comm| {
+            let gpu = Gpu { emulator: Emulator::new(program, arena_bytes), comm, readouts: Vec::new() };
+            Emulated(Arc::new(Mutex::new(Inner { replay: Replay::new(graphs), gpu })))
+        };
+        local_world(n_ranks, Duration::from_secs(60)).into_iter().map(device).collect()
+    }
+
+    /// How many steps were launched as a whole.
+    #[allow(dead_code)]
+    pub fn n_replayed(&self) -> u64 {
+        self.0.lock().unwrap().replay.n_replayed()
+    }
+
+    fn prepared(&self, work: Work) -> Prepared {
+        Prepared { device: self.clone(), work }
     }
 
     fn kernel(&self, program: &Program) -> Box<dyn Kernel> {
-        let emulator = self.0.lock().unwrap();
+        let emulator = &self.0.lock().unwrap().gpu.emulator;
         let lines = program.commands.iter().map(|command| emulator.line(command)).collect();
-        Box::new(Lines { emulator: Arc::clone(&self.0), lines })
+        Box::new(self.prepared(Work::Node(Arc::new(lines))))
     }
 }
 
-/// A node as the lines that the emulator reads.
-struct Lines {
-    emulator: Arc<Mutex<Emulator>>,
-    lines: Vec<String>,
+impl Gpu {
+    fn exchange(&mut self, kind: ExchangeKind, ranks: &[usize]) -> Result<(), CommFault> {
+        let (group, site) = (self.comm.group(ranks), Site { node: "the emulator", step: 0 });
+        let Gpu { emulator: e, comm, .. } = self;
+        match kind {
+            ExchangeKind::AllReduce(at) => {
+                let mut values = e.floats(at).unwrap();
+                comm.all_reduce(group, &mut values, ReduceOp::Sum, &site)?;
+                e.write_floats(at, &values).unwrap();
+            }
+            ExchangeKind::ReduceScatter { input, output } => {
+                let (values, mut sums) = (e.floats(input).unwrap(), vec![0.0; output.bytes as usize / 4]);
+                comm.reduce_scatter(group, &values, &mut sums, &site)?;
+                e.write_floats(output, &sums).unwrap();
+            }
+            ExchangeKind::AllGather { input, output } => {
+                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
+                comm.all_gather(group, &own, &mut all, &site)?;
+                e.write(output, &all).unwrap();
+            }
+            ExchangeKind::AllToAll { input, output } => {
+                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
+                comm.all_to_all(group, &own, &mut all, &site)?;
+                e.write(output, &all).unwrap();
+            }
+        }
+        Ok(())
+    }
 }
 
-impl Kernel for Lines {
+impl Stage for Gpu {
+    type Work = Work;
+    type Graph = Graph;
+
+    fn launch(&mut self, work: &Work) -> Result<(), String> {
+        match work {
+            Work::Node(lines) => lines.iter().try_for_each(|line| self.emulator.send(line)),
+            Work::Exchange(kind, ranks) => self.exchange(*kind, ranks).map_err(|fault| fault.to_string()),
+            Work::Readout(at, index) => {
+                self.readouts[*index] = self.emulator.read(*at)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn fill(&mut self, at: Span, write: Write<'_>) -> Result<(), String> {
+        let mut bytes = vec![0; at.bytes as usize];
+        write(&mut bytes)?;
+        self.emulator.write(at, &bytes)
+    }
+
+    fn capture(&mut self, items: &[Item<Work>]) -> Result<Graph, String> {
+        let slot = |item: &Item<Work>| match item {
+            Item::Fill(at) => Some((*at, vec![0; at.bytes as usize])),
+            Item::Work(_) => None,
+        };
+        Ok(Graph { items: items.to_vec(), slots: items.iter().filter_map(slot).collect() })
+    }
+
+    fn replay(&mut self, graph: &mut Graph) -> Result<(), String> {
+        let mut slots = graph.slots.iter();
+        for item in &graph.items {
+            match item {
+                Item::Work(work) => self.launch(work)?,
+                Item::Fill(at) => self.emulator.write(*at, &slots.next().expect("one a fill").1)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(graph: &mut Graph, index: usize) -> &mut [u8] {
+        &mut graph.slots[index].1
+    }
+
+    fn written(graph: &Graph, index: usize) -> &[u8] {
+        &graph.slots[index].1
+    }
+}
+
+/// Something prepared, with its device.
+struct Prepared {
+    device: Emulated,
+    work: Work,
+}
+
+impl Kernel for Prepared {
     fn run(&self) -> Result<(), String> {
-        let mut emulator = self.emulator.lock().unwrap();
-        self.lines.iter().try_for_each(|line| emulator.send(line))
+        let Inner { replay, gpu } = &mut *self.device.0.lock().unwrap();
+        replay.run(gpu, &self.work)
+    }
+}
+
+impl Readout for Prepared {
+    fn value(&self, out: &mut [u8]) {
+        if let Work::Readout(_, index) = self.work {
+            out.copy_from_slice(&self.device.0.lock().unwrap().gpu.readouts[index]);
+        }
     }
 }
 
@@ -207,45 +338,39 @@ impl Device for Emulated {
     }
 
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
-        let mut emulator = self.0.lock().unwrap();
-        let (e, group) = (&mut *emulator, exchange.group);
-        match exchange.kind {
-            ExchangeKind::AllReduce(at) => {
-                let mut values = e.floats(at).unwrap();
-                comm.all_reduce(group, &mut values, ReduceOp::Sum, site)?;
-                e.write_floats(at, &values).unwrap();
-            }
-            ExchangeKind::ReduceScatter { input, output } => {
-                let (values, mut sums) = (e.floats(input).unwrap(), vec![0.0; output.bytes as usize / 4]);
-                comm.reduce_scatter(group, &values, &mut sums, site)?;
-                e.write_floats(output, &sums).unwrap();
-            }
-            ExchangeKind::AllGather { input, output } => {
-                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
-                comm.all_gather(group, &own, &mut all, site)?;
-                e.write(output, &all).unwrap();
-            }
-            ExchangeKind::AllToAll { input, output } => {
-                let (own, mut all) = (e.read(input).unwrap(), vec![0; output.bytes as usize]);
-                comm.all_to_all(group, &own, &mut all, site)?;
-                e.write(output, &all).unwrap();
-            }
-        }
-        Ok(())
+        let (rank, node, step) = (comm.rank(), site.node.to_string(), site.step);
+        let ranks = comm.members(exchange.group).ranks().to_vec();
+        let ran = self.prepared(Work::Exchange(exchange.kind, ranks)).run();
+        ran.map_err(|what| CommFault::Transport { rank, node, step, what })
     }
 
-    fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String> {
-        let mut bytes = vec![0; at.bytes as usize];
-        write(&mut bytes)?;
-        self.0.lock().unwrap().write(at, &bytes)
+    fn fill(&self, at: Span, write: Write<'_>) -> Result<(), String> {
+        let Inner { replay, gpu } = &mut *self.0.lock().unwrap();
+        replay.fill(gpu, at, write)
     }
 
     fn read(&self, at: Span, out: &mut [u8]) {
-        out.copy_from_slice(&self.0.lock().unwrap().read(at).unwrap());
+        let Inner { replay, gpu } = &mut *self.0.lock().unwrap();
+        replay.leave(gpu).unwrap();
+        out.copy_from_slice(&gpu.emulator.read(at).unwrap());
+    }
+
+    fn prepare_readout(&self, at: Span) -> Result<Box<dyn Readout>, String> {
+        let readouts = &mut self.0.lock().unwrap().gpu.readouts;
+        readouts.push(vec![0; at.bytes as usize]);
+        Ok(Box::new(self.prepared(Work::Readout(at, readouts.len() - 1))))
+    }
+
+    fn begin(&self) {
+        self.0.lock().unwrap().replay.begin();
     }
 
     fn finish(&self) -> Result<(), String> {
-        self.0.lock().unwrap().sync()
+        let Inner { replay, gpu } = &mut *self.0.lock().unwrap();
+        replay.end(gpu)?;
+        gpu.emulator.sync()?;
+        replay.done(gpu);
+        Ok(())
     }
 
     fn install(&self, body: &mut (dyn FnMut() + Send)) {

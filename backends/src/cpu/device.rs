@@ -1,6 +1,6 @@
 //! The device of one CPU rank: its arena, its threads, and how it moves and exchanges bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use galvatron_ir::types::DType;
 
@@ -9,7 +9,7 @@ use super::dispatch::{self, Slot, widen};
 use super::kernels::shape::copy_block;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
-use crate::device::{Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Span};
+use crate::device::{Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
 
 /// A CPU rank. With more than one thread it has a pool of its own.
 pub struct Cpu {
@@ -71,6 +71,32 @@ impl<F: Fn(&Arena) -> Result<(), String> + Send + Sync> Kernel for Prepared<F> {
     }
 }
 
+/// A part of the arena as it was when the readout ran.
+struct Held {
+    arena: Arc<Arena>,
+    at: Span,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Held {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().expect("invariant: copies do not panic")
+    }
+}
+
+impl Kernel for Held {
+    fn run(&self) -> Result<(), String> {
+        self.bytes().copy_from_slice(self.arena.view(self.at));
+        Ok(())
+    }
+}
+
+impl Readout for Held {
+    fn value(&self, out: &mut [u8]) {
+        out.copy_from_slice(&self.bytes());
+    }
+}
+
 impl Device for Cpu {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
         dispatch::prepare(&self.arena, self.threads, spec)
@@ -129,12 +155,17 @@ impl Device for Cpu {
         }
     }
 
-    fn fill(&self, at: Span, write: &mut dyn FnMut(&mut [u8]) -> Result<(), String>) -> Result<(), String> {
+    fn fill(&self, at: Span, write: Write<'_>) -> Result<(), String> {
         write(self.arena.view_mut(at))
     }
 
     fn read(&self, at: Span, out: &mut [u8]) {
         out.copy_from_slice(self.arena.view(at));
+    }
+
+    fn prepare_readout(&self, at: Span) -> Result<Box<dyn Readout>, String> {
+        let bytes = Mutex::new(vec![0; at.bytes as usize]);
+        Ok(Box::new(Held { arena: Arc::clone(&self.arena), at, bytes }))
     }
 
     fn install(&self, body: &mut (dyn FnMut() + Send)) {

@@ -8,8 +8,11 @@ use super::context::words;
 /// Workspace of matrix products, in bytes.
 pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
 
-/// Bytes of a record of a fault, and of the memory that is set aside for it.
+/// Bytes that are set aside for the record of a fault, which comes first, and for the word that tells how far a step is.
 const FAULT_BYTES: u64 = 256;
+
+/// Where that word is among them.
+const PROGRESS: u64 = 128;
 
 /// Device memory beside the arena, in bytes: scratch memory, workspace, the fault record. What the driver and NCCL take for
 /// themselves is not in it.
@@ -50,6 +53,11 @@ impl Arena {
             Place::Scratch(offset) => self.reserve + offset,
             Place::Fault => self.reserve + SCRATCH_BYTES + WORKSPACE_BYTES,
         }
+    }
+
+    /// The address of the word (`u32`) that tells how many exchanges of the step have ended.
+    pub(super) fn progress(&self) -> sys::CUdeviceptr {
+        self.address(Place::Fault) + PROGRESS
     }
 
     /// The address of the workspace of matrix products.

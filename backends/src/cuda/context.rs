@@ -34,6 +34,8 @@ impl Modules {
 pub(super) struct Context {
     pub(super) cuda: Arc<CudaContext>,
     streams: [sys::CUstream; 3],
+    /// A stream for questions while the others are stuck.
+    aside: sys::CUstream,
     /// For each stream its events.
     events: [Vec<sys::CUevent>; 3],
     /// Compute capability, as in `sm_90`.
@@ -79,7 +81,7 @@ impl Context {
         let event = || result::event::create(flags).map_err(|e| words("create an event", e));
         let ring = |n: u64| (0..n).map(|_| event()).collect::<Result<Vec<_>, _>>();
         let events = [ring(1)?, ring(EVENTS)?, ring(EVENTS)?];
-        Ok(Context { cuda, streams, events, arch: format!("sm_{major}{minor}") })
+        Ok(Context { cuda, streams, aside: stream()?, events, arch: format!("sm_{major}{minor}") })
     }
 
     /// Makes the context the calling thread's.
@@ -89,6 +91,10 @@ impl Context {
 
     pub(super) fn stream(&self, stream: Stream) -> sys::CUstream {
         self.streams[stream.index()]
+    }
+
+    pub(super) fn aside(&self) -> sys::CUstream {
+        self.aside
     }
 
     /// The machine code of a family, compiled if it is not cached.
@@ -119,32 +125,42 @@ impl Context {
         Ok(function)
     }
 
-    /// Waits until all that was launched on a stream is done. `check` is asked again and again whether to give up.
+    /// Waits until all that was launched on a stream is done, at most for `timeout`; false: it is not. `check` is asked again
+    /// and again whether to give up.
     ///
     /// # Errors
-    /// The driver's fault, that of `check`, or that the time is over.
+    /// The driver's fault, or that of `check`.
     pub(super) fn wait_for(
         &self,
         stream: Stream,
         timeout: Duration,
         check: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<(), String> {
-        let start = Instant::now();
-        loop {
-            // SAFETY: the stream is alive.
-            match unsafe { sys::cuStreamQuery(self.stream(stream)) } {
-                sys::CUresult::CUDA_SUCCESS => return Ok(()),
-                sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                fault => return Err(words("finish", DriverError(fault))),
-            }
-            check()?;
-            if start.elapsed() > timeout {
-                return Err(format!("the GPU did not finish in {:.0} s", timeout.as_secs_f64()));
-            }
-            // Short waits are spun through, long ones are not.
-            if start.elapsed() > Duration::from_micros(200) {
-                std::thread::sleep(Duration::from_micros(50));
-            }
+    ) -> Result<bool, String> {
+        // SAFETY: the stream is alive.
+        wait(timeout, &mut || unsafe { sys::cuStreamQuery(self.stream(stream)) }, check)
+    }
+}
+
+/// Asks whether something is done until it is, or the time is over; then the answer is false.
+pub(super) fn wait(
+    timeout: Duration,
+    query: &mut dyn FnMut() -> sys::CUresult,
+    check: &mut dyn FnMut() -> Result<(), String>,
+) -> Result<bool, String> {
+    let start = Instant::now();
+    loop {
+        match query() {
+            sys::CUresult::CUDA_SUCCESS => return Ok(true),
+            sys::CUresult::CUDA_ERROR_NOT_READY => {}
+            fault => return Err(words("finish", DriverError(fault))),
+        }
+        check()?;
+        if start.elapsed() > timeout {
+            return Ok(false);
+        }
+        // Short waits are spun through, long ones are not.
+        if start.elapsed() > Duration::from_micros(200) {
+            std::thread::sleep(Duration::from_micros(50));
         }
     }
 }
@@ -180,7 +196,7 @@ impl Drop for Context {
             self.events.iter().flatten().for_each(|&event| {
                 let _ = result::event::destroy(event);
             });
-            self.streams.iter().for_each(|&stream| {
+            self.streams.iter().chain([&self.aside]).for_each(|&stream| {
                 let _ = result::stream::destroy(stream);
             });
         }

@@ -16,6 +16,8 @@ mod context;
 #[cfg(feature = "cuda")]
 mod device;
 mod gemm;
+#[cfg(feature = "cuda")]
+mod graph;
 mod kernels;
 pub mod meet;
 #[cfg(feature = "cuda")]
@@ -24,9 +26,14 @@ mod nccl;
 mod nvrtc;
 pub mod order;
 #[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(feature = "cuda")]
 pub mod probe;
 pub mod race;
 pub mod record;
+pub mod replay;
+#[cfg(feature = "cuda")]
+mod stage;
 #[cfg(feature = "cuda")]
 mod staging;
 pub mod table;

@@ -118,8 +118,26 @@ impl Order {
         queue.record(event(stream, *launched))
     }
 
-    /// Forgets all exchanges and copies: the host has waited for them.
+    /// Makes computing wait for all exchanges and copies that it has not waited for, as a capture must before it ends.
+    ///
+    /// # Errors
+    /// The fault of the queue.
+    pub fn join<Q: Queue>(&mut self, queue: &mut Q) -> Result<(), Q::Fault> {
+        for other in [Stream::Communication, Stream::Copy] {
+            let launched = self.launched[other.index()];
+            let waited = &mut self.waited[Stream::Compute.index()][other.index()];
+            if launched > *waited {
+                *waited = launched;
+                queue.wait(Stream::Compute, event(other, launched))?;
+            }
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Forgets all exchanges and copies: the host has waited for them, so nothing needs to wait for their events.
     pub fn finished(&mut self) {
         self.pending.clear();
+        self.waited = [self.launched; 3];
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! It knows nothing of how the waits were decided. Order is kept as vector clocks (Fidge 1988, Mattern 1989), one per stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::order::{Event, Stream};
@@ -31,6 +31,23 @@ pub enum Race {
     },
     /// A stream waits for an event that was never recorded.
     Unrecorded(Event),
+    /// A captured step could not have been captured, or not replayed.
+    Graph(Capture),
+}
+
+/// What is wrong with a captured step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Work on a stream that did not wait for an event of the step before.
+    Outside(Stream),
+    /// A wait for an event that was not recorded in the step.
+    Foreign(Event),
+    /// Computing has not waited for all work of a stream when the step begins or ends.
+    Unjoined(Stream),
+    /// The host waits inside of the step.
+    HostWaits,
+    /// The host writes into a slot while the step may be copying from it.
+    SlotInUse(usize),
 }
 
 impl fmt::Display for Race {
@@ -43,6 +60,7 @@ impl fmt::Display for Race {
                 write!(f, "`{reader}` reads bytes {} to {}, which nothing wrote", at.offset, at.offset + at.bytes)
             }
             Race::Unrecorded(event) => write!(f, "a stream waits for event {} of {:?}", event.slot, event.stream),
+            Race::Graph(fault) => write!(f, "a captured step is wrong: {fault:?}"),
         }
     }
 }
@@ -73,12 +91,22 @@ struct State {
     writes: Vec<Touch>,
     reads: Vec<Touch>,
     races: Vec<Race>,
+    /// Inside of a captured step: the streams that take part.
+    inside: Option<[bool; 3]>,
+    /// The events that were recorded in it.
+    own: BTreeSet<Event>,
+    /// Up to which work of the compute stream the last captured step reaches.
+    graph_end: u64,
+    /// Up to which work of the compute stream the host has waited.
+    host: u64,
 }
 
 /// Everything that is wrong with a record of one rank.
 pub fn races(entries: &[Entry]) -> Vec<Race> {
     let mut state = State::default();
     for entry in entries {
+        let wrong = state.capture(entry);
+        state.races.extend(wrong.map(Race::Graph));
         match entry {
             Entry::Record(event) => {
                 state.events.insert(*event, state.clocks[event.stream.index()]);
@@ -90,10 +118,12 @@ pub fn races(entries: &[Entry]) -> Vec<Race> {
             Entry::HostWaits(stream) => {
                 let clock = state.clocks[stream.index()];
                 state.clocks.iter_mut().for_each(|other| join(other, &clock));
+                state.host = state.host.max(clock[Stream::Compute.index()]);
             }
             Entry::Work { stream, name, accesses, .. } => {
                 state.work(*stream, name, &accesses.reads, &accesses.writes);
             }
+            Entry::GraphBegins | Entry::GraphEnds | Entry::HostWrites { .. } => {}
         }
     }
     state.races
@@ -104,6 +134,47 @@ fn join(clock: &mut Clock, other: &Clock) {
 }
 
 impl State {
+    /// Whether the entry keeps to what can be captured: streams take part from their first wait for the step on, wait only for
+    /// its own events, and are waited for by computing at its end. When a step begins, computing must have waited for all that
+    /// was launched before, because the step knows nothing of other streams.
+    fn capture(&mut self, entry: &Entry) -> Option<Capture> {
+        match (entry, &mut self.inside) {
+            (Entry::GraphBegins, inside) => {
+                *inside = Some([true, false, false]);
+                self.own.clear();
+                self.unjoined()
+            }
+            (Entry::GraphEnds, inside) => {
+                *inside = None;
+                // The end is a point of the compute stream of its own.
+                let compute = &mut self.clocks[Stream::Compute.index()][Stream::Compute.index()];
+                *compute += 1;
+                self.graph_end = *compute;
+                self.unjoined()
+            }
+            (Entry::HostWrites { slot, .. }, _) => (self.host < self.graph_end).then_some(Capture::SlotInUse(*slot)),
+            (Entry::Record(event), Some(forked)) => {
+                self.own.insert(*event);
+                (!forked[event.stream.index()]).then_some(Capture::Outside(event.stream))
+            }
+            (Entry::Wait(stream, event), Some(forked)) => {
+                forked[stream.index()] |= self.own.contains(event);
+                (!self.own.contains(event)).then_some(Capture::Foreign(*event))
+            }
+            (Entry::Work { stream, .. }, Some(forked)) => {
+                (!forked[stream.index()]).then_some(Capture::Outside(*stream))
+            }
+            (Entry::HostWaits(_), Some(_)) => Some(Capture::HostWaits),
+            _ => None,
+        }
+    }
+
+    fn unjoined(&self) -> Option<Capture> {
+        let [compute, ..] = self.clocks;
+        let is_behind = |stream: &Stream| compute[stream.index()] < self.clocks[stream.index()][stream.index()];
+        Stream::ALL.into_iter().find(is_behind).map(Capture::Unjoined)
+    }
+
     fn work(&mut self, stream: Stream, name: &str, reads: &[Span], writes: &[Span]) {
         let clock = self.clocks[stream.index()];
         for at in reads {
@@ -203,6 +274,48 @@ mod tests {
             work(Stream::Compute, "reuse", &[], &[0]),
         ];
         assert_eq!(races(&entries).len(), 1);
+    }
+
+    /// A step on two streams as it must be captured, between the host's writes.
+    fn captured() -> Vec<Entry> {
+        let computed = Event { stream: Stream::Compute, slot: 0 };
+        let copied = Event { stream: Stream::Copy, slot: 1 };
+        vec![
+            Entry::HostWrites { slot: 0, bytes: 64 },
+            Entry::GraphBegins,
+            Entry::Record(computed),
+            Entry::Wait(Stream::Copy, computed),
+            work(Stream::Copy, "fill", &[], &[0]),
+            Entry::Record(copied),
+            work(Stream::Compute, "make", &[], &[64]),
+            Entry::Wait(Stream::Compute, copied),
+            Entry::GraphEnds,
+            Entry::HostWaits(Stream::Compute),
+        ]
+    }
+
+    #[test]
+    fn a_step_that_forks_and_joins_its_streams_can_be_captured() {
+        assert_eq!(races(&[captured(), captured()].concat()), []);
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_captured_is_found() {
+        let without = |at: usize| {
+            let mut entries = captured();
+            entries.remove(at);
+            races(&[entries, captured()].concat())
+        };
+        let graph = |fault| Race::Graph(fault);
+        let copied = Event { stream: Stream::Copy, slot: 1 };
+        assert!(without(2).contains(&Race::Unrecorded(Event { stream: Stream::Compute, slot: 0 })));
+        assert!(without(3).contains(&graph(Capture::Outside(Stream::Copy))));
+        assert!(without(5).contains(&graph(Capture::Foreign(copied))));
+        assert!(without(7).contains(&graph(Capture::Unjoined(Stream::Copy))));
+        assert_eq!(without(9), [graph(Capture::SlotInUse(0))]);
+        let mut entries = captured();
+        entries.insert(5, Entry::HostWaits(Stream::Copy));
+        assert_eq!(races(&entries), [graph(Capture::HostWaits)]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Settings {
     pub arena_bytes: u64,
     /// How long a rank waits for others, or for its GPU.
     pub timeout: Duration,
+    /// Whether whole steps are launched as CUDA graphs after the first ones.
+    pub graphs: bool,
 }
 
 /// Devices and ends of the communication for `n_ranks` ranks that are threads of this process. Rank r has GPU r; with fewer

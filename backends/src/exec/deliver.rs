@@ -137,7 +137,7 @@ impl Worker {
 
     /// Brings the gradients of the first step to where they are assembled.
     pub(super) fn collect_gradients(&mut self, shared: &Shared<'_>, step: u64) -> Result<(), RunFault> {
-        if !shared.options.dump_gradients || step != shared.options.first_step {
+        if !shared.options.dumps_at(step) {
             return Ok(());
         }
         let site = Site { node: "the collection of gradients", step };

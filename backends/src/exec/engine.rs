@@ -13,7 +13,7 @@ use super::gate::{Gate, StopOnDrop};
 use super::instr::{Builder, Phases, Report, optimizer_nodes, resident_ends, value_of_output};
 use super::layout::Layout;
 use super::observe::Observed;
-use super::rank::{Entry, Rank, RankEnd, RankReport, Scalars, Shared, Worker, learning_rate};
+use super::rank::{Entry, Rank, RankEnd, RankReport, Shared, Worker, learning_rate};
 use super::weights::{Stored, WeightSource, stored_residents, upload};
 use super::{Flow, RunOptions, RunReport, StepReport};
 use crate::comm::{Collective, GroupId};
@@ -143,7 +143,8 @@ fn prepare_rank(
     let (module, rank) = (shared.module, layout.rank as usize);
     let everyone: Vec<usize> = (0..comm.world()).collect();
     let world = comm.group(&everyone);
-    let reports = reported(shared, layout)?;
+    let mut reports = reported(shared, layout)?;
+    reports.retain(|_| rank == 0);
     let optimizers: Vec<_> = optimizer_nodes(module, layout).into_iter().map(|(node, _)| node).collect();
     let mut builder = Builder {
         module,
@@ -177,8 +178,8 @@ struct Prepared {
 impl Prepared {
     fn worker(self, comm: Box<dyn Collective>, reports: Option<Sender<RankReport>>) -> Worker {
         let Prepared { world, phases, stored, expected } = self;
-        let (rank, scalars, events, pending) = (comm.rank(), Scalars::default(), Vec::new(), Vec::new());
-        Worker { rank, comm, world, phases, stored, expected, pending, reports, scalars, events, at: None }
+        let (rank, events, pending) = (comm.rank(), Vec::new(), Vec::new());
+        Worker { rank, comm, world, phases, stored, expected, pending, reports, events, at: None }
     }
 }
 
@@ -278,6 +279,7 @@ fn finish(
         steps: ends.first().map_or(0, |end| end.steps),
         peak_bytes: shared.observed.iter().map(Observed::peak_bytes).collect(),
         traffic: ends.iter().map(|end| end.traffic).collect(),
+        remarks: ends.iter().filter_map(|end| Some((end.rank, end.remark.clone()?))).collect(),
         trained,
         gradients: gradients.map(|g| g.parameters),
         trace: ends.into_iter().flat_map(|end| end.events).collect(),

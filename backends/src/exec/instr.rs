@@ -12,7 +12,7 @@ use super::exchange::{self, Buffers, Collected};
 use super::layout::Layout;
 use super::observe::Ends;
 use crate::comm::Collective;
-use crate::device::{BufferSpec, Device, Exchange, Kernel, Move, NodeSpec, Span};
+use crate::device::{BufferSpec, Device, Exchange, Kernel, Move, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
 
 /// One node of one rank.
@@ -24,8 +24,8 @@ pub(super) struct Instr {
     pub(super) work: Work,
     /// Ends of the buffers that it touches.
     pub(super) ends: Ends,
-    /// A result that is reported after it.
-    pub(super) report: Option<(Report, Span)>,
+    /// A scalar result that is copied to the host after it, for the report of the step.
+    pub(super) report: Option<(Report, Box<dyn Readout>)>,
     /// For an optimizer node: the index of the gradient that it reads, among those to be dumped, and the rank's part.
     pub(super) gradient: Option<(usize, BufferSpec)>,
 }
@@ -110,14 +110,22 @@ impl Builder<'_> {
                 return Ok(None);
             }
         };
-        let report = self.reports.iter().find_map(|&(report, value)| {
+        let reported = self.reports.iter().find_map(|&(report, value)| {
             let index = node.results.iter().position(|&r| r == value)?;
             Some((report, results[index].span()))
         });
+        let report = match reported {
+            Some((report, at)) => Some((report, self.device.prepare_readout(at).map_err(|what| self.fault(what))?)),
+            None => None,
+        };
         let gradient = self.optimizers.iter().position(|&n| n == id);
         let gradient = gradient.filter(|_| self.layout.is_first_replica(&self.layout.sharding(node.args[1])));
         let gradient = gradient.map(|index| (index, args[1].clone()));
         Ok(Some(Instr { name, op, work, ends, report, gradient }))
+    }
+
+    fn fault(&self, what: String) -> RunFault {
+        RunFault::Device { rank: self.layout.rank as usize, what }
     }
 
     /// What a node does, or why the backend cannot do it.

@@ -74,6 +74,10 @@ impl Default for RunOptions {
 }
 
 impl RunOptions {
+    fn dumps_at(&self, step: u64) -> bool {
+        self.dump_gradients && step == self.first_step
+    }
+
     fn collects_at(&self, step: u64) -> bool {
         self.collect_every > 0 && step.is_multiple_of(self.collect_every)
     }
@@ -113,6 +117,8 @@ pub struct RunReport {
     pub gradients: Option<Tensors>,
     /// What was recorded, rank by rank of this process, if asked for.
     pub trace: Vec<TraceEvent>,
+    /// What devices of this process say of how the steps were run, with their rank.
+    pub remarks: Vec<(usize, String)>,
 }
 
 /// Runs a plan on CPU ranks of this process. `observer` is called after each step, on the caller's thread, and says how to go

@@ -74,22 +74,24 @@ pub(super) struct Worker {
     pub(super) pending: Vec<(usize, Vec<u8>)>,
     /// Rank 0 has it.
     pub(super) reports: Option<Sender<RankReport>>,
-    pub(super) scalars: Scalars,
     pub(super) events: Vec<TraceEvent>,
     /// Phase and number of the instruction in work, for the message of a panic.
     pub(super) at: Option<(usize, usize)>,
 }
 
-/// The scalars of the step in work.
+/// The scalars that a step reports.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Scalars {
+struct Scalars {
     loss: f64,
     grad_norm: Option<f64>,
 }
 
 /// What is left of a rank.
 pub(super) struct RankEnd {
+    pub(super) rank: usize,
     pub(super) steps: u64,
+    /// What the device has to say.
+    pub(super) remark: Option<String>,
     pub(super) events: Vec<TraceEvent>,
     pub(super) traffic: Stats,
 }
@@ -109,7 +111,10 @@ impl Rank {
             outcome = Err(RunFault::Panic { rank: worker.rank, node, message: message.into() });
         }
         match outcome {
-            Ok(steps) => Ok(RankEnd { steps, events: worker.events, traffic: *worker.comm.stats() }),
+            Ok(steps) => {
+                let (rank, remark, traffic) = (worker.rank, device.remark(), *worker.comm.stats());
+                Ok(RankEnd { rank, steps, remark, events: worker.events, traffic })
+            }
             Err(fault) => {
                 worker.comm.abort(&fault.to_string());
                 Err(fault)
@@ -134,12 +139,17 @@ impl Worker {
 
     /// One step; it ends when all ranks have ended it and rank 0 has sent the report.
     fn step(&mut self, device: &dyn Device, shared: &Shared<'_>, step: u64) -> Result<(), RunFault> {
-        let start = Instant::now();
+        let (start, options) = (Instant::now(), shared.options);
+        // A step in which each node is looked at by itself is not launched as a whole.
+        if !options.trace && !options.dumps_at(step) {
+            device.begin();
+        }
         for &entry in &shared.schedule {
             self.phase(device, shared, entry, step)?;
         }
         self.at = None;
         device.finish().map_err(|what| self.fault_at_end(what, step))?;
+        let Scalars { loss, grad_norm } = self.scalars();
         let time = start.elapsed();
         self.collect_gradients(shared, step)?;
         if shared.options.collects_at(step) {
@@ -147,7 +157,6 @@ impl Worker {
         }
         self.meet(shared, step)?;
         if let Some(reports) = &self.reports {
-            let Scalars { loss, grad_norm } = self.scalars;
             // The caller's side is gone only when it stops the run, which the gate tells.
             let _ = reports.send(RankReport { step, loss, grad_norm, time });
         }
@@ -167,8 +176,7 @@ impl Worker {
             let instr = &mut self.phases[phase][i];
             shared.observed[self.rank].bind(instr.ends);
             if let Some((index, gradient)) = &instr.gradient
-                && shared.options.dump_gradients
-                && step == shared.options.first_step
+                && shared.options.dumps_at(step)
             {
                 if shared.is_whole || self.rank == 0 {
                     shared.gradients.write(*index, device, gradient);
@@ -182,20 +190,23 @@ impl Worker {
             if shared.options.trace {
                 self.events.push(event(instr, shared, entry, (self.rank, step, start)));
             }
-            if let Some((report, at)) = instr.report {
-                self.scalars.note(report, read_scalar(device, at));
-            }
         }
         Ok(())
     }
-}
 
-impl Scalars {
-    fn note(&mut self, report: Report, value: f64) {
-        match report {
-            Report::Loss => self.loss = value,
-            Report::GradNorm => self.grad_norm = Some(value),
+    /// What the readouts of a finished step hold.
+    fn scalars(&self) -> Scalars {
+        let mut scalars = Scalars::default();
+        for (report, readout) in self.phases.iter().flatten().filter_map(|instr| instr.report.as_ref()) {
+            let mut bytes = [0; 4];
+            readout.value(&mut bytes);
+            let value = f64::from(f32::from_ne_bytes(bytes));
+            match report {
+                Report::Loss => scalars.loss = value,
+                Report::GradNorm => scalars.grad_norm = Some(value),
+            }
         }
+        scalars
     }
 }
 
@@ -204,12 +215,6 @@ pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
     let mut bytes = vec![0; buffer.ty.bytes() as usize];
     device.read(buffer.span(), &mut bytes);
     bytes
-}
-
-fn read_scalar(device: &dyn Device, at: Span) -> f64 {
-    let mut bytes = [0; 4];
-    device.read(at, &mut bytes);
-    f64::from(f32::from_ne_bytes(bytes))
 }
 
 fn event(instr: &Instr, shared: &Shared<'_>, entry: Entry, (rank, step, start): (usize, u64, Instant)) -> TraceEvent {
@@ -275,6 +280,9 @@ impl Context<'_> {
             }
             Work::LearningRate(at) => self.scalar(*at, learning_rate(self.train(), self.step))?,
             Work::StepNumber(at) => self.scalar(*at, self.step as f64)?,
+        }
+        if let Some((_, readout)) = &instr.report {
+            readout.run()?;
         }
         Ok(())
     }
