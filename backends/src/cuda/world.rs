@@ -13,8 +13,11 @@ use crate::comm::{Collective, local_world};
 use crate::device::Device;
 use crate::fault::RunFault;
 
+/// A rank's device and its end of the communication.
+type Rank = (Box<dyn Device>, Box<dyn Collective>);
+
 /// For each rank its device and its end of the communication.
-pub type Ranks = Vec<(Box<dyn Device>, Box<dyn Collective>)>;
+pub type Ranks = Vec<Rank>;
 
 /// How the ranks on GPUs are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +85,7 @@ fn seat(ordinal: usize) -> Result<Seat, String> {
     Ok(Seat { uuid: uuid(ordinal)?, may_share: told.is_some_and(|value| value != 0) })
 }
 
-fn open(
-    nccl: &Arc<Nccl>,
-    comm: Box<dyn Collective>,
-    ordinal: usize,
-    settings: &Settings,
-) -> Result<(Box<dyn Device>, Box<dyn Collective>), RunFault> {
+fn open(nccl: &Arc<Nccl>, comm: Box<dyn Collective>, ordinal: usize, settings: &Settings) -> Result<Rank, RunFault> {
     let communicators = Communicators::new(Arc::clone(nccl), &*comm, settings.timeout);
     match Cuda::new(ordinal, communicators, settings) {
         Ok(device) => Ok((Box::new(device), comm)),
