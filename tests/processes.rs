@@ -1,6 +1,8 @@
 //! Ranks that are processes train like ranks that are threads, and end together: with a rank that is killed, with ranks that do
 //! not fit together.
 
+#[path = "support/batches.rs"]
+mod batches;
 #[path = "support/fixture.rs"]
 mod fixture;
 #[path = "support/plan.rs"]
@@ -10,10 +12,7 @@ use fixture::{Fixture, N_STEPS};
 use galvatron_backends::exec::{Flow, RunOptions};
 use galvatron_ir::types::DType;
 use plan::Order;
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -56,7 +55,7 @@ impl Input {
             Order { compute: DType::Bf16, strategy: "dp = 2\ntp = 2\nzero = 3", ..order }.compile().unwrap().module;
         std::fs::write(folder.join("half.gir"), galvatron_ir::text::print(&half)).unwrap();
         std::fs::write(folder.join("other.gir"), galvatron_ir::text::print(&other)).unwrap();
-        write_batches(&fixture, &folder.join("data.safetensors"));
+        batches::write(&fixture, &folder.join("data.safetensors"));
         Input { arena_bytes: module.arena.bytes(), fixture, folder }
     }
 
@@ -100,30 +99,6 @@ impl Input {
         files.push(format!("{name}.gradients"));
         (lines, files.iter().map(|file| std::fs::read(self.file(file)).unwrap()).collect())
     }
-}
-
-/// The batches of the reference run, one after the other.
-fn write_batches(fixture: &Fixture, path: &std::path::Path) {
-    let reference = SafeTensors::deserialize(&fixture.reference).unwrap();
-    let mut arrays: BTreeMap<String, (Vec<TensorView<'_>>, Vec<u8>)> = BTreeMap::new();
-    for batch in 0..4 {
-        let prefix = format!("batch{batch}.");
-        for (name, tensor) in reference.iter().filter(|(name, _)| name.starts_with(&prefix)) {
-            let (batches, bytes) = arrays.entry(name[prefix.len()..].to_string()).or_default();
-            bytes.extend(tensor.data());
-            batches.push(tensor);
-        }
-    }
-    let view = |(batches, bytes): &'_ (Vec<TensorView<'_>>, Vec<u8>)| {
-        let mut shape = batches[0].shape().to_vec();
-        shape[0] = batches.iter().map(|b| b.shape()[0]).sum();
-        (batches[0].dtype(), shape, bytes.clone())
-    };
-    let whole: BTreeMap<&String, _> = arrays.iter().map(|(name, array)| (name, view(array))).collect();
-    let views = whole
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
 fn free_port() -> u16 {

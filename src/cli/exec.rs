@@ -1,6 +1,6 @@
 //! `galvatron-exec`: trains a plan.
 
-use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, shown};
+use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, say_line, shown};
 use crate::launch::Place;
 use crate::metrics::MetricsWriter;
 use crate::runner::{Backend, GpuFlags, Outputs, PlanData, TrainFault, read_plan, run_record, train_on};
@@ -103,7 +103,7 @@ pub fn exec(args: &ExecArgs) -> i32 {
         Ok(()) => OK,
         Err(Fault::Train(fault)) => say(fault),
         Err(Fault::Join(fault)) => {
-            eprintln!("error[launch]: {fault}");
+            say_line(&format!("error[launch]: {fault}"));
             if matches!(fault, JoinFault::Refused { is_input: true, .. }) { BAD_INPUT } else { RUN_FAULT }
         }
     }
@@ -128,7 +128,7 @@ fn say(fault: TrainFault) -> i32 {
     match fault {
         TrainFault::Input(faults) => complain(&faults, None),
         TrainFault::Run(fault) => {
-            eprintln!("error[run]: {fault}");
+            say_line(&format!("error[run]: {fault}"));
             RUN_FAULT
         }
         TrainFault::Write(path, e) => {
@@ -168,7 +168,7 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
         }
     })?;
     for (rank, remark) in &report.remarks {
-        eprintln!("note: rank {rank}: {remark}");
+        say_line(&format!("note: rank {rank}: {remark}"));
     }
     if let Some(path) = &args.trace {
         let path = ranks::trace_file(path, place);

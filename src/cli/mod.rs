@@ -24,6 +24,12 @@ pub fn complain(diagnostics: &[Diagnostic], source: Option<(&str, &str)>) -> i32
     BAD_INPUT
 }
 
+/// Prints a line to stderr in one piece: lines of several processes do not mix.
+pub fn say_line(line: &str) {
+    let line = format!("{line}\n");
+    eprint!("{line}");
+}
+
 /// A file's name for messages.
 pub fn shown(path: &std::path::Path) -> String {
     path.display().to_string()

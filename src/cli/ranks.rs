@@ -1,7 +1,7 @@
 //! Ranks in processes, as `galvatron-exec` sees them: its own rank, the way to the others, local processes for all.
 
 use super::exec::{ExecArgs, digest};
-use super::{OK, RUN_FAULT, complain};
+use super::{OK, RUN_FAULT, complain, say_line};
 use crate::launch::{Flags, Line, Place, Spawn, discover, spawn};
 use crate::runner::Process;
 use galvatron_backends::comm::tcp::{self, JoinFault, JoinOptions, Machine};
@@ -25,7 +25,7 @@ pub(super) fn place(args: &ExecArgs) -> Result<Option<Place>, Diagnostic> {
     let place = discover(&flags, &|name| std::env::var(name).ok())?;
     if let Some(Place { rank, world, local_rank, rendezvous, source }) = &place {
         let local = local_rank.map_or(String::new(), |local| format!(", local rank {local}"));
-        eprintln!("rank {rank} of {world}{local} by {source}, rendezvous at {rendezvous}");
+        say_line(&format!("rank {rank} of {world}{local} by {source}, rendezvous at {rendezvous}"));
     }
     Ok(place)
 }
@@ -163,5 +163,6 @@ fn rank_args(rank: usize, n: usize, rendezvous: &str) -> Vec<OsString> {
 
 fn print(line: &Line) {
     let Line { rank, is_error, text } = line;
-    if *is_error { eprintln!("[rank {rank}] {text}") } else { println!("[rank {rank}] {text}") }
+    let line = format!("[rank {rank}] {text}");
+    if *is_error { say_line(&line) } else { println!("{line}") }
 }

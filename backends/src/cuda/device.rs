@@ -40,6 +40,7 @@ impl Cuda {
             blas: Blas::new()?,
             arena: Arena::new(settings.arena_bytes)?,
             readouts: Mutex::default(),
+            answer: Mutex::new(Pinned::new(4)?),
             order: Mutex::default(),
             exchanges: Mutex::default(),
             under_way: Mutex::default(),

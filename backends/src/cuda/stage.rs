@@ -30,6 +30,8 @@ pub(super) struct Shared {
     pub(super) staging: Mutex<Staging>,
     /// Where readouts are copied to.
     pub(super) readouts: Mutex<Vec<Pinned>>,
+    /// Where a GPU that is late says how far it has come.
+    pub(super) answer: Mutex<Pinned>,
     pub(super) blas: Blas,
     pub(super) arena: Arena,
     pub(super) order: Mutex<Order>,
@@ -205,16 +207,13 @@ impl Shared {
 
     /// How many exchanges of the step have ended, if the GPU still tells.
     fn n_ended(&self) -> Option<usize> {
-        let (mut word, stream) = (Pinned::new(4).ok()?, self.context.aside());
-        // SAFETY: the word lies in the reserve, and the memory outlives the wait below or is left to the driver.
-        unsafe { result::memcpy_dtoh_async(word.bytes_mut(), self.arena.progress(), stream) }.ok()?;
+        let (mut answer, stream) = (locked(&self.answer), self.context.aside());
+        // SAFETY: the word lies in the reserve, and the memory lives as long as the device.
+        unsafe { result::memcpy_dtoh_async(answer.bytes_mut(), self.arena.progress(), stream) }.ok()?;
         // SAFETY: the stream is alive.
         let is_read = wait(ASKED, &mut || unsafe { sys::cuStreamQuery(stream) }, &mut || Ok(()));
-        if !is_read.unwrap_or(false) {
-            std::mem::forget(word);
-            return None;
-        }
-        let bytes = word.bytes().try_into().ok()?;
+        is_read.ok().filter(|&is_read| is_read)?;
+        let bytes = answer.bytes().try_into().ok()?;
         Some(u32::from_ne_bytes(bytes) as usize)
     }
 
