@@ -114,6 +114,10 @@ fn primitives_become_one_op() {
     check("layer-norm", "layer_norm");
     check("layer-norm-without-bias", "layer_norm");
     check("layer-norm-without-gain", "layer_norm");
+    check("rms-norm", "rms_norm");
+    check("rms-norm-of-gained", "rms_norm");
+    check("rms-norm-by-gained-rms", "rms_norm");
+    check("rms-norm-without-gain", "rms_norm");
     check("softmax", "softmax");
     check("attention", "attention");
     check("attention-guarded", "attention");

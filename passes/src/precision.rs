@@ -31,7 +31,7 @@ pub fn to_bf16(module: &mut Module) {
 /// The element type that an op wants of a float operand.
 fn wanted(op: &Op, operand: usize) -> DType {
     match op {
-        Op::LayerNorm(_) if operand > 0 => DType::F32,
+        Op::LayerNorm(_) | Op::RmsNorm(_) if operand > 0 => DType::F32,
         _ => DType::Bf16,
     }
 }

@@ -244,6 +244,7 @@ pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
 /// Long rows and many rows are summed.
 pub fn long_rows_and_many_rows_are_summed(make: Make) {
     let layer_norm = compute::LayerNorm { eps: Scalar::new(1e-5) };
+    let rms_norm = compute::RmsNorm { eps: Scalar::new(1e-6) };
     let sum = |dims: &[usize]| compute::ReduceSum { dims: dims.to_vec() };
     check(
         make,
@@ -251,6 +252,9 @@ pub fn long_rows_and_many_rows_are_summed(make: Make) {
             uniform(layer_norm, &[&[5, 300], &[300], &[300]]),
             uniform(compute::LayerNormGrad, &[&[5, 300], &[300], &[5], &[5], &[5, 300]]),
             uniform(compute::LayerNormParamGrad, &[&[700, 70], &[700], &[700], &[700, 70]]),
+            uniform(rms_norm, &[&[5, 300], &[300]]),
+            uniform(compute::RmsNormGrad, &[&[5, 300], &[300], &[5], &[5, 300]]),
+            uniform(compute::RmsNormParamGrad, &[&[700, 70], &[700], &[700, 70]]),
             uniform(sum(&[0]), &[&[700, 70]]),
             uniform(sum(&[0, 2]), &[&[70, 40, 9]]),
             uniform(sum(&[1]), &[&[3, 500, 33]]),

@@ -1,4 +1,4 @@
-//! Layer normalisation, softmax and their gradients: functions of each row.
+//! Layer and root-mean-square normalisation, softmax and their gradients: functions of each row.
 
 use super::Tensor;
 
@@ -44,6 +44,42 @@ pub fn layer_norm_param_grad(args: &[&Tensor]) -> Vec<Tensor> {
     vec![dgamma, dbeta]
 }
 
+/// (y, rstd) of the rows of x [.., h] with gamma [h]: y = x rstd gamma, rstd = 1 / sqrt(mean of x² + eps).
+pub fn rms_norm(eps: f64, x: &Tensor, gamma: &Tensor) -> Vec<Tensor> {
+    let (mut y, mut rstds) = (Vec::new(), Vec::new());
+    for row in x.rows() {
+        let rstd = 1.0 / (mean(row.iter().map(|x| x * x)) + eps).sqrt();
+        y.extend(row.iter().zip(&gamma.data).map(|(x, g)| x * rstd * g));
+        rstds.push(rstd);
+    }
+    let stat = &x.shape[..x.shape.len() - 1];
+    vec![Tensor::new(x.shape.clone(), y), Tensor::new(stat, rstds)]
+}
+
+/// dx; operands x, gamma, rstd, dy. With n = x rstd and g = dy gamma, the mean over the row: dx = rstd (g - n mean(g n)).
+pub fn rms_norm_grad(args: &[&Tensor]) -> Tensor {
+    let [x, gamma, rstds, dy] = [args[0], args[1], args[2], args[3]];
+    let mut dx = Vec::new();
+    for ((row, dy), rstd) in x.rows().zip(dy.rows()).zip(&rstds.data) {
+        let g: Vec<f64> = dy.iter().zip(&gamma.data).map(|(dy, gamma)| dy * gamma).collect();
+        let along = mean(g.iter().zip(row).map(|(g, x)| g * x * rstd));
+        dx.extend(g.iter().zip(row).map(|(g, x)| rstd * (g - x * rstd * along)));
+    }
+    Tensor::new(x.shape.clone(), dx)
+}
+
+/// dgamma, the sum of dy x rstd over the rows; operands x, rstd, dy.
+pub fn rms_norm_param_grad(args: &[&Tensor]) -> Tensor {
+    let [x, rstds, dy] = [args[0], args[1], args[2]];
+    let mut dgamma = Tensor::filled([x.shape[x.shape.len() - 1]], 0.0);
+    for ((row, dy), rstd) in x.rows().zip(dy.rows()).zip(&rstds.data) {
+        for ((sum, x), dy) in dgamma.data.iter_mut().zip(row).zip(dy) {
+            *sum += dy * x * rstd;
+        }
+    }
+    dgamma
+}
+
 /// exp(x) / sum of exp(x) over each row.
 pub fn softmax(x: &Tensor) -> Tensor {
     let row = |row: &[f64]| {
@@ -86,6 +122,14 @@ mod tests {
         let found = layer_norm(0.0, &x, &Tensor::new([2], vec![2.0, 1.0]), &Tensor::new([2], vec![0.5, 0.0]));
         assert_eq!(found[0].data, [-1.5, 1.0]);
         assert_eq!((found[1].data[0], found[2].data[0]), (2.0, 1.0));
+    }
+
+    #[test]
+    fn rows_are_scaled_by_their_root_mean_square() {
+        let x = Tensor::new([1, 2], vec![1.0, 7.0]);
+        let found = rms_norm(0.0, &x, &Tensor::new([2], vec![10.0, 1.0]));
+        assert!(found[0].distance(&Tensor::new([1, 2], vec![2.0, 1.4])) < 1e-12);
+        assert_eq!(found[1].data, [0.2]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn lower_layouts(program: &mut Program) -> bool {
                 let merged = merge_of(cx, args[side]).and_then(|_| absorb_merge(cx, &spec, &args, side));
                 merged.or_else(|| absorb_broadcast(cx, &spec, &args, side))
             }),
-            Op::Softmax(_) | Op::LayerNorm(_) => lower_over_rows(cx, node, &args),
+            Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) => lower_over_rows(cx, node, &args),
             Op::Embedding(_) => lower_over_embedding(cx, &args),
             Op::ReduceSum(sum) => lower_over_sum(cx, &sum, args[0]),
             Op::Transpose(t) => lower_over_transpose(cx, &t, args[0]),
@@ -102,7 +102,7 @@ fn lower_broadcast(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option
     Some(cx.emit(broadcast, &[value]))
 }
 
-/// Softmax and layer_norm work on the last dimension; the others may change.
+/// Softmax and the norms work on the last dimension; the others may change.
 fn lower_over_rows(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option<ValueId> {
     let out = cx.shape(args[0]);
     let (source, back): (ValueId, Op) = if let Some(source) = merge_of(cx, args[0]) {

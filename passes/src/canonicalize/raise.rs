@@ -101,7 +101,7 @@ fn raised_unnamed(cx: &mut Sweep<'_>, value: ValueId, to: &[u64]) -> Option<Valu
     match &op {
         Op::Einsum(spec) => super::einsums::raise_split(cx, spec, &args, to),
         Op::Transpose(t) => Some(raise_over_transpose(cx, t, args[0], to)),
-        Op::Softmax(_) | Op::LayerNorm(_) if keeps_last(&from, to) => {
+        Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) if keeps_last(&from, to) => {
             let mut operands = args.clone();
             operands[0] = reshaped(cx, args[0], to);
             Some(cx.emit(op, &operands))

@@ -84,7 +84,9 @@ impl Analysis<Term> for Facts {
                 Fact::tensor(ty, is_trained)
             }
             Term::GuardedSoftmax([x]) | Term::Normalized([_, x]) => graph[*x].data.without_splat(),
-            Term::RowMean([x]) => Fact::tensor(with_unit_last(graph[*x].data.ty()), graph[*x].data.is_trained()),
+            Term::RowMean([x]) | Term::InverseRms([_, x]) => {
+                Fact::tensor(with_unit_last(graph[*x].data.ty()), graph[*x].data.is_trained())
+            }
             _ => {
                 let (op, skip) = resolve(graph, term).expect("invariant: every other term is an op");
                 let args: Vec<&TensorType> = term.children()[skip..].iter().map(|c| graph[*c].data.ty()).collect();
@@ -135,7 +137,8 @@ pub(super) fn add_op(graph: &mut Graph, op: impl Into<Op>, args: &[Id]) -> Id {
 }
 
 fn has_attr_child(op: &Op) -> bool {
-    matches!(op, Op::Einsum(_) | Op::ReduceSum(_) | Op::Reshape(_) | Op::LayerNorm(_) | Op::Attention(_))
+    let is_layout = matches!(op, Op::ReduceSum(_) | Op::Reshape(_));
+    is_layout || matches!(op, Op::Einsum(_) | Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Attention(_))
 }
 
 /// Adds a tensor all of whose elements are `value`.

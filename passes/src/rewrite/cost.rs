@@ -14,7 +14,7 @@ const MATMUL_FLOPS_PER_UNIT: u64 = 8;
 pub(super) fn cost(graph: &Graph, term: &Term) -> Option<u64> {
     match term {
         Term::Attr(_) | Term::Leaf(_) => return Some(0),
-        Term::GuardedSoftmax(_) | Term::RowMean(_) | Term::Normalized(_) => return None,
+        Term::GuardedSoftmax(_) | Term::RowMean(_) | Term::Normalized(_) | Term::InverseRms(_) => return None,
         _ => {}
     }
     let (op, skip) = resolve(graph, term)?;

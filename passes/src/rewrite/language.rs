@@ -42,7 +42,7 @@ number!(
 );
 
 define_language! {
-    /// A term. Ops with attributes have them as first child. The last three named terms stand for intermediate steps of
+    /// A term. Ops with attributes have them as first child. The last four named terms stand for intermediate steps of
     /// rules: they are never extracted.
     pub(super) enum Term {
         "add" = Add([Id; 2]),
@@ -67,11 +67,13 @@ define_language! {
         "reduce_sum" = ReduceSum([Id; 2]),
         "reshape" = Reshape([Id; 2]),
         "layer_norm" = LayerNorm([Id; 4]),
+        "rms_norm" = RmsNorm([Id; 3]),
         "attention" = Attention([Id; 4]),
         "masked_attention" = MaskedAttention([Id; 5]),
         "guarded_softmax" = GuardedSoftmax([Id; 1]),
         "row_mean" = RowMean([Id; 1]),
         "normalized" = Normalized([Id; 2]),
+        "inverse_rms" = InverseRms([Id; 2]),
         Attr(OpIndex),
         Leaf(LeafIndex),
         Other(OpIndex, Box<[Id]>),
@@ -159,7 +161,8 @@ pub(super) fn op_of(term: &Term, vocabulary: &Vocabulary, attr: impl Fn(Id) -> O
         Term::Where(_) => Some((Where.into(), 0)),
         Term::Softmax(_) => Some((Softmax.into(), 0)),
         Term::Einsum([a, ..]) | Term::ReduceSum([a, _]) | Term::Reshape([a, _]) => attributed(*a),
-        Term::LayerNorm([a, ..]) | Term::Attention([a, ..]) | Term::MaskedAttention([a, ..]) => attributed(*a),
+        Term::LayerNorm([a, ..]) | Term::RmsNorm([a, ..]) => attributed(*a),
+        Term::Attention([a, ..]) | Term::MaskedAttention([a, ..]) => attributed(*a),
         Term::Other(index, _) => Some((vocabulary.op(*index).clone(), 0)),
         _ => None,
     }
@@ -182,6 +185,7 @@ pub(super) fn term_of(op: &Op, args: &[Id], index: OpIndex, attr: impl FnOnce() 
         (Op::ReduceSum(_), [x]) => Some(Term::ReduceSum([attr(), *x])),
         (Op::Reshape(_), [x]) => Some(Term::Reshape([attr(), *x])),
         (Op::LayerNorm(_), [x, g, b]) => Some(Term::LayerNorm([attr(), *x, *g, *b])),
+        (Op::RmsNorm(_), [x, g]) => Some(Term::RmsNorm([attr(), *x, *g])),
         (Op::Attention(_), [q, k, v]) => Some(Term::Attention([attr(), *q, *k, *v])),
         (Op::Attention(_), [q, k, v, m]) => Some(Term::MaskedAttention([attr(), *q, *k, *v, *m])),
         _ => None,

@@ -1,9 +1,9 @@
-//! Layer norm and softmax over the last dimension.
+//! Layer norm, rms norm and softmax over the last dimension.
 
-use galvatron_ir::op::compute::LayerNorm;
+use galvatron_ir::op::compute::{LayerNorm, RmsNorm};
 
 use super::{Cx, Prepared};
-use crate::cpu::kernels::{layer_norm as kernels, softmax as rows};
+use crate::cpu::kernels::{layer_norm as kernels, rms_norm as rms, softmax as rows};
 
 pub(super) fn layer_norm(op: &LayerNorm, cx: &Cx<'_>) -> Prepared {
     let (x, gamma, beta, threads) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.threads);
@@ -32,6 +32,33 @@ pub(super) fn layer_norm_param_grad(cx: &Cx<'_>) -> Prepared {
     cx.kernel(move |arena| {
         let (statistics, results) = ((mean.get(arena), rstd.get(arena)), (dgamma.get_mut(arena), dbeta.get_mut(arena)));
         kernels::layer_norm_param_grad(x.get(arena), statistics, dy.get(arena), results, threads);
+        Ok(())
+    })
+}
+
+pub(super) fn rms_norm(op: &RmsNorm, cx: &Cx<'_>) -> Prepared {
+    let (x, gamma, y, rstd, threads) = (cx.f32(0)?, cx.f32(1)?, cx.out(0)?, cx.out(1)?, cx.threads);
+    let eps = op.eps.get() as f32;
+    cx.kernel(move |arena| {
+        rms::rms_norm(x.get(arena), gamma.get(arena), eps, (y.get_mut(arena), rstd.get_mut(arena)), threads);
+        Ok(())
+    })
+}
+
+pub(super) fn rms_norm_grad(cx: &Cx<'_>) -> Prepared {
+    let (x, gamma, rstd, dy) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?);
+    let (dx, threads) = (cx.out(0)?, cx.threads);
+    cx.kernel(move |arena| {
+        let dx = dx.get_mut(arena);
+        rms::rms_norm_grad(x.get(arena), gamma.get(arena), rstd.get(arena), dy.get(arena), dx, threads);
+        Ok(())
+    })
+}
+
+pub(super) fn rms_norm_param_grad(cx: &Cx<'_>) -> Prepared {
+    let (x, rstd, dy, dgamma, threads) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.out(0)?, cx.threads);
+    cx.kernel(move |arena| {
+        rms::rms_norm_param_grad(x.get(arena), rstd.get(arena), dy.get(arena), dgamma.get_mut(arena), threads);
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-// Layer norm over the last dimension and its gradients; softmax over the last dimension and its gradient.
+// Layer norm and rms norm over the last dimension and their gradients; softmax over the last dimension and its gradient.
 
 // One row a block. x, y [rows, h]  mean, rstd [rows]
 template <class T>
@@ -128,3 +128,63 @@ template <class T> __device__ __forceinline__ void softmax_rows_grad(const T* y,
     KERNEL softmax##SUFFIX(const T* x, T* y, i64 rows, i64 n) { softmax_rows(x, y, rows, n); }                          \
     KERNEL softmax_grad##SUFFIX(const T* y, const T* dy, T* dx, i64 rows, i64 n) { softmax_rows_grad(y, dy, dx, rows, n); }
 FOR_FLOATS(SOFTMAX)
+
+// One row a block. x, y [rows, h]  rstd [rows]
+template <class T>
+__device__ __forceinline__ void rms_normalise(const T* x, const float* gamma, T* y, float* rstd, i64 rows, i64 h, float eps) {
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T* from = x + row * h;
+        float squares = 0.0f;
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x) squares += wide(from[i]) * wide(from[i]);
+        float scale = 1.0f / sqrtf(block_sum(squares) / (float)h + eps);
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x) y[row * h + i] = narrow<T>(wide(from[i]) * scale * gamma[i]);
+        if (threadIdx.x == 0) rstd[row] = scale;
+    }
+}
+
+// dx = rstd (g dy - n mean(g dy n)), n the normalised row
+template <class T>
+__device__ __forceinline__ void rms_normalise_grad(const T* x, const float* gamma, const float* rstd, const T* dy, T* dx,
+                                                   i64 rows, i64 h) {
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T *from = x + row * h, *grad = dy + row * h;
+        float scale = rstd[row], dot = 0.0f;
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x) dot += gamma[i] * wide(grad[i]) * (wide(from[i]) * scale);
+        dot = block_sum(dot) / (float)h;
+        for (i64 i = threadIdx.x; i < h; i += blockDim.x)
+            dx[row * h + i] = narrow<T>(scale * (gamma[i] * wide(grad[i]) - wide(from[i]) * scale * dot));
+    }
+}
+
+// Partial sums over a slice of the rows; 32 columns a block, eight threads each. partial [slices, h]
+template <class T>
+__device__ __forceinline__ void rms_param_grad(const T* x, const float* rstd, const T* dy, float* partial, i64 rows, i64 h) {
+    __shared__ float gains[8][32];
+    int lane = threadIdx.x & 31, part = threadIdx.x >> 5;
+    i64 column = blockIdx.x * 32ll + lane;
+    i64 per_slice = (rows + gridDim.y - 1) / gridDim.y;
+    i64 start = blockIdx.y * per_slice, end = start + per_slice < rows ? start + per_slice : rows;
+    float gain = 0.0f;
+    if (column < h)
+        for (i64 row = start + part; row < end; row += 8)
+            gain += wide(dy[row * h + column]) * (wide(x[row * h + column]) * rstd[row]);
+    gains[part][lane] = gain;
+    __syncthreads();
+    if (part == 0 && column < h) {
+        for (int p = 1; p < 8; p++) gain += gains[p][lane];
+        partial[blockIdx.y * h + column] = gain;
+    }
+}
+
+#define RMS_NORM(T, SUFFIX)                                                                                             \
+    KERNEL rms_norm##SUFFIX(const T* x, const float* gamma, T* y, float* rstd, i64 rows, i64 h, float eps) {             \
+        rms_normalise(x, gamma, y, rstd, rows, h, eps);                                                                 \
+    }                                                                                                                   \
+    KERNEL rms_norm_grad##SUFFIX(const T* x, const float* gamma, const float* rstd, const T* dy, T* dx, i64 rows,        \
+                                 i64 h) {                                                                               \
+        rms_normalise_grad(x, gamma, rstd, dy, dx, rows, h);                                                            \
+    }                                                                                                                   \
+    KERNEL rms_norm_param_grad##SUFFIX(const T* x, const float* rstd, const T* dy, float* partial, i64 rows, i64 h) {    \
+        rms_param_grad(x, rstd, dy, partial, rows, h);                                                                  \
+    }
+FOR_FLOATS(RMS_NORM)

@@ -6,17 +6,19 @@ use crate::op::{AttrReader, AttrValue, Attrs, GradCx, NoGradient, OpDef, Sample,
 use crate::types::{Scalar, TensorType};
 
 /// Factors of the rows (one each) and of the normalised last dimension, which must be whole.
-fn row_factors(builder: &mut RuleBuilder, x: &TensorType) -> (Vec<usize>, usize) {
+pub(super) fn row_factors(builder: &mut RuleBuilder, x: &TensorType) -> (Vec<usize>, usize) {
     let last = x.rank() - 1;
     let rows = (0..last).map(|i| builder.factor(format!("d{i}"), x.shape[i])).collect();
     (rows, builder.factor_of("h", x.shape[last], FactorKind::Whole))
 }
 
-fn with(rows: &[usize], last: usize) -> Vec<usize> {
+/// The factors of a whole row tensor.
+pub(super) fn with(rows: &[usize], last: usize) -> Vec<usize> {
     rows.iter().copied().chain([last]).collect()
 }
 
-fn pass(args: &[&TensorType], results: &[&TensorType], flops_per_element: u64) -> Work {
+/// The work of a pass over operand 0 that does so many operations for each of its elements.
+pub(super) fn pass(args: &[&TensorType], results: &[&TensorType], flops_per_element: u64) -> Work {
     Work { matmul_flops: 0, flops: flops_per_element * args[0].elements(), bytes: traffic(args, results) }
 }
 

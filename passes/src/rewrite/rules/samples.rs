@@ -22,7 +22,10 @@ pub fn rule_misses() -> Vec<RuleSample> {
 }
 
 fn sample(rule: &'static str, inputs: &str, term: &str) -> RuleSample {
-    RuleSample { rule, program: module_of_term(inputs, &term.replace("MEAN", MEAN)).program }
+    RuleSample {
+        rule,
+        program: module_of_term(inputs, &term.replace("SQUARES", SQUARES).replace("MEAN", MEAN)).program,
+    }
 }
 
 /// Rule, inputs, a term on which it applies, and one on which it does not.
@@ -92,6 +95,8 @@ const ACTIVATION: &[Row] = &[
 ];
 
 const MEAN: &str = "(mul (reshape[2,3,1] (reduce_sum[2] x)) 0.25)";
+/// The mean of the squares of x.
+const SQUARES: &str = "(mul (reshape[2,3,1] (reduce_sum[2] (pow x 2))) 0.25)";
 const NORM: &[Row] = &[
     ("row-mean", X, "(div (reshape[2,3,1] (reduce_sum[2] x)) 4)", "(div (reshape[2,3,1] (reduce_sum[2] x)) 3)"),
     (
@@ -121,6 +126,36 @@ const NORM: &[Row] = &[
         X,
         "(div (sub x MEAN) (sqrt (add (mul (reshape[2,3,1] (reduce_sum[2] (pow (sub x MEAN) 2))) 0.25) 1e-5)))",
         "(div (sub x MEAN) (sqrt (add (mul (reshape[2,3,1] (reduce_sum[2] (pow (sub x MEAN) 4))) 0.25) 1e-5)))",
+    ),
+    (
+        "inverse-rms",
+        X,
+        "(pow (add SQUARES 1e-5) -0.5)",
+        "(pow (add (mul (reshape[2,3,1] (reduce_sum[2] (pow x 3))) 0.25) 1e-5) -0.5)",
+    ),
+    (
+        "rms-norm",
+        "x:2x3x4 y:2x3x4 g:4",
+        "(mul g (div x (sqrt (add SQUARES 1e-5))))",
+        "(mul g (div y (sqrt (add SQUARES 1e-5))))",
+    ),
+    (
+        "rms-norm-of-gained",
+        "x:2x3x4 g:4 m:3x1",
+        "(div (mul x g) (sqrt (add SQUARES 1e-5)))",
+        "(div (mul x m) (sqrt (add SQUARES 1e-5)))",
+    ),
+    (
+        "rms-norm-by-gained-rms",
+        "x:2x3x4 g:4 m:3x1",
+        "(mul x (mul g (pow (add SQUARES 1e-5) -0.5)))",
+        "(mul x (mul m (pow (add SQUARES 1e-5) -0.5)))",
+    ),
+    (
+        "rms-norm-without-gain",
+        X,
+        "(mul x (sqrt (reciprocal (add SQUARES 1e-5))))",
+        "(mul x (sqrt (reciprocal (add (mul (reshape[2,3,1] (reduce_sum[2] x)) 0.25) 1e-5))))",
     ),
     (
         "softmax",

@@ -3,8 +3,8 @@
 use galvatron_ir::module::{Initializer, Input, Weight};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{
-    Attention, Binary, Broadcast, CausalMask, Einsum, Embedding, Full, LayerNorm, ReduceSum, Reshape, Slice, Softmax,
-    Transpose, Unary, UnaryKind, Where,
+    Attention, Binary, Broadcast, CausalMask, Einsum, Embedding, Full, LayerNorm, ReduceSum, Reshape, RmsNorm, Slice,
+    Softmax, Transpose, Unary, UnaryKind, Where,
 };
 use galvatron_ir::types::{DType, Scalar, TensorType};
 use galvatron_ir::{Module, Program, ValueId};
@@ -99,6 +99,7 @@ fn op(head: &str) -> Op {
         "causal_mask" => causal_mask(extents()),
         "attention" => Attention { scale: Scalar::new(list(attributes)[0]), causal: false }.into(),
         "layer_norm" => LayerNorm { eps: Scalar::new(list(attributes)[0]) }.into(),
+        "rms_norm" => RmsNorm { eps: Scalar::new(list(attributes)[0]) }.into(),
         _ => Unary { kind: unary_kind(name) }.into(),
     }
 }

@@ -1,7 +1,7 @@
 //! Normalisations and softmax.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Binary, Full, LayerNorm, ReduceSum, Softmax, Unary, UnaryKind};
+use galvatron_ir::op::compute::{Full, LayerNorm, RmsNorm, Softmax};
 use galvatron_ir::types::{Scalar, TensorType};
 
 use super::layout::transposed;
@@ -11,7 +11,7 @@ use super::{Call, Fault, Lowered, Operator, Results, axis_index, one};
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
         "LayerNormalization" => layer_norm,
-        "RMSNormalization" => rms_norm,
+        "RMSNormalization" | "SimplifiedLayerNormalization" => rms_norm,
         "Softmax" => softmax,
         _ => return None,
     })
@@ -47,36 +47,30 @@ fn layer_norm(call: &mut Call<'_, '_>) -> Results {
     let gain = vector(call, 1, &shape[axis..], 1.0)?;
     let bias = vector(call, 2, &shape[axis..], 0.0)?;
     let results = call.emit_all(LayerNorm { eps }, &[x, gain, bias])?;
-    let mut lowered = vec![Lowered::Value(call.reshape(results[0], &shape)?)];
-    let wanted = call.node.outputs.iter().skip(1).take(2).cloned().collect::<Vec<_>>();
-    for (i, name) in wanted.iter().enumerate() {
+    with_statistics(call, &results, &shape, axis)
+}
+
+/// Results: the normalised tensor and the inverse root of the mean square. Not all forms of the operator have a second
+/// result; where it is asked for, it is this one.
+fn rms_norm(call: &mut Call<'_, '_>) -> Results {
+    let eps = Scalar::new(f64::from(call.attributes().float("epsilon", 1e-5)));
+    let (x, shape, axis) = rows(call)?;
+    let gain = vector(call, 1, &shape[axis..], 1.0)?;
+    let results = call.emit_all(RmsNorm { eps }, &[x, gain])?;
+    with_statistics(call, &results, &shape, axis)
+}
+
+/// The normalised tensor in its own shape, and those of the statistics that the node asks for, one for each row.
+fn with_statistics(call: &mut Call<'_, '_>, results: &[ValueId], shape: &[u64], axis: usize) -> Results {
+    let mut lowered = vec![Lowered::Value(call.reshape(results[0], shape)?)];
+    let wanted = call.node.outputs.iter().skip(1).take(results.len() - 1).cloned().collect::<Vec<_>>();
+    for (name, &result) in wanted.iter().zip(&results[1..]) {
         let stat = |d: usize| if d < axis { shape[d] } else { 1 };
         let stats: Vec<u64> = (0..shape.len()).map(stat).collect();
-        let value = if name.is_empty() { results[i + 1] } else { call.reshape(results[i + 1], &stats)? };
+        let value = if name.is_empty() { result } else { call.reshape(result, &stats)? };
         lowered.push(Lowered::Value(value));
     }
     Ok(lowered)
-}
-
-/// x / sqrt(mean of x² + epsilon) times the gain.
-fn rms_norm(call: &mut Call<'_, '_>) -> Results {
-    let eps = f64::from(call.attributes().float("epsilon", 1e-5));
-    let (x, shape, axis) = rows(call)?;
-    let gain = vector(call, 1, &shape[axis..], 1.0)?;
-    let last = call.ty(x).rank() - 1;
-    let mut stats = call.ty(x).shape;
-    let n = std::mem::replace(&mut stats[last], 1);
-    let square = call.emit(Binary::MUL, &[x, x])?;
-    let sum = call.emit(ReduceSum { dims: vec![last] }, &[square])?;
-    let per_element = call.scalar(1.0 / n as f64)?;
-    let mean = call.emit(Binary::MUL, &[sum, per_element])?;
-    let mean = call.reshape(mean, &stats)?;
-    let eps = call.scalar(eps)?;
-    let shifted = call.emit(Binary::ADD, &[mean, eps])?;
-    let root = call.emit(Unary { kind: UnaryKind::Sqrt }, &[shifted])?;
-    let normalised = call.emit(Binary::DIV, &[x, root])?;
-    let scaled = call.emit(Binary::MUL, &[normalised, gain])?;
-    one(call.reshape(scaled, &shape)?)
 }
 
 /// Over one axis; before operator set 13 over all dimensions from the axis on, by default from the second.
@@ -120,11 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn rms_norm_is_made_of_its_parts() {
-        let builder = Builder::new(&["y = RMSNormalization x g"]).f32("g", &[4]);
-        let expected = "mul f32[2, 4]; reduce_sum f32[2]; full<0.25> f32[]; mul f32[2]; reshape f32[2, 1]; \
-                        full<9.999999747378752e-6> f32[]; add f32[2, 1]; sqrt f32[2, 1]; div f32[2, 4]; mul f32[2, 4]";
-        assert_eq!(builder.ops(), expected);
+    fn rms_norm_is_one_op_under_both_names() {
+        for name in ["RMSNormalization", "SimplifiedLayerNormalization"] {
+            let builder = Builder::new(&[&format!("y = {name} x g")]).f32("g", &[4]);
+            assert_eq!(builder.ops(), "rms_norm f32[2, 4]");
+        }
+        let builder = Builder::new(&["y = RMSNormalization{axis=1} x g"]).f32("g", &[3, 4]);
+        let expected = "reshape f32[2, 12]; reshape f32[12]; rms_norm f32[2, 12]; reshape f32[2, 3, 4]";
+        assert_eq!(builder.input("x", 1, "batch 3 4").ops(), expected);
     }
 
     #[test]
