@@ -42,7 +42,7 @@ fn device(arena_bytes: u64) -> Option<Box<dyn Device>> {
     ranks.into_iter().next().map(|(device, _)| device)
 }
 
-/// Losses of a plan on GPUs and on CPU ranks; those on GPUs have the same bits when steps are launched as CUDA graphs.
+/// Losses of a plan on GPUs and on CPU ranks; those on one GPU have the same bits when steps are launched as CUDA graphs.
 fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     let Some(libraries) = libraries() else { return };
     let fixture = Fixture::open(model);
@@ -71,7 +71,14 @@ fn check(model: &str, optimizer: &str, ranks: u32, strategy: &str) {
     for (step, (c, g)) in cpu.iter().zip(&gpu).enumerate() {
         assert!((c - g).abs() <= 1e-5 * c.abs().max(1.0), "step {}: {g} on GPUs, {c} on CPU ranks", step + 1);
     }
-    assert_eq!(gpu, on_gpus(true), "CUDA graphs change nothing");
+    let replayed = on_gpus(true);
+    if ranks == 1 {
+        assert_eq!(gpu, replayed, "CUDA graphs change nothing");
+    }
+    // NCCL may choose other ways through a graph, which add in another order.
+    for (step, (g, r)) in gpu.iter().zip(&replayed).enumerate() {
+        assert!((g - r).abs() <= 1e-5 * g.abs().max(1.0), "step {}: {r} by a graph, {g} node by node", step + 1);
+    }
 }
 
 #[test]
