@@ -4,7 +4,7 @@ use galvatron_backends::device::{BufferSpec, Device, NodeSpec};
 use galvatron_backends::reference::{Tensor, eval};
 use galvatron_ir::op::compute::{self, Einsum};
 use galvatron_ir::op::{Alias, Effects, Fill, Op, Sample};
-use galvatron_ir::types::{DType, Scalar, TensorType};
+use galvatron_ir::types::{DType, Scalar, TensorType, bf16};
 
 /// Numbers in [-1, 1), the same for the same seed (Marsaglia's xorshift).
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -31,7 +31,7 @@ fn content(ty: &TensorType, fill: Fill, seed: u64) -> Vec<u8> {
         DType::F32 => numbers.flat_map(f32::to_ne_bytes).collect(),
         DType::I64 => numbers.flat_map(|v| (v as i64).to_ne_bytes()).collect(),
         DType::Bool => numbers.map(|v| v as u8).collect(),
-        DType::Bf16 => panic!("no sample has bf16"),
+        DType::Bf16 => numbers.flat_map(|v| bf16::round(v).to_ne_bytes()).collect(),
     }
 }
 
@@ -49,7 +49,7 @@ fn tensor(ty: &TensorType, bytes: &[u8]) -> Tensor {
         DType::F32 => bytes.as_chunks().0.iter().map(|c| f64::from(f32::from_ne_bytes(*c))).collect(),
         DType::I64 => bytes.as_chunks().0.iter().map(|c| i64::from_ne_bytes(*c) as f64).collect(),
         DType::Bool => bytes.iter().map(|&b| f64::from(b)).collect(),
-        DType::Bf16 => panic!("no sample has bf16"),
+        DType::Bf16 => bytes.as_chunks().0.iter().map(|c| f64::from(bf16::widen(u16::from_ne_bytes(*c)))).collect(),
     };
     Tensor::new(ty.shape.clone(), data)
 }
@@ -103,6 +103,40 @@ fn run(make: Make, sample: &Sample, args: &[Vec<u8>], over: &[(usize, usize)]) -
     try_run(make, sample, args, over).map(|found| found.unwrap_or_else(|what| panic!("{:?}: {what}", sample.op)))
 }
 
+/// The sample with bf16 for f32, where plans in bf16 have that; `None` where they have none.
+fn in_bf16(sample: &Sample) -> Option<Sample> {
+    let keeps_f32 = |i: usize| match sample.op {
+        Op::LayerNorm(_) => i > 0,
+        Op::LayerNormGrad(_) => (1..4).contains(&i),
+        Op::LayerNormParamGrad(_) => (1..3).contains(&i),
+        Op::AttentionGrad(_) => i == 4,
+        Op::CrossEntropyGrad(_) => i > 1,
+        Op::Sgd(_) | Op::Adamw(_) | Op::ClipScale(_) => true,
+        _ => false,
+    };
+    let mut narrow = sample.clone();
+    for (i, (ty, _)) in narrow.args.iter_mut().enumerate() {
+        if ty.dtype == DType::F32 && !keeps_f32(i) {
+            ty.dtype = DType::Bf16;
+        }
+    }
+    let is_narrow = narrow.args.iter().any(|(ty, _)| ty.dtype == DType::Bf16);
+    is_narrow.then_some(narrow)
+}
+
+/// The samples of all ops without effects, then those of them that there are in bf16.
+fn pure_samples() -> Vec<Sample> {
+    let all: Vec<Sample> = Op::all_samples().into_iter().filter(|s| s.op.effects() == Effects::Pure).collect();
+    let narrow: Vec<Sample> = all.iter().filter_map(in_bf16).collect();
+    assert!(narrow.len() > 50, "{} samples in bf16", narrow.len());
+    all.into_iter().chain(narrow).collect()
+}
+
+/// Half a unit in the last place of a number, relative to it, where it was rounded to bf16.
+fn rounding(dtype: DType) -> f64 {
+    if dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 }
+}
+
 /// Compares a sample with the reference; false where there is no device.
 fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool {
     let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
@@ -112,7 +146,7 @@ fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool
     let Some(found) = run(make, sample, args, &[]) else { return false };
     for (r, ((ty, found), expected)) in results.iter().zip(found).zip(&expected).enumerate() {
         for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {
-            let close = (f - e).abs() <= tolerance * e.abs().max(1.0);
+            let close = (f - e).abs() <= tolerance * e.abs().max(1.0) + rounding(ty.dtype) * e.abs();
             assert!(close || f == e, "{:?} {types:?}: element {i} of result {r} is {f}, not {e}", sample.op);
         }
     }
@@ -121,7 +155,7 @@ fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool
 
 /// Every sample agrees with the reference.
 pub fn every_sample_agrees_with_the_reference(make: Make) {
-    for sample in Op::all_samples().iter().filter(|s| s.op.effects() == Effects::Pure) {
+    for sample in &pure_samples() {
         if !agrees(make, sample, &contents(sample), 1e-5) {
             return;
         }
@@ -146,7 +180,7 @@ fn overlays(sample: &Sample) -> Vec<Vec<(usize, usize)>> {
 
 /// Every sample gives the same bits in place.
 pub fn every_sample_gives_the_same_bits_in_place(make: Make) {
-    for sample in Op::all_samples().iter().filter(|s| s.op.effects() == Effects::Pure) {
+    for sample in &pure_samples() {
         let args = contents(sample);
         let Some(expected) = run(make, sample, &args, &[]) else { return };
         for over in overlays(sample) {
@@ -163,9 +197,10 @@ fn einsum(spec: &str, shapes: &[&[u64]]) -> Sample {
     uniform(Einsum::new(spec).unwrap(), shapes)
 }
 
-/// Compares samples that are too large for the other tests with the reference.
+/// Compares samples that are too large for the other tests with the reference, and the same in bf16.
 fn check(make: Make, samples: &[Sample]) {
-    for sample in samples {
+    let narrow: Vec<Sample> = samples.iter().filter_map(in_bf16).collect();
+    for sample in samples.iter().chain(&narrow) {
         if !agrees(make, sample, &contents(sample), 2e-5) {
             return;
         }
@@ -224,16 +259,18 @@ pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
         (false, [&[1, 70, 2, 100], &[1, 40, 1, 100], &[1, 40, 1, 100]], Some(&[1, 2, 70, 40])),
         (true, [&[1, 35, 1, 256], &[1, 35, 1, 256], &[1, 35, 1, 256]], None),
     ];
-    for (causal, qkv, mask) in shapes {
+    for ((causal, qkv, mask), dtype) in shapes.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::Bf16)]) {
         let all: Vec<&[u64]> = qkv.into_iter().chain(mask).collect();
         let forward = uniform(compute::Attention { scale: Scalar::new(0.3), causal }, &all);
+        let typed = |sample: Sample| if dtype == DType::Bf16 { in_bf16(&sample).expect("it has floats") } else { sample };
+        let forward = typed(forward);
         let args = contents(&forward);
         let Some(results) = run(make, &forward, &args, &[]) else { return };
         let o = [qkv[0][0], qkv[0][1], qkv[0][2], qkv[2][3]];
         let lse = [qkv[0][0], qkv[0][2], qkv[0][1]];
         let all: Vec<&[u64]> = qkv.into_iter().chain([&o[..], &lse, &o]).chain(mask).collect();
-        let backward = uniform(compute::AttentionGrad { scale: Scalar::new(0.3), causal }, &all);
-        let grad = content(&TensorType::f32(o), Fill::Uniform, 77);
+        let backward = typed(uniform(compute::AttentionGrad { scale: Scalar::new(0.3), causal }, &all));
+        let grad = content(&TensorType::new(dtype, o), Fill::Uniform, 77);
         let mut saved = args[..3].to_vec();
         saved.extend([results[0].clone(), results[1].clone(), grad]);
         saved.extend(args.get(3).cloned());

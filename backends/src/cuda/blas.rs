@@ -147,7 +147,7 @@ impl Plan {
         let ColumnMajor { m, n, k, .. } = *products;
         let layout = |side, extents| layout(products.dtype, side, extents, products.batch);
         let layouts = [layout(&products.a, (m, k))?, layout(&products.b, (k, n))?, layout(&products.c, (m, n))?];
-        let preference = preference(alignments)?;
+        let preference = preference(alignments, products.dtype)?;
         let [a, b, c] = layouts;
         // SAFETY: all descriptors are alive.
         let found = unsafe { result::get_matmul_algo_heuristic(handle, operation, a, b, c, c, preference) };
@@ -195,8 +195,8 @@ fn layout(
     Ok(layout)
 }
 
-/// What the library may use: the workspace, and the alignments that there are.
-fn preference([a, b, c]: [u32; 3]) -> Result<sys::cublasLtMatmulPreference_t, String> {
+/// What the library may use: the workspace, the alignments that there are, and for bf16 no partial sums that were rounded to it.
+fn preference([a, b, c]: [u32; 3], dtype: DType) -> Result<sys::cublasLtMatmulPreference_t, String> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let failed = |e| words("state a preference", e);
     let preference = result::create_matmul_pref().map_err(failed)?;
@@ -211,7 +211,10 @@ fn preference([a, b, c]: [u32; 3]) -> Result<sys::cublasLtMatmulPreference_t, St
         (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
         (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
     ];
-    for (attribute, value) in alignments {
+    let reduction = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+    let reduction = (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reduction);
+    let is_half = dtype == DType::Bf16;
+    for (attribute, value) in alignments.into_iter().chain(is_half.then_some(reduction)) {
         // SAFETY: the attribute is a `uint32_t`.
         unsafe { result::set_matmul_pref_attribute(preference, attribute, (&raw const value).cast(), 4) }
             .map_err(failed)?;

@@ -16,15 +16,18 @@ __device__ __forceinline__ void losses(const T* logits, const i64* labels, float
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = logits + row * classes;
         float largest = NEG_INFINITY, sum = 0.0f;
-        for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
-            float v = wide(from[i]);
-            if (v > largest) {
-                sum = sum * expf(largest - v) + 1.0f;
-                largest = v;
-            } else if (v != NEG_INFINITY) {
-                sum += expf(v - largest);
+        for_row<Pack<T>::N>(classes, is_vector(from), [&](i64 i, auto count) {
+            float group[decltype(count)::value];
+            load(group, from + i);
+            for (float v : group) {
+                if (v > largest) {
+                    sum = sum * expf(largest - v) + 1.0f;
+                    largest = v;
+                } else if (v != NEG_INFINITY) {
+                    sum += expf(v - largest);
+                }
             }
-        }
+        });
         for (int offset = 16; offset > 0; offset >>= 1) {
             float other = __shfl_xor_sync(0xffffffffu, largest, offset);
             float other_sum = __shfl_xor_sync(0xffffffffu, sum, offset);
@@ -50,26 +53,35 @@ __device__ __forceinline__ void losses(const T* logits, const i64* labels, float
 
 // (e^(logits - lse) - onehot(label)) ds, zeros where the label is ignored; the result may lie over the logits.
 template <class T>
-__device__ __forceinline__ void slopes(const T* logits, const i64* labels, const float* lse, const float* ds, T* out, i64 rows,
-                                       i64 classes, i64 ignored) {
+__device__ __forceinline__ void losses_grad(const T* logits, const i64* labels, const float* lse, const float* ds, T* out,
+                                            i64 rows, i64 classes, i64 ignored) {
     float scale = ds[0];
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T* from = logits + row * classes;
+        T* to = out + row * classes;
         i64 label = labels[row];
         float total = lse[row];
-        for (i64 i = threadIdx.x; i < classes; i += blockDim.x) {
-            float p = expf(wide(logits[row * classes + i]) - total) * scale;
-            out[row * classes + i] = narrow<T>(label == ignored ? 0.0f : (i == label ? p - scale : p));
-        }
+        for_row<Pack<T>::N>(classes, are_vectors(from, to), [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M];
+            load(v, from + i);
+            for (int k = 0; k < M; k++) {
+                float p = expf(v[k] - total) * scale;
+                v[k] = label == ignored ? 0.0f : (i + k == label ? p - scale : p);
+            }
+            store(to + i, v);
+        });
     }
 }
 
 #define CROSS_ENTROPY(T, SUFFIX)                                                                                          \
-    KERNEL cross_entropy##SUFFIX(const T* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes,       \
+    KERNEL cross_entropy##SUFFIX(const T* logits, const i64* labels, float* lse, float* loss, i64 rows, i64 classes,      \
                                  i64 ignored, Fault* fault) {                                                             \
         losses(logits, labels, lse, loss, rows, classes, ignored, fault);                                                 \
     }                                                                                                                     \
-    KERNEL cross_entropy_grad##SUFFIX(const T* logits, const i64* labels, const float* lse, const float* ds, T* out,       \
+    KERNEL cross_entropy_grad##SUFFIX(const T* logits, const i64* labels, const float* lse, const float* ds, T* out,      \
                                       i64 rows, i64 classes, i64 ignored) {                                               \
-        slopes(logits, labels, lse, ds, out, rows, classes, ignored);                                                     \
+        losses_grad(logits, labels, lse, ds, out, rows, classes, ignored);                                                \
     }
+
 FOR_FLOATS(CROSS_ENTROPY)

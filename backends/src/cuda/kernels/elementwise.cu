@@ -193,8 +193,8 @@ KERNEL where_8(const u8* c, const u64* a, const u64* b, u64* y, i64 n, Walk<3> w
 
 // y = 2 (prediction - target) ds
 #define MSE_GRAD(T, SUFFIX)                                                                                \
-    KERNEL mse_grad##SUFFIX(const T* prediction, const T* target, const float* ds, T* y, i64 n) {          \
-        float factor = 2.0f * ds[0];                                                                       \
+    KERNEL mse_grad##SUFFIX(const T* prediction, const T* target, const T* ds, T* y, i64 n) {              \
+        float factor = 2.0f * wide(ds[0]);                                                                 \
         FOR_EACH(i, n) y[i] = narrow<T>(factor * (wide(prediction[i]) - wide(target[i])));                 \
     }
 FOR_FLOATS(MSE_GRAD)

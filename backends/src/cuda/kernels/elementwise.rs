@@ -138,7 +138,7 @@ pub(in super::super) fn select(cx: &Cx<'_>) -> Lowered {
 
 pub(in super::super) fn mse_grad(cx: &Cx<'_>) -> Lowered {
     let (float, n) = (cx.float(0)?, elements(cx.result(0)));
-    let args = vec![float.arg(0)?, float.arg(1)?, cx.f32(2)?, float.out(0)?, Arg::Int(n)];
+    let args = vec![float.arg(0)?, float.arg(1)?, float.arg(2)?, float.out(0)?, Arg::Int(n)];
     Ok(vec![Launch::of(FAMILY, float.entry("mse_grad"), n as u64, args)])
 }
 

@@ -73,6 +73,8 @@ KERNEL sort_block(u64* keys, i64 first_run, i64 last_run) {
 // One row of the table a block: the sum of dy over the positions of its run of keys. dy [n_ids, width]
 template <class T>
 __device__ __forceinline__ void sum_runs(const u64* keys, const T* dy, T* out, i64 n_keys, i64 width, i64 held) {
+    constexpr int N = Pack<T>::N;
+    bool vectors = width % N == 0 && are_vectors(dy, out);
     for (i64 row = blockIdx.x; row < held; row += gridDim.x) {
         i64 low = 0, high = n_keys;
         while (low < high) {
@@ -80,12 +82,15 @@ __device__ __forceinline__ void sum_runs(const u64* keys, const T* dy, T* out, i
             if (keys[middle] >> 32 < (u64)row) low = middle + 1;
             else high = middle;
         }
-        for (i64 j = threadIdx.x; j < width; j += blockDim.x) {
-            float sum = 0.0f;
-            for (i64 i = low; i < n_keys && keys[i] != NO_ROW && keys[i] >> 32 == (u64)row; i++)
-                sum += wide(dy[(i64)(keys[i] & 0xffffffffu) * width + j]);
-            out[row * width + j] = narrow<T>(sum);
-        }
+        for_row<N>(width, vectors, [&](i64 j, auto count) {
+            constexpr int M = decltype(count)::value;
+            float sums[M] = {}, v[M];
+            for (i64 i = low; i < n_keys && keys[i] != NO_ROW && keys[i] >> 32 == (u64)row; i++) {
+                load(v, dy + (i64)(keys[i] & 0xffffffffu) * width + j);
+                for (int k = 0; k < M; k++) sums[k] += v[k];
+            }
+            store(out + row * width + j, sums);
+        });
     }
 }
 

@@ -14,9 +14,12 @@ KERNEL copy_4(const u32* from, u32* to, i64 n, Walk<2> walk) { strided(from, to,
 KERNEL copy_8(const u64* from, u64* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
 KERNEL copy_16(const float4* from, float4* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
 
-// Planes of 32-bit elements [planes, rows, columns] to [planes, columns, rows], by tiles of 32 x 32.
-KERNEL transpose_4(const u32* from, u32* to, i64 rows, i64 columns, i64 tiles_down, i64 tiles_across, i64 n_tiles) {
-    __shared__ u32 tile[32][33];
+// Planes [planes, rows, columns] to [planes, columns, rows], by tiles of 32 x 32. A row of a tile is an odd number of words
+// from the next, so that the elements of a column lie in different banks.
+template <class T>
+__device__ __forceinline__ void transposed(const T* from, T* to, i64 rows, i64 columns, i64 tiles_down, i64 tiles_across,
+                                           i64 n_tiles) {
+    __shared__ T tile[32][32 + 4 / sizeof(T)];
     int x = threadIdx.x & 31, y = threadIdx.x >> 5;
     for (i64 index = blockIdx.x; index < n_tiles; index += gridDim.x) {
         i64 across = index % tiles_across, down = index / tiles_across % tiles_down;
@@ -29,6 +32,13 @@ KERNEL transpose_4(const u32* from, u32* to, i64 rows, i64 columns, i64 tiles_do
             if (column + i < columns && row + x < rows) to[plane + (column + i) * rows + row + x] = tile[x][i];
         __syncthreads();
     }
+}
+
+KERNEL transpose_2(const u16* from, u16* to, i64 rows, i64 columns, i64 tiles_down, i64 tiles_across, i64 n_tiles) {
+    transposed(from, to, rows, columns, tiles_down, tiles_across, n_tiles);
+}
+KERNEL transpose_4(const u32* from, u32* to, i64 rows, i64 columns, i64 tiles_down, i64 tiles_across, i64 n_tiles) {
+    transposed(from, to, rows, columns, tiles_down, tiles_across, n_tiles);
 }
 
 struct Places {
@@ -69,8 +79,6 @@ __device__ __forceinline__ i64 truncated(float v) { return v != v ? 0 : (i64)v; 
 
 CAST(f32_i64, float, i64, truncated(v))
 CAST(f32_bool, float, u8, v != 0.0f)
-CAST(f32_bf16, float, bf16, narrow<bf16>(v))
-CAST(bf16_f32, bf16, float, wide(v))
 CAST(bf16_i64, bf16, i64, truncated(wide(v)))
 CAST(bf16_bool, bf16, u8, wide(v) != 0.0f)
 CAST(i64_f32, i64, float, v)
@@ -79,3 +87,15 @@ CAST(i64_bool, i64, u8, v != 0)
 CAST(bool_f32, u8, float, v)
 CAST(bool_bf16, u8, bf16, narrow<bf16>((float)v))
 CAST(bool_i64, u8, i64, v)
+
+// Eight elements at once, which are 16 bytes of bf16.
+template <class A, class B> __device__ __forceinline__ void convert(const A* from, B* to, i64 n) {
+    for_groups<8>(n, are_vectors(from, to), [&](i64 i, auto count) {
+        float v[decltype(count)::value];
+        load(v, from + i);
+        store(to + i, v);
+    });
+}
+
+KERNEL cast_f32_bf16(const float* from, bf16* to, i64 n) { convert(from, to, n); }
+KERNEL cast_bf16_f32(const bf16* from, float* to, i64 n) { convert(from, to, n); }

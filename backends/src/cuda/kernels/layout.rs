@@ -61,7 +61,7 @@ fn widen(mut walk: Walk, element_bytes: u64, places: [Place; 2]) -> (Walk, u64) 
     (walk, factor * element_bytes)
 }
 
-/// A transpose of the last two dimensions, with planes before them, of 32-bit elements.
+/// A transpose of the last two dimensions, with planes before them, of elements of two or four bytes.
 fn transpose_planes(element_bytes: u64, walk: &Walk, from: Place, to: Place) -> Option<Command> {
     let (planes, rows, columns) = match walk.shape[..] {
         [rows, columns] => (1, rows, columns),
@@ -78,14 +78,14 @@ fn transpose_planes(element_bytes: u64, walk: &Walk, from: Place, to: Place) -> 
     } else {
         return None;
     };
-    if element_bytes != 4 || rows < 32 || columns < 32 {
+    if !matches!(element_bytes, 2 | 4) || rows < 32 || columns < 32 {
         return None;
     }
     let (down, across) = (rows.div_ceil(32), columns.div_ceil(32));
     let n_tiles = planes * down * across;
     let numbers = [rows, columns, down, across, n_tiles].map(|v| Arg::Int(v as i64));
     let args = [Arg::At(from), Arg::At(to)].into_iter().chain(numbers).collect();
-    Some(Launch::grid(FAMILY, "transpose_4", [n_tiles.min(1 << 20) as u32, 1, 1], args))
+    Some(Launch::grid(FAMILY, format!("transpose_{element_bytes}"), [n_tiles.min(1 << 20) as u32, 1, 1], args))
 }
 
 fn side(buffer: &BufferSpec, first: u64, steps: Vec<u64>) -> Side {
@@ -147,7 +147,8 @@ pub(in super::super) fn cast(cx: &Cx<'_>) -> Lowered {
         return copy_bytes(x, y);
     }
     let name = format!("cast_{}_{}", x.ty.dtype, y.ty.dtype);
-    Ok(vec![Launch::of(FAMILY, name, n as u64, vec![at(x), at(y), Arg::Int(n)])])
+    let at_once = if x.ty.dtype.is_float() && y.ty.dtype.is_float() { 8 } else { 1 };
+    Ok(vec![Launch::of(FAMILY, name, (n as u64).div_ceil(at_once), vec![at(x), at(y), Arg::Int(n)])])
 }
 
 /// The commands of a move inside the arena.

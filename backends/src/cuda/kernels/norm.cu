@@ -1,20 +1,36 @@
 // Layer norm and rms norm over the last dimension and their gradients; softmax over the last dimension and its gradient.
 
-// One row a block. x, y [rows, h]  mean, rstd [rows]
+// One row a block. x, y [rows, h]  gamma, beta [h]  mean, rstd [rows]
 template <class T>
 __device__ __forceinline__ void normalise(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd,
                                           i64 rows, i64 h, float eps) {
+    constexpr int N = Pack<T>::N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = x + row * h;
         T* to = y + row * h;
-        float sum = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) sum += wide(from[i]);
+        bool vectors = are_vectors(from, to, gamma, beta);
+        float sum = 0.0f, squares = 0.0f;
+        for_row<N>(h, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float e : v) sum += e;
+        });
         float mu = block_sum(sum) / (float)h;
-        float squares = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) squares += (wide(from[i]) - mu) * (wide(from[i]) - mu);
+        for_row<N>(h, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float e : v) squares += (e - mu) * (e - mu);
+        });
         float scale = 1.0f / sqrtf(block_sum(squares) / (float)h + eps);
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x)
-            to[i] = narrow<T>((wide(from[i]) - mu) * scale * gamma[i] + beta[i]);
+        for_row<N>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M], bias[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            load(bias, beta + i);
+            for (int k = 0; k < M; k++) v[k] = (v[k] - mu) * scale * gain[k] + bias[k];
+            store(to + i, v);
+        });
         if (threadIdx.x == 0) {
             mean[row] = mu;
             rstd[row] = scale;
@@ -22,38 +38,41 @@ __device__ __forceinline__ void normalise(const T* x, const float* gamma, const 
     }
 }
 
-#define LAYER_NORM(T, SUFFIX)                                                                                             \
-    KERNEL layer_norm##SUFFIX(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd, i64 rows, \
-                              i64 h, float eps) {                                                                         \
-        normalise(x, gamma, beta, y, mean, rstd, rows, h, eps);                                                           \
-    }
-FOR_FLOATS(LAYER_NORM)
-
 // dx = rstd (g dy - mean(g dy) - n mean(g dy n)), n the normalised row
 template <class T>
 __device__ __forceinline__ void normalise_grad(const T* x, const float* gamma, const float* mean, const float* rstd,
                                                const T* dy, T* dx, i64 rows, i64 h) {
+    constexpr int N = Pack<T>::N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *from = x + row * h, *grad = dy + row * h;
+        T* to = dx + row * h;
+        bool vectors = are_vectors(from, grad, to, gamma);
         float mu = mean[row], scale = rstd[row], sum = 0.0f, dot = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) {
-            float g = gamma[i] * wide(grad[i]);
-            sum += g;
-            dot += g * ((wide(from[i]) - mu) * scale);
-        }
+        for_row<N>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M], d[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) {
+                float g = gain[k] * d[k];
+                sum += g;
+                dot += g * ((v[k] - mu) * scale);
+            }
+        });
         sum = block_sum(sum) / (float)h;
         dot = block_sum(dot) / (float)h;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x)
-            dx[row * h + i] = narrow<T>(scale * (gamma[i] * wide(grad[i]) - sum - (wide(from[i]) - mu) * scale * dot));
+        for_row<N>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M], d[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) d[k] = scale * (gain[k] * d[k] - sum - (v[k] - mu) * scale * dot);
+            store(to + i, d);
+        });
     }
 }
-
-#define LAYER_NORM_GRAD(T, SUFFIX)                                                                                       \
-    KERNEL layer_norm_grad##SUFFIX(const T* x, const float* gamma, const float* mean, const float* rstd, const T* dy,     \
-                                   T* dx, i64 rows, i64 h) {                                                             \
-        normalise_grad(x, gamma, mean, rstd, dy, dx, rows, h);                                                           \
-    }
-FOR_FLOATS(LAYER_NORM_GRAD)
 
 // Partial sums over a slice of the rows; 32 columns a block, eight threads each. partial [slices, 2, h]
 template <class T>
@@ -84,12 +103,21 @@ __device__ __forceinline__ void param_grad(const T* x, const float* mean, const 
     }
 }
 
-#define LAYER_NORM_PARAM_GRAD(T, SUFFIX)                                                                              \
-    KERNEL layer_norm_param_grad##SUFFIX(const T* x, const float* mean, const float* rstd, const T* dy, float* partial, \
-                                         i64 rows, i64 h) {                                                           \
-        param_grad(x, mean, rstd, dy, partial, rows, h);                                                              \
+#define LAYER_NORM(T, SUFFIX)                                                                                              \
+    KERNEL layer_norm##SUFFIX(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd, i64 rows, \
+                              i64 h, float eps) {                                                                          \
+        normalise(x, gamma, beta, y, mean, rstd, rows, h, eps);                                                            \
+    }                                                                                                                      \
+    KERNEL layer_norm_grad##SUFFIX(const T* x, const float* gamma, const float* mean, const float* rstd, const T* dy,      \
+                                   T* dx, i64 rows, i64 h) {                                                               \
+        normalise_grad(x, gamma, mean, rstd, dy, dx, rows, h);                                                             \
+    }                                                                                                                      \
+    KERNEL layer_norm_param_grad##SUFFIX(const T* x, const float* mean, const float* rstd, const T* dy, float* partial,    \
+                                         i64 rows, i64 h) {                                                                \
+        param_grad(x, mean, rstd, dy, partial, rows, h);                                                                   \
     }
-FOR_FLOATS(LAYER_NORM_PARAM_GRAD)
+
+FOR_FLOATS(LAYER_NORM)
 
 KERNEL layer_norm_param_sum(const float* partial, float* dgamma, float* dbeta, i64 h, i64 n_slices) {
     FOR_EACH(i, 2 * h) {
@@ -102,31 +130,64 @@ KERNEL layer_norm_param_sum(const float* partial, float* dgamma, float* dbeta, i
 
 // y may be x.
 template <class T> __device__ __forceinline__ void softmax_rows(const T* x, T* y, i64 rows, i64 n) {
+    constexpr int N = Pack<T>::N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = x + row * n;
+        T* to = y + row * n;
+        bool vectors = are_vectors(from, to);
         float largest = NEG_INFINITY, sum = 0.0f;
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) largest = fmaxf(largest, wide(from[i]));
+        for_row<N>(n, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float e : v) largest = fmaxf(largest, e);
+        });
         largest = block_max(largest);
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += expf(wide(from[i]) - largest);
+        for_row<N>(n, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float e : v) sum += expf(e - largest);
+        });
         sum = block_sum(sum);
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) y[row * n + i] = narrow<T>(expf(wide(from[i]) - largest) / sum);
+        for_row<N>(n, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float& e : v) e = expf(e - largest) / sum;
+            store(to + i, v);
+        });
     }
 }
 
 // dx = y (dy - sum of y dy); dx may be y or dy.
 template <class T> __device__ __forceinline__ void softmax_rows_grad(const T* y, const T* dy, T* dx, i64 rows, i64 n) {
+    constexpr int N = Pack<T>::N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T *from = y + row * n, *grad = dy + row * n;
+        T* to = dx + row * n;
+        bool vectors = are_vectors(from, grad, to);
         float dot = 0.0f;
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x) dot += wide(y[row * n + i]) * wide(dy[row * n + i]);
+        for_row<N>(n, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], d[M];
+            load(v, from + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) dot += v[k] * d[k];
+        });
         dot = block_sum(dot);
-        for (i64 i = threadIdx.x; i < n; i += blockDim.x)
-            dx[row * n + i] = narrow<T>(wide(y[row * n + i]) * (wide(dy[row * n + i]) - dot));
+        for_row<N>(n, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], d[M];
+            load(v, from + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) v[k] *= d[k] - dot;
+            store(to + i, v);
+        });
     }
 }
 
-#define SOFTMAX(T, SUFFIX)                                                                                              \
-    KERNEL softmax##SUFFIX(const T* x, T* y, i64 rows, i64 n) { softmax_rows(x, y, rows, n); }                          \
+#define SOFTMAX(T, SUFFIX)                                                                                                 \
+    KERNEL softmax##SUFFIX(const T* x, T* y, i64 rows, i64 n) { softmax_rows(x, y, rows, n); }                             \
     KERNEL softmax_grad##SUFFIX(const T* y, const T* dy, T* dx, i64 rows, i64 n) { softmax_rows_grad(y, dy, dx, rows, n); }
+
 FOR_FLOATS(SOFTMAX)
 
 // One row a block. x, y [rows, h]  rstd [rows]

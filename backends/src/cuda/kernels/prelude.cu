@@ -53,6 +53,58 @@ template <class T> struct alignas(16) Pack {
 // Vectors of 16 bytes are used where all pointers allow them.
 __device__ __forceinline__ bool is_vector(const void* p) { return ((u64)p & 15) == 0; }
 
+template <class... P> __device__ __forceinline__ bool are_vectors(const P*... p) { return (is_vector(p) && ...); }
+
+// N neighbouring elements, widened: one, or those of whole packs.
+template <int N, class T> __device__ __forceinline__ void load(float (&v)[N], const T* from) {
+    if constexpr (N == 1) {
+        v[0] = wide(*from);
+    } else {
+        constexpr int M = Pack<T>::N;
+#pragma unroll
+        for (int i = 0; i < N / M; i++) {
+            Pack<T> pack = ((const Pack<T>*)from)[i];
+#pragma unroll
+            for (int j = 0; j < M; j++) v[M * i + j] = wide(pack.of[j]);
+        }
+    }
+}
+
+template <int N, class T> __device__ __forceinline__ void store(T* to, const float (&v)[N]) {
+    if constexpr (N == 1) {
+        *to = narrow<T>(v[0]);
+    } else {
+        constexpr int M = Pack<T>::N;
+#pragma unroll
+        for (int i = 0; i < N / M; i++) {
+            Pack<T> pack;
+#pragma unroll
+            for (int j = 0; j < M; j++) pack.of[j] = narrow<T>(v[M * i + j]);
+            ((Pack<T>*)to)[i] = pack;
+        }
+    }
+}
+
+// A number of elements, as a type.
+template <int N> struct Count {
+    static constexpr int value = N;
+};
+
+// Calls f(first, Count<N>) for this thread's groups of N elements where vectors may be used, and f(first, Count<1>) for single
+// elements else and at the end; the threads of the grid share the n elements.
+template <int N, class F> __device__ __forceinline__ void for_groups(i64 n, bool vectors, F f) {
+    i64 n_groups = vectors ? n / N : 0;
+    FOR_EACH(i, n_groups) f(N * i, Count<N>());
+    FOR_EACH(j, n - N * n_groups) f(N * n_groups + j, Count<1>());
+}
+
+// The same for the threads of a block, which share a row.
+template <int N, class F> __device__ __forceinline__ void for_row(i64 n, bool vectors, F f) {
+    i64 n_groups = vectors ? n / N : 0;
+    for (i64 i = threadIdx.x; i < n_groups; i += blockDim.x) f(N * i, Count<N>());
+    for (i64 i = N * n_groups + threadIdx.x; i < n; i += blockDim.x) f(i, Count<1>());
+}
+
 // A loop over an index space with a step along each dimension for each of N tensors.
 template <int N> struct Walk {
     i64 rank;

@@ -64,13 +64,19 @@ template <class T> __device__ __forceinline__ void slices_of(const float* partia
     KERNEL sum_slices##SUFFIX(const float* partial, T* y, i64 n_out, i64 n_slices) { slices_of(partial, y, n_out, n_slices); }
 FOR_FLOATS(SUMS)
 
-// y = the sum of one part of n elements from each of n_ranks ranks, in their order; parts begin `step` elements apart.
-KERNEL sum_ranks_bf16(const bf16* parts, bf16* y, i64 n, i64 n_ranks, i64 step) {
-    FOR_EACH(i, n) {
-        float sum = wide(parts[i]);
-        for (i64 rank = 1; rank < n_ranks; rank++) sum += wide(parts[rank * step + i]);
-        y[i] = narrow<bf16>(sum);
-    }
+// y = the sum of n_parts parts of n elements, in their order, rounded once; the parts lie one after the other.
+KERNEL sum_parts_bf16(const bf16* parts, bf16* y, i64 n, i64 n_parts) {
+    constexpr int N = Pack<bf16>::N;
+    for_groups<N>(n, n % N == 0 && are_vectors(parts, y), [&](i64 i, auto count) {
+        constexpr int M = decltype(count)::value;
+        float sum[M], v[M];
+        load(sum, parts + i);
+        for (i64 part = 1; part < n_parts; part++) {
+            load(v, parts + part * n + i);
+            for (int k = 0; k < M; k++) sum[k] += v[k];
+        }
+        store(y + i, sum);
+    });
 }
 
 // Partial sums of a function of the elements, one a block, in f64.
@@ -92,9 +98,11 @@ TOTAL(labels, const i64* x COMMA i64 ignored, x[i] != ignored ? 1.0 : 0.0)
 TOTAL(values, const float* x, x[i])
 
 // The sum of partial sums; one block.
-KERNEL total(const double* partial, i64 n, float* y) {
-    double sum = 0.0;
-    for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) y[0] = (float)sum;
-}
+#define TOTAL_OF(T, SUFFIX)                                                              \
+    KERNEL total##SUFFIX(const double* partial, i64 n, T* y) {                           \
+        double sum = 0.0;                                                                \
+        for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];             \
+        sum = block_sum(sum);                                                            \
+        if (threadIdx.x == 0) y[0] = narrow<T>((float)sum);                              \
+    }
+FOR_FLOATS(TOTAL_OF)

@@ -2,9 +2,10 @@
 
 use galvatron_ir::op::compute::{CountLabels, ReduceSum};
 
-use super::super::command::{Arg, BLOCK, Command, Launch};
+use super::super::command::{Arg, BLOCK, Command, Launch, Place};
 use super::super::walk::{Walk, row_major};
 use super::{Cx, Family, Lowered, at, elements, row_grid, scratch};
+use crate::device::Span;
 
 const FAMILY: Family = Family::Reduce;
 
@@ -64,22 +65,44 @@ pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
 
 /// The sum of a function of `n` elements: partial sums, then theirs. Scratch memory before `start` is left alone.
 pub(in super::super) fn total(name: &str, args: Vec<Arg>, n: u64, to: Arg, start: u64) -> Lowered {
+    partials([name, "total"], args, n, to, start)
+}
+
+/// As [`total`], by the kernels of partial sums and of theirs.
+fn partials([name, total]: [&str; 2], args: Vec<Arg>, n: u64, to: Arg, start: u64) -> Lowered {
     let n_partials = n.div_ceil(u64::from(BLOCK) * PER_THREAD).clamp(1, MAX_PARTIALS);
     let partial = Arg::At(scratch(start, 8 * n_partials)?);
     let args = args.into_iter().chain([Arg::Int(n as i64), partial.clone()]).collect();
     let first = Launch::grid(FAMILY, format!("total_{name}"), [n_partials as u32, 1, 1], args);
-    let second: Command = Launch::of(FAMILY, "total", 1, vec![partial, Arg::Int(n_partials as i64), to]);
+    let second: Command = Launch::of(FAMILY, total, 1, vec![partial, Arg::Int(n_partials as i64), to]);
     Ok(vec![first, second])
 }
 
 pub(in super::super) fn sum_squares(cx: &Cx<'_>) -> Lowered {
-    let float = cx.float(0)?;
-    total(&float.entry("squares"), vec![float.arg(0)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+    total_of_floats("squares", cx)
 }
 
 pub(in super::super) fn mse(cx: &Cx<'_>) -> Lowered {
+    total_of_floats("differences", cx)
+}
+
+/// The sum of a function of all operands, in their type.
+fn total_of_floats(name: &str, cx: &Cx<'_>) -> Lowered {
     let float = cx.float(0)?;
-    total(&float.entry("differences"), vec![float.arg(0)?, float.arg(1)?], elements(cx.arg(0)) as u64, cx.out(0)?, 0)
+    let args = (0..cx.spec.args.len()).map(|i| float.arg(i)).collect::<Result<_, _>>()?;
+    let [function, total] = [name, "total"].map(|name| float.entry(name));
+    partials([&function, &total], args, elements(cx.arg(0)) as u64, float.out(0)?, 0)
+}
+
+/// The sum of equal parts of bf16 that lie one after the other, in their order, in f32 and rounded once.
+pub(in super::super) fn sum_parts(parts: Span, to: Span) -> Lowered {
+    if parts.overlaps(&to) {
+        return Err("a sum overlaps its parts in memory".into());
+    }
+    let (n, pointer) = (to.bytes / 2, |span: Span| Arg::At(Place::Arena(span.offset)));
+    let numbers = [n, parts.bytes / to.bytes.max(1)].map(|v| Arg::Int(v as i64));
+    let args = [pointer(parts), pointer(to)].into_iter().chain(numbers).collect();
+    Ok(vec![Launch::of(FAMILY, "sum_parts_bf16", n.div_ceil(8), args)])
 }
 
 pub(in super::super) fn count_labels(op: &CountLabels, cx: &Cx<'_>) -> Lowered {
