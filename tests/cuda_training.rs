@@ -27,6 +27,9 @@ struct Outcome {
     losses: Vec<(f64, Option<f64>)>,
     trained: Option<Trained>,
     gradients: Option<Tensors>,
+    peak_bytes: Vec<u64>,
+    /// Rank and name of each node that was traced.
+    nodes: Vec<(usize, String)>,
 }
 
 /// A run on CPU ranks, or on emulated GPUs; with `graphs` these replay steps. Also how many steps were replayed.
@@ -50,7 +53,9 @@ fn run(order: &Order<'_>, options: &RunOptions, gpus: Option<bool>) -> Option<(O
     };
     let report = ran.expect("the plan runs");
     assert_eq!(report.remarks, []);
-    let outcome = Outcome { losses, trained: report.trained, gradients: report.gradients };
+    let nodes = report.trace.into_iter().map(|event| (event.rank, event.node)).collect();
+    let (trained, gradients, peak_bytes) = (report.trained, report.gradients, report.peak_bytes);
+    let outcome = Outcome { losses, trained, gradients, peak_bytes, nodes };
     Some((outcome, devices.iter().map(Emulated::n_replayed).collect()))
 }
 
@@ -106,4 +111,22 @@ fn replayed_steps_of_a_sharded_transformer_train_to_the_same_bits() {
     let (dialect, optimizer, compute) = ("keep20", "adamw", DType::F32);
     let order = Order { fixture: &fixture, dialect, optimizer, ranks: 4, strategy, compute };
     check_replays(&order, &RunOptions { steps: 4, collect: true, ..RunOptions::default() }, 2);
+}
+
+/// Nodes that are launched together give the bits that they give one by one, use the memory that they use one by one, and are
+/// told of one by one.
+#[test]
+fn fused_steps_train_to_the_bits_of_unfused_ones() {
+    let sharded = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
+    let fixture = Fixture::open("gpt2");
+    for (optimizer, ranks, strategy) in [("adamw", 1, ""), ("adamw", 4, sharded), ("sgd", 1, "micro_batches = 2")] {
+        let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute: DType::F32 };
+        let run = |group| {
+            let options = RunOptions { steps: 2, collect: true, trace: true, group, ..RunOptions::default() };
+            run(&order, &options, Some(false)).map(|(outcome, _)| outcome)
+        };
+        let (Some(fused), Some(unfused)) = (run(true), run(false)) else { return };
+        assert_eq!(fused, unfused, "{optimizer} on {ranks}");
+        assert!(fused.nodes.len() > 100 && fused.peak_bytes[0] > 0);
+    }
 }

@@ -16,6 +16,24 @@ pub trait Device: Send + Sync {
     /// Why the device has no kernel for the node: the op, its element types or the overlap of its buffers.
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String>;
 
+    /// Cuts a run of nodes into groups that this device prepares together: the number of nodes of each, in order. A device
+    /// that gains nothing from it prepares each node by itself.
+    fn groups(&self, run: &[RunNode<'_>]) -> Vec<usize> {
+        vec![1; run.len()]
+    }
+
+    /// Prepares some consecutive nodes of a run, a group of [`groups`](Self::groups), as one kernel. In a copy of the group
+    /// `update` may stand for an `accumulate` of it.
+    ///
+    /// # Errors
+    /// Why the device cannot prepare them together.
+    fn prepare_group(&self, group: &[RunNode<'_>]) -> Result<Box<dyn Kernel>, String> {
+        match group {
+            [node] => self.prepare(&node.spec),
+            _ => Err("this device prepares each node by itself".into()),
+        }
+    }
+
     /// Prepares a copy inside the arena.
     ///
     /// # Errors
@@ -140,6 +158,21 @@ pub struct NodeSpec<'a> {
     /// Scratch memory of the op's `workspace` bytes.
     pub workspace: Option<Span>,
 }
+
+/// A node of a run: of nodes that one phase runs one after the other, with nothing between them that touches memory.
+#[derive(Clone, Debug)]
+pub struct RunNode<'a> {
+    /// The node.
+    pub spec: NodeSpec<'a>,
+    /// Its position in the run.
+    pub position: usize,
+    /// For each result the position in the run of the last node that reads it; [`READ_LATER`] if anything but a node of the run
+    /// does, `None` if nothing does.
+    pub last_readers: &'a [Option<usize>],
+}
+
+/// The last reader of a result that is needed after its run.
+pub const READ_LATER: Option<usize> = Some(usize::MAX);
 
 /// A copy inside the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -205,6 +205,7 @@ fn prepare(args: &ExecArgs, module: &Module) -> Checked<Ready> {
         dump_gradients: args.dump_gradients.is_some(),
         collect: args.save.is_some(),
         collect_every: args.save_every,
+        ..RunOptions::default()
     };
     Ok(Ready { backend, data, weights, options })
 }

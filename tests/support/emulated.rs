@@ -1,10 +1,13 @@
 //! A device whose kernels are the CUDA sources, run on the CPU by the emulator under `tests/gpu/emulator`.
 
 use galvatron_backends::comm::{Collective, CommFault, LocalComm, ReduceOp, Site, local_world};
-use galvatron_backends::cuda::command::{Arg, Command, Launch, Matmul, Place, Program, SCRATCH_BYTES};
+use galvatron_backends::cuda::command::{Arg, Command, Launch, Matmul, Place, Program, SCRATCH_BYTES, Word};
+use galvatron_backends::cuda::fuse;
 use galvatron_backends::cuda::replay::{Item, Replay, Stage};
 use galvatron_backends::cuda::table::{lower, lower_move};
-use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
+use galvatron_backends::cuda::unit::{Generated, Unit};
+use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write as _};
@@ -42,12 +45,28 @@ pub fn program() -> Option<&'static Path> {
     BUILT.get_or_init(build).as_deref()
 }
 
+/// Builds a generated kernel as a library beside the emulator, unless that is done.
+fn build(program: &Path, kernel: &Generated) {
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut built = BUILT.lock().unwrap();
+    if built.contains(&kernel.name) {
+        return;
+    }
+    let folder = program.parent().expect("it lies in a folder");
+    std::fs::write(folder.join(format!("{}.cu", kernel.name)), &kernel.source).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/emulator/build.sh");
+    let output = std::process::Command::new(script).arg(folder).arg(&kernel.name).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", kernel.source, String::from_utf8_lossy(&output.stderr));
+    built.insert(kernel.name.clone());
+}
+
 /// The process that runs the kernels of one rank, and the file that is its memory: arena, scratch memory, fault record.
 struct Emulator {
     child: Child,
     commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     memory: File,
+    program: PathBuf,
     path: PathBuf,
     scratch: u64,
 }
@@ -63,7 +82,7 @@ impl Emulator {
         let mut command = std::process::Command::new(program);
         let mut child = command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (commands, answers) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        Emulator { child, commands, answers, memory, path, scratch }
+        Emulator { child, commands, answers, memory, program: program.into(), path, scratch }
     }
 
     fn offset(&self, place: Place) -> u64 {
@@ -84,6 +103,9 @@ impl Emulator {
     }
 
     fn launch(&self, launch: &Launch) -> String {
+        if let Unit::Generated(kernel) = &launch.unit {
+            build(&self.program, kernel);
+        }
         let [x, y, z] = launch.grid;
         let mut line = format!("L {} {x} {y} {z} {} {}", launch.entry, launch.block, launch.shared_bytes);
         for arg in &launch.args {
@@ -97,9 +119,21 @@ impl Emulator {
                     let list: Vec<String> = list.iter().map(i64::to_string).collect();
                     write!(line, " s{}", list.join(","))
                 }
+                Arg::Struct(words) => {
+                    let words: Vec<String> = words.iter().map(|word| self.word(word)).collect();
+                    write!(line, " w{}", words.join(","))
+                }
             };
         }
         line
+    }
+
+    fn word(&self, word: &Word) -> String {
+        match word {
+            Word::At(place) => format!("p{}", self.offset(*place)),
+            Word::Null => "i0".into(),
+            Word::Int(v) => format!("i{v}"),
+        }
     }
 
     fn matmul(&self, matmul: &Matmul) -> String {
@@ -331,6 +365,14 @@ impl Readout for Prepared {
 impl Device for Emulated {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
         lower(spec).map(|program| self.kernel(&program))
+    }
+
+    fn groups(&self, run: &[RunNode<'_>]) -> Vec<usize> {
+        fuse::groups(run)
+    }
+
+    fn prepare_group(&self, group: &[RunNode<'_>]) -> Result<Box<dyn Kernel>, String> {
+        fuse::lower(group).map(|program| self.kernel(&program))
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {

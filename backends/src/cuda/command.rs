@@ -6,7 +6,7 @@ use galvatron_ir::types::DType;
 
 use crate::device::Span;
 
-use super::kernels::Family;
+use super::unit::Unit;
 
 /// The memory beside the arena that kernels may use while they run: partial sums, sort keys, packed operands. In bytes.
 pub const SCRATCH_BYTES: u64 = 64 << 20;
@@ -37,13 +37,26 @@ pub enum Arg {
     Double(f64),
     /// A struct of that many `long long`s, by value.
     Ints(Vec<i64>),
+    /// A struct of pointers and `long long`s, by value.
+    Struct(Vec<Word>),
+}
+
+/// A field of a struct that is an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// A pointer.
+    At(Place),
+    /// A null pointer.
+    Null,
+    /// A `long long`.
+    Int(i64),
 }
 
 /// One launch of a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The source that the kernel is in.
-    pub family: Family,
+    pub unit: Unit,
     /// Its name.
     pub entry: String,
     /// Blocks along x, y and z.
@@ -153,12 +166,12 @@ pub fn blocks(n: u64) -> [u32; 3] {
 
 impl Launch {
     /// A kernel of one thread a piece of work.
-    pub fn of(family: Family, entry: impl Into<String>, n: u64, args: Vec<Arg>) -> Command {
-        Launch::grid(family, entry, blocks(n), args)
+    pub fn of(unit: impl Into<Unit>, entry: impl Into<String>, n: u64, args: Vec<Arg>) -> Command {
+        Launch::grid(unit, entry, blocks(n), args)
     }
 
     /// A kernel over a grid of blocks of [`BLOCK`] threads.
-    pub fn grid(family: Family, entry: impl Into<String>, grid: [u32; 3], args: Vec<Arg>) -> Command {
-        Command::Launch(Launch { family, entry: entry.into(), grid, block: BLOCK, shared_bytes: 0, args })
+    pub fn grid(unit: impl Into<Unit>, entry: impl Into<String>, grid: [u32; 3], args: Vec<Arg>) -> Command {
+        Command::Launch(Launch { unit: unit.into(), entry: entry.into(), grid, block: BLOCK, shared_bytes: 0, args })
     }
 }

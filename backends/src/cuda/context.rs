@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use super::kernels::Family;
 use super::meet::Uuid;
 use super::nvrtc;
 use super::order::{EVENTS, Event, Queue, Stream};
+use super::unit::Unit;
 
-/// Loaded machine code of the families that a plan uses.
+/// Loaded machine code of the sources that a plan uses.
 #[derive(Default)]
-pub(super) struct Modules(BTreeMap<Family, sys::CUmodule>);
+pub(super) struct Modules(BTreeMap<Unit, sys::CUmodule>);
 
 // SAFETY: a module's handle may be used from any thread that has bound its context.
 unsafe impl Send for Modules {}
 
 impl Modules {
-    pub(super) fn get(&self, family: Family) -> Option<sys::CUmodule> {
-        self.0.get(&family).copied()
+    pub(super) fn get(&self, unit: &Unit) -> Option<sys::CUmodule> {
+        self.0.get(unit).copied()
     }
 
-    pub(super) fn insert(&mut self, family: Family, module: sys::CUmodule) -> sys::CUmodule {
-        self.0.insert(family, module);
+    pub(super) fn insert(&mut self, unit: Unit, module: sys::CUmodule) -> sys::CUmodule {
+        self.0.insert(unit, module);
         module
     }
 }
@@ -97,12 +97,12 @@ impl Context {
         self.aside
     }
 
-    /// The machine code of a family, compiled if it is not cached.
-    pub(super) fn load(&self, family: Family) -> Result<sys::CUmodule, String> {
-        let image = nvrtc::compile(family, &self.arch)?;
+    /// The machine code of a source, compiled if it is not cached.
+    pub(super) fn load(&self, unit: &Unit) -> Result<sys::CUmodule, String> {
+        let image = nvrtc::compile(unit, &self.arch)?;
         // SAFETY: the image is a CUBIN, which the driver copies.
         unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) }
-            .map_err(|e| words(&format!("load the kernels `{}`", family.name()), e))
+            .map_err(|e| words(&format!("load the kernels `{}`", unit.name()), e))
     }
 
     /// A kernel of loaded machine code that may use that much dynamic shared memory, in bytes.

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use super::arena::Arena;
 use super::blas::Blas;
 use super::comm::Communicators;
-use super::command::{Arg, Command, Launch, Program};
+use super::command::{Arg, Command, Launch, Program, Word};
 use super::context::{Context, Modules};
+use super::fuse;
 use super::pinned::Pinned;
 use super::replay::Replay;
 use super::stage::{Function, Live, Node, Ready, Shared, Work, locked};
@@ -14,7 +15,7 @@ use super::staging::Staging;
 use super::table::{lower, lower_move};
 use super::world::Settings;
 use crate::comm::{Collective, CommFault, Site};
-use crate::device::{Device, Exchange, Kernel, Move, NodeSpec, Readout, Span, Write};
+use crate::device::{Device, Exchange, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write};
 
 /// A GPU as one rank's device.
 pub struct Cuda {
@@ -82,9 +83,9 @@ impl Cuda {
 
     fn function(&self, launch: &Launch) -> Result<Function, String> {
         let (context, mut modules) = (&self.shared.context, locked(&self.modules));
-        let module = match modules.get(launch.family) {
+        let module = match modules.get(&launch.unit) {
             Some(module) => module,
-            None => modules.insert(launch.family, context.load(launch.family)?),
+            None => modules.insert(launch.unit.clone(), context.load(&launch.unit)?),
         };
         context.function(module, &launch.entry, launch.shared_bytes).map(Function)
     }
@@ -99,6 +100,15 @@ fn param(arg: &Arg, arena: &Arena) -> Vec<u64> {
         Arg::Float(v) => vec![u64::from(v.to_bits())],
         Arg::Double(v) => vec![v.to_bits()],
         Arg::Ints(list) => list.iter().map(|&v| v as u64).collect(),
+        Arg::Struct(words) => words.iter().map(|word| field(word, arena)).collect(),
+    }
+}
+
+fn field(word: &Word, arena: &Arena) -> u64 {
+    match word {
+        Word::At(place) => arena.address(*place),
+        Word::Null => 0,
+        Word::Int(v) => *v as u64,
     }
 }
 
@@ -119,6 +129,14 @@ impl Readout for Prepared {
 impl Device for Cuda {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
         self.node(lower(spec)?)
+    }
+
+    fn groups(&self, run: &[RunNode<'_>]) -> Vec<usize> {
+        fuse::groups(run)
+    }
+
+    fn prepare_group(&self, group: &[RunNode<'_>]) -> Result<Box<dyn Kernel>, String> {
+        self.node(fuse::lower(group)?)
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {

@@ -15,6 +15,7 @@ pub mod command;
 mod context;
 #[cfg(feature = "cuda")]
 mod device;
+pub mod fuse;
 mod gemm;
 #[cfg(feature = "cuda")]
 mod graph;
@@ -37,6 +38,7 @@ mod stage;
 #[cfg(feature = "cuda")]
 mod staging;
 pub mod table;
+pub mod unit;
 mod walk;
 #[cfg(feature = "cuda")]
 mod world;

@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::{result, sys};
 
-use super::kernels::Family;
+use super::unit::Unit;
 
 /// Options besides the architecture.
-const OPTIONS: [&str; 3] = ["--std=c++17", "-default-device", "--fmad=true"];
+const OPTIONS: [&str; 2] = ["--std=c++17", "-default-device"];
 
 /// Compiles a source of kernels for an architecture such as `sm_90`.
 ///
 /// # Errors
 /// The compiler's log.
-pub fn compile(family: Family, arch: &str) -> Result<Vec<u8>, String> {
-    let source = family.source();
-    let options: Vec<String> =
-        std::iter::once(format!("--gpu-architecture={arch}")).chain(OPTIONS.map(String::from)).collect();
+pub fn compile(unit: &Unit, arch: &str) -> Result<Vec<u8>, String> {
+    let source = unit.source();
+    let own = [format!("--gpu-architecture={arch}"), format!("--fmad={}", unit.may_contract())];
+    let options: Vec<String> = own.into_iter().chain(OPTIONS.map(String::from)).collect();
     let cached =
-        cache_folder().map(|folder| folder.join(format!("{}-{}.cubin", family.name(), key(&source, &options))));
+        cache_folder().map(|folder| folder.join(format!("{}-{}.cubin", unit.name(), key(&source, &options))));
     if let Some(image) = cached.as_ref().and_then(|path| std::fs::read(path).ok()).filter(|i| i.starts_with(b"\x7fELF"))
     {
         return Ok(image);
     }
-    let image = compile_source(family.name(), &source, &options)?;
+    let image = compile_source(unit.name(), &source, &options)?;
     if let Some(path) = cached {
         keep(&path, &image);
     }

@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::command::{Accesses, Program};
+use super::fuse;
 use super::order::{Event, Order, Queue, Stream};
 use super::replay::{Item, Replay, Stage};
 use super::table::{lower, lower_move};
 use crate::comm::{Collective, CommFault, Site};
-use crate::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
+use crate::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write};
 
 /// One entry of a record.
 #[derive(Clone, Debug, PartialEq)]
@@ -261,6 +262,14 @@ pub fn accesses_of(exchange: &Exchange) -> (&'static str, Accesses) {
 impl Device for Recorder {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
         Ok(Box::new(self.prepared(Work::Node(Arc::new(lower(spec)?)))))
+    }
+
+    fn groups(&self, run: &[RunNode<'_>]) -> Vec<usize> {
+        fuse::groups(run)
+    }
+
+    fn prepare_group(&self, group: &[RunNode<'_>]) -> Result<Box<dyn Kernel>, String> {
+        Ok(Box::new(self.prepared(Work::Node(Arc::new(fuse::lower(group)?)))))
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {

@@ -101,7 +101,7 @@ fn no_kernel(op: &Op) -> String {
 }
 
 /// What a node reads and writes. Nodes without results write operand 0; `accumulate` reads it too.
-fn accesses(spec: &NodeSpec<'_>) -> Accesses {
+pub(super) fn accesses(spec: &NodeSpec<'_>) -> Accesses {
     let spans = |buffers: &[BufferSpec]| buffers.iter().map(BufferSpec::span).collect::<Vec<_>>();
     match spec.op {
         Op::Accumulate(_) => Accesses { reads: spans(spec.args), writes: spans(&spec.args[..1]) },
@@ -111,7 +111,7 @@ fn accesses(spec: &NodeSpec<'_>) -> Accesses {
 }
 
 /// Results may lie over operands only where the op says so, and then exactly.
-fn check_overlaps(spec: &NodeSpec<'_>) -> Result<(), String> {
+pub(super) fn check_overlaps(spec: &NodeSpec<'_>) -> Result<(), String> {
     for (r, result) in spec.results.iter().enumerate() {
         if spec.results[..r].iter().any(|other| other.span().overlaps(&result.span())) {
             return Err(format!("result {r} overlaps another result in memory"));
@@ -183,9 +183,9 @@ mod tests {
     fn every_kernel_that_is_launched_is_in_its_source() {
         for command in programs().into_iter().flat_map(|p| p.commands) {
             let Command::Launch(launch) = command else { continue };
-            let source = launch.family.source();
+            let source = launch.unit.source();
             let stem = launch.entry.split('_').next().expect("invariant: names are not empty");
-            assert!(source.contains(stem), "{:?} in {:?}", launch.entry, launch.family);
+            assert!(source.contains(stem), "{:?} in {:?}", launch.entry, launch.unit);
         }
         assert!(Family::ALL.iter().all(|family| family.source().contains("KERNEL")));
     }

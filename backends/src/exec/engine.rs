@@ -1,5 +1,6 @@
 //! From a plan to running ranks: checks, arenas, instructions, weights, threads, and what comes back from them.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use super::instr::{Builder, Phases, Report, optimizer_nodes, resident_ends, valu
 use super::layout::Layout;
 use super::observe::Observed;
 use super::rank::{Entry, Rank, RankEnd, RankReport, Shared, Worker, learning_rate};
+use super::runs::first_writes;
 use super::weights::{Stored, WeightSource, stored_residents, upload};
 use super::{Flow, RunOptions, RunReport, StepReport};
 use crate::comm::{Collective, GroupId};
@@ -140,10 +142,11 @@ fn prepare_rank(
     comm: &mut dyn Collective,
     stored: &[Stored],
 ) -> Result<Prepared, RunFault> {
-    let (module, rank) = (shared.module, layout.rank as usize);
+    let (module, chunk, rank) = (shared.module, layout.chunk, layout.rank as usize);
     let everyone: Vec<usize> = (0..comm.world()).collect();
     let world = comm.group(&everyone);
     let mut reports = reported(shared, layout)?;
+    let reported: Vec<_> = reports.iter().map(|&(_, value)| value).collect();
     reports.retain(|_| rank == 0);
     let optimizers: Vec<_> = optimizer_nodes(module, layout).into_iter().map(|(node, _)| node).collect();
     let mut builder = Builder {
@@ -153,9 +156,12 @@ fn prepare_rank(
         comm,
         data: shared.data,
         reports: &reports,
+        reported: &reported,
         optimizers: &optimizers,
         unsupported: Vec::new(),
-        accumulated: Vec::new(),
+        first_writes: first_writes(chunk),
+        grouped: BTreeMap::new(),
+        options: shared.options,
     };
     let phases = builder.phases()?;
     refuse(builder.unsupported)?;

@@ -1,12 +1,14 @@
 //! The instructions of a rank: its nodes with everything decided that can be decided before the first step.
 
-use galvatron_ir::graph::Node;
+use std::collections::{BTreeMap, BTreeSet};
+
 use galvatron_ir::module::Module;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::op::{Op, opt};
 use galvatron_ir::plan::{PhaseKind, ResidentRole};
 use galvatron_ir::{NodeId, ValueId};
 
+use super::RunOptions;
 use super::data::{DataSource, Load};
 use super::exchange::{self, Buffers, Collected};
 use super::layout::Layout;
@@ -38,6 +40,9 @@ pub(super) enum Work {
     Kernel(Box<dyn Kernel>),
     /// A copy the first time in a step, if no other node has written the accumulator before; an addition otherwise.
     Accumulate { copy: Box<dyn Kernel>, add: Box<dyn Kernel>, writes_first: bool },
+    /// One kernel for this node and the next ones, which have nothing left to do; `first` the first time in a step, if
+    /// accumulators are written for the first time.
+    Group { first: Option<Box<dyn Kernel>>, kernel: Box<dyn Kernel> },
     /// Moves around an exchange.
     Exchange { before: Vec<Box<dyn Kernel>>, exchange: Exchange, after: Vec<Box<dyn Kernel>> },
     /// Moves alone.
@@ -76,10 +81,16 @@ pub(super) struct Builder<'a> {
     pub(super) data: &'a dyn DataSource,
     /// The values whose scalars are reported.
     pub(super) reports: &'a [(Report, ValueId)],
+    /// The values whose scalars are reported by any rank.
+    pub(super) reported: &'a [ValueId],
     /// The optimizer nodes whose gradients are dumped.
     pub(super) optimizers: &'a [NodeId],
+    pub(super) options: &'a RunOptions,
     pub(super) unsupported: Vec<Unsupported>,
-    pub(super) accumulated: Vec<ValueId>,
+    /// The nodes that are the first in a step to write their accumulator.
+    pub(super) first_writes: BTreeSet<NodeId>,
+    /// What nodes do that are prepared in groups.
+    pub(super) grouped: BTreeMap<NodeId, Work>,
 }
 
 impl Builder<'_> {
@@ -88,6 +99,7 @@ impl Builder<'_> {
     /// # Errors
     /// When the plan cannot be run at all, or the data does not fit it.
     pub(super) fn phases(&mut self) -> Result<Phases, RunFault> {
+        self.prepare_groups()?;
         let mut phases = Phases::default();
         for (kind, node) in self.layout.chunk.nodes() {
             let instr = self.instr(node)?;
@@ -103,7 +115,11 @@ impl Builder<'_> {
         let (name, op) = (self.layout.name(node), node.op.mnemonic());
         let spans = args.iter().chain(&results).map(BufferSpec::span).chain(workspace);
         let ends = self.layout.ends(spans);
-        let work = match self.work(node, &args, &results, workspace)? {
+        let work = match self.grouped.remove(&id) {
+            Some(work) => Ok(work),
+            None => self.work(id, &args, &results, workspace)?,
+        };
+        let work = match work {
             Ok(work) => work,
             Err(what) => {
                 self.unsupported.push(Unsupported { node: name, op: op.into(), what });
@@ -131,11 +147,12 @@ impl Builder<'_> {
     /// What a node does, or why the backend cannot do it.
     fn work(
         &mut self,
-        node: &Node,
+        id: NodeId,
         args: &[BufferSpec],
         results: &[BufferSpec],
         workspace: Option<Span>,
     ) -> Result<Result<Work, String>, RunFault> {
+        let node = self.layout.chunk.graph.node(id);
         if let Some(step) = step_of_op(&node.op) {
             let buffers = Buffers { args, results, workspace };
             let collected = exchange::prepare(&step, self.layout, self.device, self.comm, buffers);
@@ -146,7 +163,7 @@ impl Builder<'_> {
             Op::Load(op) => return self.load(op, node.results[0]).map(Ok),
             Op::RunScalar(op) if op.name == "lr" => Ok(Work::LearningRate(results[0].span())),
             Op::RunScalar(_) => Ok(Work::StepNumber(results[0].span())),
-            Op::Accumulate(_) => self.accumulate(node, &spec),
+            Op::Accumulate(_) => self.accumulate(id, &spec),
             Op::Update(_) | Op::Reshape(_) if is_same_place(&spec) => Ok(Work::Nothing),
             _ => self.device.prepare(&spec).map(Work::Kernel),
         })
@@ -158,18 +175,17 @@ impl Builder<'_> {
         Ok(Work::Load(Box::new(load)))
     }
 
-    fn accumulate(&mut self, node: &Node, spec: &NodeSpec<'_>) -> Result<Work, String> {
+    fn accumulate(&self, id: NodeId, spec: &NodeSpec<'_>) -> Result<Work, String> {
         let (sum, x) = (&spec.args[0], &spec.args[1]);
         let add = self.device.prepare(spec)?;
         let copy = self.device.prepare_move(&Move::whole(&x.ty, x.offset, sum.offset))?;
-        let writes_first = !self.accumulated.contains(&node.args[0]);
-        self.accumulated.push(node.args[0]);
+        let writes_first = self.first_writes.contains(&id);
         Ok(Work::Accumulate { copy, add, writes_first })
     }
 }
 
 /// Whether an op of one source and one target has nothing to move.
-fn is_same_place(spec: &NodeSpec<'_>) -> bool {
+pub(super) fn is_same_place(spec: &NodeSpec<'_>) -> bool {
     let (to, from) = match spec.results.first() {
         Some(result) => (result, &spec.args[0]),
         None => (&spec.args[0], &spec.args[1]),

@@ -15,6 +15,7 @@ mod instr;
 mod layout;
 mod observe;
 mod rank;
+mod runs;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,8 @@ pub struct RunOptions {
     pub timeout: Duration,
     /// Threads of all ranks of this process together; `None`: the cores of the machine.
     pub threads: Option<usize>,
+    /// Whether devices may prepare neighbouring nodes together.
+    pub group: bool,
     /// Whether every node's execution is recorded.
     pub trace: bool,
     /// Whether the gradients of the first step are collected.
@@ -65,6 +68,7 @@ impl Default for RunOptions {
             first_step: 1,
             timeout: Duration::from_secs(300),
             threads: None,
+            group: true,
             trace: false,
             dump_gradients: false,
             collect: false,

@@ -267,6 +267,8 @@ impl Context<'_> {
             Work::Kernel(kernel) => kernel.run()?,
             Work::Accumulate { copy, writes_first: true, .. } if self.entry.is_first => copy.run()?,
             Work::Accumulate { add, .. } => add.run()?,
+            Work::Group { first: Some(first), .. } if self.entry.is_first => first.run()?,
+            Work::Group { kernel, .. } => kernel.run()?,
             Work::Exchange { before, exchange, after } => {
                 run_all(before)?;
                 let site = Site { node: &instr.name, step: self.step };

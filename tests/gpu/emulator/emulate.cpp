@@ -2,12 +2,14 @@
 // standard input, one a line, and works on a file that is mapped into memory; `S` is answered when all before it is done.
 //
 //   L entry gx gy gz block shared argument…   launch; an argument is p<offset> n i<int> f<bits> d<bits> s<int,int,…>
+//                          w<p<offset> or i<int>,…>
 //   M type m n k batch a ta lda sa b tb ldb sb c ldc sc   column-major products c = a b of f32 or bf16, summed in f32; offsets in
 //                          bytes, steps in elements
 //   C from to bytes        copy
 //   Z at bytes             zero
 //   S                      answer
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "entry.hpp"
 #include "shim.hpp"
 
 dim3_t threadIdx, blockIdx, blockDim, gridDim;
@@ -31,21 +34,7 @@ char* dynamic_memory;
 
 #include "kernels.inc"
 
-// A function with the types of its arguments.
-struct Entry {
-    void (*function)();
-    void (*call)(void (*)(), void**);
-};
-
-template <class... A, size_t... I> void call_with(void (*f)(), void** args, std::index_sequence<I...>) {
-    ((void (*)(A...))f)(*(A*)args[I]...);
-}
-
-template <class... A> Entry entry_of(void (*f)(A...)) {
-    return {(void (*)())f, [](void (*f)(), void** args) { call_with<A...>(f, args, std::index_sequence_for<A...>{}); }};
-}
-
-static const std::map<std::string, Entry> entries = {
+static std::map<std::string, Entry> entries = {
 #define KERNEL_NAME(NAME) {#NAME, entry_of(NAME)},
 #include "names.inc"
 };
@@ -170,14 +159,23 @@ static void launch() {
 }
 
 static char* memory;
+static std::string folder;
+
+// A kernel by its name; one that was generated lies in a library of that name beside the program.
+static const Entry& entry_named(const std::string& name) {
+    auto found = entries.find(name);
+    if (found != entries.end()) return found->second;
+    void* library = dlopen((folder + "/" + name + ".so").c_str(), RTLD_NOW);
+    void* made = library ? dlsym(library, "generated_entry") : nullptr;
+    if (!made) fail(("no kernel " + name).c_str());
+    return entries[name] = ((Entry(*)())made)();
+}
 
 static void launch_line(std::istringstream& line) {
     std::string name, token;
     size_t shared;
     line >> name >> gridDim.x >> gridDim.y >> gridDim.z >> blockDim.x >> shared;
     blockDim.y = blockDim.z = 1;
-    auto found = entries.find(name);
-    if (found == entries.end()) fail(("no kernel " + name).c_str());
     std::vector<std::vector<int64_t>> values;
     while (line >> token) {
         const char* text = token.c_str() + 1;
@@ -191,6 +189,13 @@ static void launch_line(std::istringstream& line) {
             case 's':
                 for (char* at = (char*)text; *at; at += *at == ',') value.push_back(strtoll(at, &at, 10));
                 break;
+            case 'w':
+                for (char* at = (char*)text; *at; at += *at == ',') {
+                    char word = *at;
+                    int64_t number = strtoll(at + 1, &at, 10);
+                    value.push_back(word == 'p' ? (int64_t)(memory + number) : number);
+                }
+                break;
             default: fail("an argument of no kind");
         }
         values.push_back(value);
@@ -200,7 +205,7 @@ static void launch_line(std::istringstream& line) {
     // Dynamic shared memory is garbage at first, on GPUs too.
     std::vector<char> dynamic(shared, (char)0xff);
     dynamic_memory = dynamic.data();
-    entry = &found->second;
+    entry = &entry_named(name);
     arguments = pointers.data();
     launch();
 }
@@ -230,6 +235,8 @@ static void matmul_line(std::istringstream& line) {
 }
 
 int main(int, char** argv) {
+    std::string program = argv[0];
+    folder = program.substr(0, program.rfind('/'));
     int file = open(argv[1], O_RDWR);
     struct stat info;
     if (file < 0 || fstat(file, &info) != 0) fail("no memory file");

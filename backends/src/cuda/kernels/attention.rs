@@ -51,7 +51,7 @@ impl Dims {
         let floats = n_tiles * rows * (bound + 1) + n_squares * rows * (rows + 1) + 2 * rows;
         let args = args.into_iter().chain([self.shape.clone(), self.scale.clone()]).collect();
         Command::Launch(Launch {
-            family: FAMILY,
+            unit: FAMILY.into(),
             entry: float.entry(&format!("{entry}_{bound}")),
             grid: [(length.div_ceil(rows) * heads * self.batch) as u32, 1, 1],
             block: 8 * rows as u32,

@@ -36,61 +36,25 @@ __device__ __forceinline__ void map2_walk(const T* a, const T* b, T* y, i64 n, c
     }
 }
 
-#define ROOT_2_BY_PI 0.7978845608028654f
-#define ROOT_HALF 0.7071067811865476f
-#define ONE_BY_ROOT_2_PI 0.3989422804014327f
-
-__device__ __forceinline__ float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float gelu_inner(float x) { return ROOT_2_BY_PI * (x + 0.044715f * x * x * x); }
-
-#define UNARY(NAME, VALUE)                                                          \
+#define UNARY(NAME)                                                                 \
     struct Of_##NAME {                                                              \
-        static __device__ __forceinline__ float of(float x) { return VALUE; }       \
+        static __device__ __forceinline__ float of(float x) { return f_##NAME(x); } \
     };                                                                              \
     KERNEL unary_##NAME(const float* x, float* y, i64 n) { map1<Of_##NAME>(x, y, n); } \
     KERNEL unary_##NAME##_bf16(const bf16* x, bf16* y, i64 n) { map1<Of_##NAME>(x, y, n); }
 
-UNARY(neg, -x)
-UNARY(exp, expf(x))
-UNARY(log, logf(x))
-UNARY(sqrt, sqrtf(x))
-UNARY(reciprocal, 1.0f / x)
-UNARY(tanh, tanhf(x))
-UNARY(erf, erff(x))
-UNARY(sigmoid, sigmoid_of(x))
-UNARY(relu, x < 0.0f ? 0.0f : x)
-UNARY(gelu, 0.5f * x * (1.0f + erff(x * ROOT_HALF)))
-UNARY(gelu_tanh, 0.5f * x * (1.0f + tanhf(gelu_inner(x))))
-UNARY(silu, x * sigmoid_of(x))
-
-// Derivatives f'(x).
-__device__ __forceinline__ float d_neg(float) { return -1.0f; }
-__device__ __forceinline__ float d_exp(float x) { return expf(x); }
-__device__ __forceinline__ float d_log(float x) { return 1.0f / x; }
-__device__ __forceinline__ float d_sqrt(float x) { return 0.5f / sqrtf(x); }
-__device__ __forceinline__ float d_reciprocal(float x) { return -1.0f / (x * x); }
-__device__ __forceinline__ float d_tanh(float x) {
-    float t = tanhf(x);
-    return 1.0f - t * t;
-}
-__device__ __forceinline__ float d_erf(float x) { return 1.1283791670955126f * expf(-x * x); }
-__device__ __forceinline__ float d_sigmoid(float x) {
-    float s = sigmoid_of(x);
-    return s * (1.0f - s);
-}
-__device__ __forceinline__ float d_relu(float x) { return x > 0.0f ? 1.0f : 0.0f; }
-__device__ __forceinline__ float d_gelu(float x) {
-    return 0.5f * (1.0f + erff(x * ROOT_HALF)) + x * ONE_BY_ROOT_2_PI * expf(-0.5f * x * x);
-}
-__device__ __forceinline__ float d_gelu_tanh(float x) {
-    float t = tanhf(gelu_inner(x));
-    float inner = ROOT_2_BY_PI * (1.0f + 0.134145f * x * x);
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
-}
-__device__ __forceinline__ float d_silu(float x) {
-    float s = sigmoid_of(x);
-    return s * (1.0f + x * (1.0f - s));
-}
+UNARY(neg)
+UNARY(exp)
+UNARY(log)
+UNARY(sqrt)
+UNARY(reciprocal)
+UNARY(tanh)
+UNARY(erf)
+UNARY(sigmoid)
+UNARY(relu)
+UNARY(gelu)
+UNARY(gelu_tanh)
+UNARY(silu)
 
 #define UNARY_GRAD(NAME)                                                                       \
     struct Grad_##NAME {                                                                       \

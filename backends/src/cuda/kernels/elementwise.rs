@@ -12,7 +12,7 @@ const FAMILY: Family = Family::Elementwise;
 /// Operands that one launch of `add_n` takes.
 const TERMS: usize = 8;
 
-fn unary_name(kind: UnaryKind) -> Option<&'static str> {
+pub(in super::super) fn unary_name(kind: UnaryKind) -> Option<&'static str> {
     Some(match kind {
         UnaryKind::Neg => "neg",
         UnaryKind::Exp => "exp",
@@ -30,7 +30,7 @@ fn unary_name(kind: UnaryKind) -> Option<&'static str> {
     })
 }
 
-fn binary_name(kind: BinaryKind) -> &'static str {
+pub(in super::super) fn binary_name(kind: BinaryKind) -> &'static str {
     match kind {
         BinaryKind::Add => "add",
         BinaryKind::Sub => "sub",

@@ -39,7 +39,10 @@ pub enum Family {
 }
 
 /// What all sources share.
-const PRELUDE: &str = include_str!("prelude.cu");
+pub(super) const PRELUDE: &str = include_str!("prelude.cu");
+
+/// Functions of one element, which element-wise kernels and generated ones share.
+pub(super) const FUNCTIONS: &str = include_str!("functions.cu");
 
 impl Family {
     /// All families.
@@ -62,7 +65,8 @@ impl Family {
 
     /// Its source, ready to be compiled.
     pub fn source(self) -> String {
-        format!("{PRELUDE}\n{}", self.parts().1)
+        let functions = if self == Family::Elementwise { FUNCTIONS } else { "" };
+        format!("{PRELUDE}\n{functions}\n{}", self.parts().1)
     }
 
     fn parts(self) -> (&'static str, &'static str) {
