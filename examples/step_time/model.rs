@@ -139,7 +139,13 @@ impl Builder {
         let ty = TensorType::f32(shape);
         let value = self.module.program.graph.declare(name, ty.clone());
         let initializer = self.module.initializers.len();
-        self.module.initializers.push(Initializer { name: name.into(), file: String::new(), offset: 0, ty });
+        self.module.initializers.push(Initializer {
+            name: name.into(),
+            file: String::new(),
+            offset: 0,
+            ty,
+            start: None,
+        });
         self.module.program.weights.push(Weight { value, initializer, view: Vec::new(), trainable: true });
         value
     }

@@ -6,7 +6,7 @@ use crate::mesh::Mesh;
 use crate::op::Op;
 use crate::plan::{Arena, Chunk, Predicted, ScheduleStep};
 use crate::recipe::LrSchedule;
-use crate::types::{TensorType, element_count};
+use crate::types::{Scalar, TensorType, element_count};
 
 /// How far a module has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,12 +37,30 @@ impl Level {
 pub struct Initializer {
     /// Name in the model file.
     pub name: String,
-    /// File as typed; resolved against the plan's folder, then the current one.
+    /// File as typed; resolved against the plan's folder, then the current one. Empty where the elements are stored nowhere.
     pub file: String,
     /// Byte offset in the file.
     pub offset: u64,
     /// Element type and stored shape.
     pub ty: TensorType,
+    /// What a fresh one is drawn from, where the model says it.
+    pub start: Option<Normal>,
+}
+
+/// A normal distribution; of deviation 0 it is a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Normal {
+    /// The mean.
+    pub mean: Scalar,
+    /// The standard deviation.
+    pub std: Scalar,
+}
+
+impl Normal {
+    /// The distribution of that mean and deviation.
+    pub fn new(mean: f64, std: f64) -> Normal {
+        Normal { mean: Scalar::new(mean), std: Scalar::new(std) }
+    }
 }
 
 /// One step from a stored tensor to a parameter.

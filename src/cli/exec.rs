@@ -38,8 +38,8 @@ pub struct ExecArgs {
     /// Where the weights are that the plan names: a file or a folder.
     #[arg(long)]
     pub weights: Option<PathBuf>,
-    /// Initial weights: a .safetensors file by the names of the model, or `random`.
-    #[arg(long, value_name = "FILE.safetensors|random")]
+    /// Initial weights: `random`, or a .safetensors file, an index.json of several, or a folder with either.
+    #[arg(long, value_name = "PATH|random")]
     pub init: Option<PathBuf>,
     /// Folder for the trained weights.
     #[arg(long, value_name = "DIR")]
@@ -238,12 +238,21 @@ fn weights(args: &ExecArgs, module: &Module) -> Result<(Box<dyn WeightSource>, u
         return Ok((Box::new(Resumed { model, optimizer }), saved_step(folder)? + 1));
     }
     Ok(match &args.init {
-        None => (Box::new(plan()), 1),
+        None => (Box::new(stored_weights(module, plan())?), 1),
         Some(path) if path.as_os_str() == "random" => {
             (Box::new(RandomWeights { seed: module.train.as_ref().map_or(0, |t| t.seed) }), 1)
         }
         Some(path) => (Box::new(open(path)?), 1),
     })
+}
+
+/// The weights that the plan names; what a checkpoint lacks is made from the seed.
+fn stored_weights(module: &Module, plan: PlanWeights) -> Result<PlanWeights, Diagnostic> {
+    if module.initializers.iter().all(|i| i.file.is_empty()) {
+        let fault = Diagnostic::new("weights", "the plan names no file of weights");
+        return Err(fault.help("say `--init random`, or name a checkpoint with `--init PATH`"));
+    }
+    Ok(plan.or_fresh(module.train.as_ref().map_or(0, |t| t.seed)))
 }
 
 fn saved_step(folder: &Path) -> Result<u64, Diagnostic> {

@@ -40,8 +40,9 @@ fn write_module(out: &mut String, module: &Module) -> Result {
     if let Some(train) = &module.train {
         write_train(out, train)?;
     }
-    for Initializer { name, file, offset, ty } in &module.initializers {
-        writeln!(out, "  initializer {} = {{file={}, offset={offset}}} {ty}", quote(name), quote(file))?;
+    for Initializer { name, file, offset, ty, start } in &module.initializers {
+        let start = start.map_or(String::new(), |s| format!(", mean={}, std={}", s.mean, s.std));
+        writeln!(out, "  initializer {} = {{file={}, offset={offset}{start}}} {ty}", quote(name), quote(file))?;
     }
     write_program(out, module)?;
     for (index, chunk) in module.chunks.iter().enumerate() {

@@ -115,7 +115,7 @@ impl<'m> Lowering<'m> {
         let ty = TensorType::f32(record.dims.clone());
         let value = self.module.program.graph.declare(&record.name, ty.clone());
         let (name, file) = (record.name.clone(), source.file.clone());
-        self.module.initializers.push(Initializer { name, file, offset: source.offset, ty });
+        self.module.initializers.push(Initializer { name, file, offset: source.offset, ty, start: None });
         let initializer = self.module.initializers.len() - 1;
         self.module.program.weights.push(Weight { value, initializer, view: Vec::new(), trainable });
         Some(value)

@@ -67,7 +67,13 @@ impl PlanBuilder {
         let known = self.module.initializers.iter().position(|i| i.name == name);
         let initializer = known.unwrap_or_else(|| {
             let ty = TensorType::f32(stored.to_vec());
-            self.module.initializers.push(Initializer { name: name.into(), file: String::new(), offset: 0, ty });
+            self.module.initializers.push(Initializer {
+                name: name.into(),
+                file: String::new(),
+                offset: 0,
+                ty,
+                start: None,
+            });
             self.module.initializers.len() - 1
         });
         self.module.program.weights.push(Weight { value, initializer, view, trainable: true });

@@ -67,6 +67,11 @@ impl<'t> Fields<'t> {
         self.entries.iter().map(|f| Ok((f.key.to_string(), f.attr(cursor, mesh)?))).collect()
     }
 
+    /// Whether an attribute is there and was not taken.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|f| f.key == key)
+    }
+
     /// Takes an integer that is not negative.
     pub fn u64(&mut self, cursor: &mut Cursor<'t>, key: &str) -> Parsed<u64> {
         let token = self.one(cursor, key, "an integer", &[Kind::Int])?;

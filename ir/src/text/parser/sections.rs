@@ -6,7 +6,7 @@ use super::fields::Fields;
 use super::types::tensor_type;
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
-use crate::module::{Initializer, TrainInfo};
+use crate::module::{Initializer, Normal, TrainInfo};
 use crate::plan::{Arena, Predicted};
 use crate::recipe::LrSchedule;
 use crate::text::fault;
@@ -69,6 +69,10 @@ impl<'t> Parser<'t> {
         let mut fields = Fields::read(&mut self.cursor)?;
         let file = fields.string(&mut self.cursor, "file")?;
         let offset = fields.u64(&mut self.cursor, "offset")?;
+        let start = match fields.has("mean") || fields.has("std") {
+            true => Some(Normal::new(fields.f64(&mut self.cursor, "mean")?, fields.f64(&mut self.cursor, "std")?)),
+            false => None,
+        };
         fields.finish(&mut self.cursor)?;
         let ty = tensor_type(&mut self.cursor)?;
         let index = self.module.initializers.len();
@@ -76,7 +80,7 @@ impl<'t> Parser<'t> {
             let message = format!("initializer `{name}` is defined twice");
             self.cursor.report(Diagnostic::new(fault::REDEFINED, message).at(at.span()));
         }
-        self.module.initializers.push(Initializer { name, file, offset, ty });
+        self.module.initializers.push(Initializer { name, file, offset, ty, start });
         self.map.initializers.push(self.cursor.span_from(first));
         Ok(())
     }

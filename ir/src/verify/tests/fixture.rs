@@ -63,7 +63,13 @@ fn training(m: &mut Module) {
         let ty = TensorType::f32(shape);
         let value = m.program.graph.declare(name, ty.clone());
         m.program.weights.push(Weight { value, initializer: m.initializers.len(), view: vec![], trainable: true });
-        m.initializers.push(Initializer { name: name.into(), file: "w".into(), offset: 0, ty: ty.clone() });
+        m.initializers.push(Initializer {
+            name: name.into(),
+            file: "w".into(),
+            offset: 0,
+            ty: ty.clone(),
+            start: None,
+        });
         let moment = m.program.graph.declare(state, ty);
         m.program.states.push(OptimizerState { value: moment, weight: value, kind: "momentum".into() });
     }

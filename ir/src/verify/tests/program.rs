@@ -55,7 +55,8 @@ fn frozen_weights_and_inputs_are_not_updated() {
 
 #[test]
 fn a_weight_has_the_type_of_its_view() {
-    let stored = Initializer { name: "t".into(), file: "w".into(), offset: 0, ty: TensorType::f32([8, 8]) };
+    let stored =
+        Initializer { name: "t".into(), file: "w".into(), offset: 0, ty: TensorType::f32([8, 8]), start: None };
     let view = vec![ViewStep::Slice { dim: 1, start: 4, len: 4 }, ViewStep::Transpose(vec![1, 0])];
     let fits = |m: &mut Module| (m.initializers[0], m.program.weights[0].view) = (stored.clone(), view.clone());
     check(training(), fits, &[]);

@@ -43,7 +43,13 @@ fn declare(module: &mut Module, name: &str, shape: Vec<u64>) -> ValueId {
     let value = module.program.graph.declare(name, ty.clone());
     if name.starts_with("w_") {
         let initializer = module.initializers.len();
-        module.initializers.push(Initializer { name: name.into(), file: "model.onnx".into(), offset: 0, ty });
+        module.initializers.push(Initializer {
+            name: name.into(),
+            file: "model.onnx".into(),
+            offset: 0,
+            ty,
+            start: None,
+        });
         module.program.weights.push(Weight { value, initializer, view: Vec::new(), trainable: true });
     } else {
         module.program.inputs.push(Input { name: name.into(), value });
