@@ -1,7 +1,8 @@
 //! Chooses element types: what is computed in bf16 and what stays f32.
 //!
 //! Parameters, activations and their gradients become bf16; every op computes in f32 inside. Gains and biases of norms stay
-//! f32, and so do the loss and everything of the optimizer, which keeps a master copy of each bf16 parameter.
+//! f32, and so do the loss and everything of the optimizer, which keeps a master copy of each bf16 parameter. What is made of
+//! constants alone, such as the angles of positions, is computed in f32 and rounded where something else reads it.
 
 use galvatron_ir::graph::Graph;
 use galvatron_ir::module::Program;
@@ -9,13 +10,13 @@ use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::Cast;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Module, NodeId, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rewrites the forward program of a module to bf16. Runs before the loss is attached.
 pub fn to_bf16(module: &mut Module) {
     let program = &mut module.program;
     narrow_weights(program);
-    let mut caster = Caster { body: Vec::new(), casts: BTreeMap::new() };
+    let mut caster = Caster { body: Vec::new(), casts: BTreeMap::new(), constants: BTreeSet::new() };
     for node in std::mem::take(&mut program.body) {
         caster.visit(&mut program.graph, node);
     }
@@ -53,11 +54,18 @@ struct Caster {
     body: Vec<NodeId>,
     /// Values in other element types.
     casts: BTreeMap<(ValueId, DType), ValueId>,
+    /// Results of nodes that depend on no input and no weight.
+    constants: BTreeSet<ValueId>,
 }
 
 impl Caster {
     fn visit(&mut self, graph: &mut Graph, id: NodeId) {
         let node = graph.node(id).clone();
+        if node.args.iter().all(|arg| self.constants.contains(arg)) {
+            self.constants.extend(&node.results);
+            self.body.push(id);
+            return;
+        }
         if !matches!(node.op, Op::Cast(_)) {
             for (i, &arg) in node.args.iter().enumerate() {
                 if graph.value(arg).ty.dtype.is_float() {

@@ -45,6 +45,8 @@ pub fn unary(kind: UnaryKind, x: &Tensor) -> Tensor {
         UnaryKind::Gelu => x * normal_cdf(x),
         UnaryKind::GeluTanh => 0.5 * x * (1.0 + gelu_inner(x).tanh()),
         UnaryKind::Silu => x * sigmoid(x),
+        UnaryKind::Sin => x.sin(),
+        UnaryKind::Cos => x.cos(),
         UnaryKind::IsNan => f64::from(x.is_nan()),
     })
 }
@@ -81,6 +83,8 @@ fn slope(kind: UnaryKind, x: f64) -> f64 {
         UnaryKind::Gelu => normal_cdf(x) + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt(),
         UnaryKind::GeluTanh => gelu_tanh_slope(x),
         UnaryKind::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
+        UnaryKind::Sin => x.cos(),
+        UnaryKind::Cos => -x.sin(),
         UnaryKind::IsNan => 0.0,
     }
 }

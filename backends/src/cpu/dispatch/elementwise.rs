@@ -156,6 +156,8 @@ fn unary_kind(kind: UnaryKind) -> Option<functions::UnaryKind> {
         UnaryKind::Gelu => functions::UnaryKind::Gelu,
         UnaryKind::GeluTanh => functions::UnaryKind::GeluTanh,
         UnaryKind::Silu => functions::UnaryKind::Silu,
+        UnaryKind::Sin => functions::UnaryKind::Sin,
+        UnaryKind::Cos => functions::UnaryKind::Cos,
         UnaryKind::IsNan => return None,
     })
 }

@@ -55,6 +55,8 @@ UNARY(relu)
 UNARY(gelu)
 UNARY(gelu_tanh)
 UNARY(silu)
+UNARY(sin)
+UNARY(cos)
 
 #define UNARY_GRAD(NAME)                                                                       \
     struct Grad_##NAME {                                                                       \
@@ -75,6 +77,8 @@ UNARY_GRAD(relu)
 UNARY_GRAD(gelu)
 UNARY_GRAD(gelu_tanh)
 UNARY_GRAD(silu)
+UNARY_GRAD(sin)
+UNARY_GRAD(cos)
 
 #define IS_NAN(T, SUFFIX)                               \
     KERNEL is_nan##SUFFIX(const T* x, u8* y, i64 n) {    \

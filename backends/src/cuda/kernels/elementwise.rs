@@ -26,6 +26,8 @@ pub(in super::super) fn unary_name(kind: UnaryKind) -> Option<&'static str> {
         UnaryKind::Gelu => "gelu",
         UnaryKind::GeluTanh => "gelu_tanh",
         UnaryKind::Silu => "silu",
+        UnaryKind::Sin => "sin",
+        UnaryKind::Cos => "cos",
         UnaryKind::IsNan => return None,
     })
 }

@@ -22,6 +22,8 @@ FUNCTION(relu, x < 0.0f ? 0.0f : x)
 FUNCTION(gelu, 0.5f * x * (1.0f + erff(x * ROOT_HALF)))
 FUNCTION(gelu_tanh, 0.5f * x * (1.0f + tanhf(gelu_inner(x))))
 FUNCTION(silu, x * sigmoid_of(x))
+FUNCTION(sin, sinf(x))
+FUNCTION(cos, cosf(x))
 
 // Derivatives f'(x).
 __device__ __forceinline__ float d_neg(float) { return -1.0f; }
@@ -51,3 +53,5 @@ __device__ __forceinline__ float d_silu(float x) {
     float s = sigmoid_of(x);
     return s * (1.0f + x * (1.0f - s));
 }
+__device__ __forceinline__ float d_sin(float x) { return cosf(x); }
+__device__ __forceinline__ float d_cos(float x) { return -sinf(x); }

@@ -33,11 +33,15 @@ pub enum UnaryKind {
     GeluTanh,
     /// x sigmoid(x)
     Silu,
+    /// Sine.
+    Sin,
+    /// Cosine.
+    Cos,
     /// Whether x is not a number; a bool.
     IsNan,
 }
 
-const KINDS: [(UnaryKind, &str, &str); 13] = [
+const KINDS: [(UnaryKind, &str, &str); 15] = [
     (UnaryKind::Neg, "neg", "neg_grad"),
     (UnaryKind::Exp, "exp", "exp_grad"),
     (UnaryKind::Log, "log", "log_grad"),
@@ -50,6 +54,8 @@ const KINDS: [(UnaryKind, &str, &str); 13] = [
     (UnaryKind::Gelu, "gelu", "gelu_grad"),
     (UnaryKind::GeluTanh, "gelu_tanh", "gelu_tanh_grad"),
     (UnaryKind::Silu, "silu", "silu_grad"),
+    (UnaryKind::Sin, "sin", "sin_grad"),
+    (UnaryKind::Cos, "cos", "cos_grad"),
     (UnaryKind::IsNan, "is_nan", ""),
 ];
 
