@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// What is compiled, for what, and how.
 pub struct Compilation<'a> {
-    /// The model file.
+    /// The model: an ONNX file, a configuration, or a folder that has one.
     pub model: &'a Path,
     /// The machine.
     pub cluster: &'a Cluster,

@@ -5,6 +5,8 @@
 
 #[path = "support/formula.rs"]
 mod formula;
+#[path = "support/formula_file.rs"]
+mod formula_file;
 
 use flate2::read::GzDecoder;
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
@@ -82,7 +84,7 @@ impl RealModel {
         let model = RealModel { manifest, folder, onnx, data, batch };
         let module = model.plan(1, "sgd");
         let weights = model.folder.0.join("model.weights");
-        formula::write_weights(&weights, &module, &model.manifest).expect("there is room for the weights");
+        formula_file::write_weights(&weights, &module, &model.manifest).expect("there is room for the weights");
         model
     }
 

@@ -1,6 +1,6 @@
 //! Times planning: compiles a model twice, prints the time of each pass, the plan's figures and the digest of its text.
 //!
-//! `cargo run --release --example planning -- MODEL.onnx CLUSTER.toml [BATCH] [SEQUENCE]`
+//! `cargo run --release --example planning -- MODEL CLUSTER.toml [BATCH] [SEQUENCE]`
 
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::diagnostics::render_all;
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: planning MODEL.onnx CLUSTER.toml [BATCH] [SEQUENCE]";
+const USAGE: &str = "usage: planning MODEL CLUSTER.toml [BATCH] [SEQUENCE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -45,7 +45,7 @@ pub enum Command {
 /// Flags of planning.
 #[derive(Args, Debug)]
 pub struct CompileArgs {
-    /// The model: an ONNX file.
+    /// The model: an ONNX file, or a config.json of Hugging Face or a folder that has one.
     #[arg(required = true)]
     pub model: Option<PathBuf>,
     /// The machine: hw.toml.

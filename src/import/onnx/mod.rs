@@ -13,30 +13,9 @@ pub mod weights;
 use std::path::Path;
 
 use galvatron_ir::diagnostic::Checked;
-use galvatron_ir::module::Module;
-use galvatron_ir::recipe::Recipe;
 
+use super::{ImportOptions, Imported};
 use reader::OnnxModel;
-
-/// What an import depends on besides the file.
-#[derive(Clone, Copy, Debug)]
-pub struct ImportOptions<'a> {
-    /// How the model is trained: batch, sequence, symbolic extents, and which initializers are parameters.
-    pub recipe: &'a Recipe,
-}
-
-/// An imported model.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// The forward program, at level `graph`.
-    pub module: Module,
-    /// What the user should know about the choices that were made, one sentence each.
-    pub notes: Vec<String>,
-    /// Samples in one optimizer step.
-    pub global_batch: u64,
-    /// Extent of axis 1 of the first integer input; 0 where there is none.
-    pub sequence: u64,
-}
 
 /// Reads an ONNX file and lowers it to a module at level `graph`.
 ///
