@@ -262,7 +262,8 @@ pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
     for ((causal, qkv, mask), dtype) in shapes.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::Bf16)]) {
         let all: Vec<&[u64]> = qkv.into_iter().chain(mask).collect();
         let forward = uniform(compute::Attention { scale: Scalar::new(0.3), causal }, &all);
-        let typed = |sample: Sample| if dtype == DType::Bf16 { in_bf16(&sample).expect("it has floats") } else { sample };
+        let typed =
+            |sample: Sample| if dtype == DType::Bf16 { in_bf16(&sample).expect("it has floats") } else { sample };
         let forward = typed(forward);
         let args = contents(&forward);
         let Some(results) = run(make, &forward, &args, &[]) else { return };

@@ -6,7 +6,9 @@ use galvatron_backends::cuda::fuse;
 use galvatron_backends::cuda::replay::{Item, Replay, Stage};
 use galvatron_backends::cuda::table::{lower, lower_move};
 use galvatron_backends::cuda::unit::{Generated, Unit};
-use galvatron_backends::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write};
+use galvatron_backends::device::{
+    Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write,
+};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;

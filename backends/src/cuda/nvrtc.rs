@@ -20,8 +20,7 @@ pub fn compile(unit: &Unit, arch: &str) -> Result<Vec<u8>, String> {
     let source = unit.source();
     let own = [format!("--gpu-architecture={arch}"), format!("--fmad={}", unit.may_contract())];
     let options: Vec<String> = own.into_iter().chain(OPTIONS.map(String::from)).collect();
-    let cached =
-        cache_folder().map(|folder| folder.join(format!("{}-{}.cubin", unit.name(), key(&source, &options))));
+    let cached = cache_folder().map(|folder| folder.join(format!("{}-{}.cubin", unit.name(), key(&source, &options))));
     if let Some(image) = cached.as_ref().and_then(|path| std::fs::read(path).ok()).filter(|i| i.starts_with(b"\x7fELF"))
     {
         return Ok(image);

@@ -44,7 +44,12 @@ impl Run {
             position,
             last_readers,
         };
-        self.0.iter().map(|(op, args, results, last)| (op, &args[..], &results[..], &last[..])).enumerate().map(node).collect()
+        self.0
+            .iter()
+            .map(|(op, args, results, last)| (op, &args[..], &results[..], &last[..]))
+            .enumerate()
+            .map(node)
+            .collect()
     }
 
     fn groups(&self) -> Vec<usize> {
@@ -64,9 +69,12 @@ fn offsets(spans: &[crate::device::Span]) -> Vec<u64> {
 fn bias_relu(last_reader: Option<usize>) -> Run {
     let (x, bias) = (at(0, &[4, 8]), at(128, &[8]));
     let sum = x.clone();
-    Run::default()
-        .node(Binary::ADD, &[x, bias], sum.clone(), last_reader)
-        .node(RELU, &[sum], at(192, &[4, 8]), READ_LATER)
+    Run::default().node(Binary::ADD, &[x, bias], sum.clone(), last_reader).node(
+        RELU,
+        &[sum],
+        at(192, &[4, 8]),
+        READ_LATER,
+    )
 }
 
 #[test]
@@ -86,9 +94,12 @@ fn equal_computations_share_a_kernel_wherever_they_lie() {
     };
     let shape = [16, 24];
     let (x, bias) = (at(4096, &shape), at(8192, &[24]));
-    let elsewhere = Run::default()
-        .node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1))
-        .node(RELU, &[x], at(12288, &shape), READ_LATER);
+    let elsewhere = Run::default().node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1)).node(
+        RELU,
+        &[x],
+        at(12288, &shape),
+        READ_LATER,
+    );
     assert_eq!(unit(bias_relu(Some(1))), unit(elsewhere));
     assert_ne!(unit(bias_relu(Some(1))), unit(bias_relu(READ_LATER)));
 }
@@ -108,9 +119,12 @@ fn element_i_may_be_written_over_element_i() {
 #[test]
 fn a_result_over_a_repeated_operand_is_not_fused() {
     let (x, bias) = (at(0, &[4, 8]), at(128, &[8]));
-    let over_bias = Run::default()
-        .node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1))
-        .node(RELU, &[x], at(128, &[4, 8]), READ_LATER);
+    let over_bias = Run::default().node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1)).node(
+        RELU,
+        &[x],
+        at(128, &[4, 8]),
+        READ_LATER,
+    );
     assert_eq!(over_bias.groups(), [1, 1]);
 }
 
@@ -118,7 +132,12 @@ fn a_result_over_a_repeated_operand_is_not_fused() {
 fn a_result_over_other_elements_of_an_operand_is_not_fused() {
     let (x, y) = (at(0, &[32]), at(128, &[32]));
     let shifted = |offset| {
-        Run::default().node(RELU, &[x.clone()], y.clone(), Some(1)).node(NEG, &[y.clone()], at(offset, &[32]), READ_LATER)
+        Run::default().node(RELU, &[x.clone()], y.clone(), Some(1)).node(
+            NEG,
+            &[y.clone()],
+            at(offset, &[32]),
+            READ_LATER,
+        )
     };
     assert_eq!(shifted(0).groups(), [2]);
     assert_eq!(shifted(64).groups(), [1, 1]);
@@ -131,7 +150,14 @@ fn a_result_over_other_elements_of_an_operand_is_not_fused() {
 fn elements_of_another_width_are_other_elements() {
     let half = |offset| typed(offset, TensorType::new(DType::Bf16, [32]));
     let cast = Cast { to: DType::F32 };
-    let run = |to| Run::default().node(cast, &[half(0)], at(to, &[32]), READ_LATER).node(NEG, &[at(to, &[32])], at(256, &[32]), READ_LATER);
+    let run = |to| {
+        Run::default().node(cast, &[half(0)], at(to, &[32]), READ_LATER).node(
+            NEG,
+            &[at(to, &[32])],
+            at(256, &[32]),
+            READ_LATER,
+        )
+    };
     assert_eq!(run(64).groups(), [2]);
     assert_eq!(run(0).groups(), [1, 1]);
 }
@@ -139,18 +165,14 @@ fn elements_of_another_width_are_other_elements() {
 #[test]
 fn a_part_of_an_earlier_result_is_not_an_operand_of_its_kernel() {
     let (x, y) = (at(0, &[32]), at(128, &[32]));
-    let run = Run::default()
-        .node(RELU, &[x], y, READ_LATER)
-        .node(NEG, &[at(192, &[32])], at(512, &[32]), READ_LATER);
+    let run = Run::default().node(RELU, &[x], y, READ_LATER).node(NEG, &[at(192, &[32])], at(512, &[32]), READ_LATER);
     assert_eq!(run.groups(), [1, 1]);
 }
 
 #[test]
 fn results_that_share_some_bytes_are_not_fused() {
     let x = at(0, &[32]);
-    let run = Run::default()
-        .node(RELU, &[x.clone()], at(128, &[32]), None)
-        .node(NEG, &[x], at(192, &[32]), READ_LATER);
+    let run = Run::default().node(RELU, &[x.clone()], at(128, &[32]), None).node(NEG, &[x], at(192, &[32]), READ_LATER);
     assert_eq!(run.groups(), [1, 1]);
 }
 
@@ -162,7 +184,12 @@ fn a_kernel_has_no_more_buffers_than_fit_into_registers() {
         Run::default()
             .node(AddN, &terms[..n], sum.clone(), READ_LATER)
             .node(AddN, &[&[sum.clone()][..], &terms[..3]].concat(), end.clone(), READ_LATER)
-            .node(AddN, &[&[end.clone()][..], &[at(8192, &[32]), at(8320, &[32])]].concat(), at(8448, &[32]), READ_LATER)
+            .node(
+                AddN,
+                &[&[end.clone()][..], &[at(8192, &[32]), at(8320, &[32])]].concat(),
+                at(8448, &[32]),
+                READ_LATER,
+            )
     };
     assert_eq!(run(11).groups(), [3]);
     assert_eq!(run(12).groups(), [2, 1]);
@@ -171,9 +198,7 @@ fn a_kernel_has_no_more_buffers_than_fit_into_registers() {
 #[test]
 fn an_accumulator_is_written_whoever_reads_it() {
     let (x, sum) = (at(0, &[32]), at(128, &[32]));
-    let run = Run::default()
-        .node(NEG, &[x.clone()], x.clone(), Some(1))
-        .write(Accumulate, &[sum, x]);
+    let run = Run::default().node(NEG, &[x.clone()], x.clone(), Some(1)).write(Accumulate, &[sum, x]);
     assert_eq!(run.groups(), [2]);
     assert_eq!(offsets(&run.lowered().accesses.writes), [128]);
 }

@@ -2,7 +2,7 @@
 
 use galvatron_ir::id::ValueId;
 use galvatron_ir::module::Normal;
-use galvatron_ir::op::compute::{Binary, Full, LayerNorm, ReduceSum, UnaryKind};
+use galvatron_ir::op::compute::{Full, LayerNorm, RmsNorm};
 use galvatron_ir::types::{Scalar, TensorType};
 
 use super::super::builder::{Builder, Built};
@@ -29,17 +29,8 @@ impl Builder {
     /// x / sqrt(mean of x² + eps), times `NAME.weight` (Zhang and Sennrich 2019); a fresh gain is `gain`.
     pub fn rms_norm(&mut self, name: &str, x: ValueId, eps: f64, gain: f64) -> Built {
         self.enter(name);
-        let mut stats = self.shape(x);
-        let Some(width) = stats.last_mut().map(|last| std::mem::replace(last, 1)) else { return Ok(x) };
-        let gain = self.parameter(&format!("{name}.weight"), &[width], Normal::new(gain, 0.0));
-        let square = self.multiply(x, x)?;
-        let sum = self.emit(ReduceSum { dims: vec![stats.len() - 1] }, &[square])?;
-        let mean = self.scaled(sum, 1.0 / width as f64)?;
-        let mean = self.reshape(mean, &stats)?;
-        let eps = self.scalar(eps)?;
-        let shifted = self.add(mean, eps)?;
-        let root = self.function(UnaryKind::Sqrt, shifted)?;
-        let normalised = self.emit(Binary::DIV, &[x, root])?;
-        self.multiply(normalised, gain)
+        let width = [self.shape(x).last().copied().unwrap_or(1)];
+        let gain = self.parameter(&format!("{name}.weight"), &width, Normal::new(gain, 0.0));
+        self.emit(RmsNorm { eps: Scalar::new(eps) }, &[x, gain])
     }
 }
