@@ -14,7 +14,8 @@ use fixture::{Fixture, N_STEPS};
 use galvatron::config::cluster::parse_cluster;
 use galvatron::config::train::parse_recipe;
 use galvatron::driver::{Compilation, CompileFault, compile};
-use galvatron::weights::spellings;
+use galvatron::runner::save_training;
+use galvatron::weights::{PlanWeights, RandomWeights, spellings};
 use galvatron_backends::RunFault;
 use galvatron_backends::exec::{DataSource, Flow, RunOptions, RunReport, WeightSource};
 use galvatron_ir::Module;
@@ -144,6 +145,34 @@ fn keys_change_the_losses() {
         let worst = worst(&losses, &reference["runs"]["sgd"]);
         assert!(worst > 1.0, "{name} trains the same with another `{key}`: {worst}");
     }
+}
+
+#[test]
+fn what_is_saved_is_a_checkpoint_of_the_configuration() {
+    let fixture = Fixture::open("gpt2");
+    let (config, recipe) = configured(&fixture, "gpt2", None, "adamw");
+    let fresh = RandomWeights { seed: 3 };
+    let options = RunOptions { steps: 2, threads: Some(1), collect: true, ..RunOptions::default() };
+    let run = |module: &Module, weights: &dyn WeightSource, options: &RunOptions| {
+        let mut losses = Vec::new();
+        let report = galvatron_backends::run(module, options, fixture.data(), weights, &mut |step| {
+            losses.push(step.loss);
+            Flow::Continue
+        });
+        (losses, report.expect("the plan runs").trained)
+    };
+    let (_, trained) = run(&plan(&config, &recipe, 2), &fresh, &options);
+    let folder = TempFolder::new();
+    save_training(&folder.0, &trained.expect("it was asked for"), 2).expect("the folder takes files");
+    std::fs::write(folder.0.join("config.json"), config.to_string()).expect("the folder takes files");
+    let saved = compiled(&folder.0, &recipe, 1, None);
+    assert!(saved.initializers.iter().all(|i| i.file.ends_with("model.safetensors")));
+    // The third step reads the third batch; so does the first one of a run that goes on.
+    let third = RunOptions { first_step: 3, steps: 1, threads: Some(1), ..RunOptions::default() };
+    let (found, _) = run(&saved, &PlanWeights::new(Path::new(""), None), &third);
+    let all = RunOptions { steps: 3, threads: Some(1), ..RunOptions::default() };
+    let (expected, _) = run(&plan(&config, &recipe, 2), &fresh, &all);
+    assert!((found[0] - expected[2]).abs() < 1e-5, "{found:?} {expected:?}");
 }
 
 #[test]

@@ -95,3 +95,23 @@ impl Caster {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use galvatron_ir::text::{parse, print};
+
+    #[test]
+    fn what_is_made_of_constants_stays_exact_until_it_is_read() {
+        let text = "gir 1\nmodule @m level=graph {\n  program {\n    input %x = \"x\": f32[2, 300]\n\
+            \x20   %i = iota{shape=[300], dim=0, start=0, step=1}: i64[300]\n    %p = cast{to=f32} %i: f32[300]\n\
+            \x20   %f = full{dtype=f32, shape=[], value=0.5}: f32[]\n    %a = mul %p, %f: f32[300]\n\
+            \x20   %c = cos %a: f32[300]\n    %y = mul %x, %c: f32[2, 300]\n    output \"y\" %y\n  }\n}\n";
+        let mut module = parse(text).expect("the text is right");
+        to_bf16(&mut module);
+        let text = print(&module);
+        assert!(text.contains("%c = cos %a: f32[300]"), "{text}");
+        assert!(text.contains("%c.bf16 = cast{to=bf16} %c: bf16[300]"), "{text}");
+        assert!(text.contains("%y = mul %x.bf16, %c.bf16: bf16[2, 300]"), "{text}");
+    }
+}

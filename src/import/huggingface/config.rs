@@ -228,6 +228,17 @@ impl Config {
         }
     }
 
+    /// The token that fills rows, whose embedding PyTorch does not train in families that call this.
+    pub fn padding(&mut self, default: Option<u64>) {
+        let given = self.get("pad_token_id").and_then(|token| token.as_u64());
+        let default = default.filter(|_| !self.is_null("pad_token_id"));
+        if let Some(token) = given.or(default) {
+            self.note(format!(
+                "the embedding of token {token}, `pad_token_id`, is trained like others; in PyTorch it is not"
+            ));
+        }
+    }
+
     /// Says what the user should know.
     pub fn note(&mut self, note: String) {
         self.notes.push(note);

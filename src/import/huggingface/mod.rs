@@ -31,6 +31,9 @@ pub fn config_file(path: &Path) -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path.join(CONFIG));
     }
+    if !path.exists() && path.extension().is_some_and(|e| e == "json") {
+        return Some(path.to_path_buf());
+    }
     use std::io::Read;
     let mut start = Vec::new();
     std::fs::File::open(path).ok()?.take(64).read_to_end(&mut start).ok()?;
@@ -54,16 +57,12 @@ pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
     let mut config = Config::new(object, stored);
     check_architecture(&mut config, family);
     config.never("quantization_config");
-    let pad = config.get("pad_token_id").filter(Value::is_number);
     let model = (family.read)(&mut config);
     let mut notes = config.finish()?;
     let sizes = sizes(options.recipe, model.tokens())?;
     let mut b = Builder::new(family.model_type);
     model.build(&mut b, sizes).map_err(one)?;
     let mut module = b.module;
-    notes.extend(pad.map(|pad| {
-        format!("token {pad} is trained like others; `pad_token_id` gives its embedding no gradient in PyTorch")
-    }));
     match checkpoint {
         Some(checkpoint) => notes.extend(checkpoint.place(&mut module)?),
         None => notes.push("there is no checkpoint beside the configuration: parameters need `--init`".into()),

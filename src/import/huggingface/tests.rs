@@ -81,7 +81,11 @@ fn keys_that_are_not_supported_are_refused_by_name() {
 fn what_is_left_out_or_not_known_is_noted() {
     assert!(note("gpt2", "").contains("dropout is off; the configuration has `resid_pdrop` = 0.1"));
     assert!(note("gpt2", r#""colour": 3"#).contains("say nothing here: `colour`"));
-    assert!(note("llama", r#""pad_token_id": 0"#).contains("token 0 is trained like others"));
+    assert!(note("llama", r#""pad_token_id": 3"#).contains("the embedding of token 3, `pad_token_id`"));
+    assert!(note("bert", "").contains("token 0") && !note("bert", r#""pad_token_id": null"#).contains("token 0"));
+    assert!(
+        !note("llama", "").contains("pad_token_id") && !note("t5", r#""pad_token_id": 0"#).contains("pad_token_id")
+    );
     assert!(note("llama", r#""architectures": ["LlamaModel"]"#).contains("built is a `LlamaForCausalLM`"));
 }
 

@@ -34,6 +34,7 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         "pooler_type",
     ]);
     config.dropout(&[("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1)]);
+    config.padding(Some(0));
     config.never("is_decoder");
     config.never("add_cross_attention");
     config.never("pruned_heads");

@@ -96,6 +96,7 @@ impl Gpt2 {
             let whole = b.slice(fused, 2, i * self.width, self.width)?;
             *part = b.split_heads(whole, self.n_heads)?;
         }
+        b.enter(&name);
         let plain = if self.is_scaled { ((self.width / self.n_heads) as f64).powf(-0.5) } else { 1.0 };
         let scale = if self.is_scaled_by_layer { plain / (layer + 1) as f64 } else { plain };
         let mixed = b.attention(qkv, scale, true, None)?;

@@ -71,6 +71,7 @@ pub(super) fn read_qwen2(config: &mut Config) -> Box<dyn Model> {
 /// The keys that all have.
 fn read(config: &mut Config, defaults: Defaults) -> Llama {
     config.dropout(&[("attention_dropout", 0.0)]);
+    config.padding(None);
     let width = config.count("hidden_size", 4096);
     let n_heads = config.count("num_attention_heads", 32);
     config.divides(("num_attention_heads", n_heads), ("hidden_size", width));

@@ -36,6 +36,7 @@ struct Opt {
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
     config.dropout(&[("dropout", 0.1), ("attention_dropout", 0.0), ("activation_dropout", 0.0), ("layerdrop", 0.0)]);
+    config.padding(Some(1));
     let width = config.count("hidden_size", 768);
     let n_heads = config.count("num_attention_heads", 12);
     config.divides(("num_attention_heads", n_heads), ("hidden_size", width));

@@ -27,6 +27,7 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
     config.dropout(&[("resid_pdrop", 0.0), ("embd_pdrop", 0.0), ("attention_dropout", 0.0)]);
     // The head has a bias, so it cannot be the table of the embedding.
     config.only("tie_word_embeddings", false);
+    config.padding(None);
     let width = config.count("hidden_size", 2048);
     let n_heads = config.count("num_attention_heads", 32);
     config.divides(("num_attention_heads", n_heads), ("hidden_size", width));
