@@ -15,6 +15,7 @@ use galvatron_ir::types::DType;
 use galvatron_ir::{Checked, Diagnostic, Level, Module};
 use galvatron_passes::cost::CostModel;
 use galvatron_passes::manager::{Observer, PassManager};
+use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
 use galvatron_passes::segment::{Segment, segment};
 use galvatron_passes::train::{attach_loss, attach_optimizer, differentiate};
@@ -32,6 +33,8 @@ pub struct Compilation<'a> {
     pub recipe: &'a Recipe,
     /// Decisions that the user fixes.
     pub pins: &'a Pins,
+    /// Whether tied weights that the file stores twice are tied again.
+    pub retie: bool,
     /// Where to stop, if not at the plan.
     pub stop_after: Option<&'a str>,
     /// Whether the module is verified after each pass.
@@ -48,6 +51,8 @@ pub struct Compiled {
     pub segments: Vec<Segment>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// What is probably not as the user wants it.
+    pub warnings: Vec<String>,
     /// The passes that ran and how long each took.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -87,6 +92,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         found: None,
         segments: Vec::new(),
         notes: Vec::new(),
+        warnings: Vec::new(),
         times: Vec::new(),
     };
     front(what, &mut passes, &mut module, &mut out)?;
@@ -120,11 +126,16 @@ fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Modu
     let recipe = what.recipe;
     let mut sizes = (0, 0);
     passes.run("import", module, |module| {
-        let imported = import(what.model, &ImportOptions { recipe })?;
+        let imported = import(what.model, &ImportOptions { recipe, retie: what.retie })?;
         sizes = (imported.global_batch, imported.sequence);
-        out.notes = imported.notes;
+        (out.notes, out.warnings) = (imported.notes, imported.warnings);
         *module = imported.module;
-        Ok(())
+        match recipe.global_batch {
+            Some(wanted) if wanted != sizes.0 => {
+                rebatch(&mut module.program, std::mem::replace(&mut sizes.0, wanted), wanted)
+            }
+            _ => Ok(()),
+        }
     })?;
     passes.run("canonicalize", module, |module| {
         canonicalize::canonicalize(module);

@@ -19,8 +19,15 @@ fn plan(cluster: &str, pins: &Pins) -> Compiled {
     let cluster = parse_cluster(&read(cluster)).unwrap();
     let recipe = parse_recipe(&read("quickstart/train.toml"), &[]).unwrap();
     let model = example("quickstart/gpt2_char.onnx");
-    let what =
-        Compilation { model: &model, cluster: &cluster, recipe: &recipe, pins, stop_after: None, verify_each: true };
+    let what = Compilation {
+        model: &model,
+        cluster: &cluster,
+        recipe: &recipe,
+        pins,
+        retie: true,
+        stop_after: None,
+        verify_each: true,
+    };
     match compile(&what, &mut |_: &str, _: &Module| {}) {
         Ok(compiled) => compiled,
         Err(CompileFault::Input(faults)) => panic!("{}", faults[0]),

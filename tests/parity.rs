@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test parity -- --nocapture` prints the table. With `GALVATRON_FIXTURES` it has more models and dialects.
 
+#[path = "support/dialects.rs"]
+mod dialects;
 #[path = "support/fixture.rs"]
 mod fixture;
 #[path = "support/obedience.rs"]
@@ -14,6 +16,7 @@ mod snapshot;
 #[path = "support/table.rs"]
 mod table;
 
+use dialects::{dialects, follows};
 use fixture::{Fixture, N_STEPS};
 use galvatron_backends::exec::{Flow, RunOptions, RunReport, StepReport};
 use galvatron_ir::Module;
@@ -106,10 +109,8 @@ fn models() -> Vec<&'static str> {
 
 /// The dialects that can follow the reference; the first with every optimizer, the others with one.
 fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
-    let files = fixture.manifest["files"].as_object().expect("the manifest lists the files");
-    let follows = |dialect: &str| files[dialect]["trains_like_pytorch"] == true;
     let mut orders = Vec::new();
-    for dialect in files.keys().filter(|d| follows(d)) {
+    for dialect in dialects(fixture).filter(|d| follows(fixture, d)) {
         for optimizer in OPTIMIZERS {
             for (strategy, worlds) in PINS {
                 let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy, compute: DType::F32 };

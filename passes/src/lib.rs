@@ -9,6 +9,7 @@ pub mod canonicalize;
 pub mod cost;
 pub mod manager;
 pub mod precision;
+pub mod rebatch;
 pub mod rewrite;
 pub mod search;
 pub mod segment;

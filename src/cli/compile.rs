@@ -69,6 +69,9 @@ pub struct CompileArgs {
     /// Decisions that are fixed: strategy.toml.
     #[arg(long)]
     pub strategy: Option<PathBuf>,
+    /// Keeps weights apart that hold the same elements; without it tied weights that the file stores twice are tied again.
+    #[arg(long)]
+    pub no_retie: bool,
     /// Writes what the search decided as a strategy.toml that gives the same plan.
     #[arg(long, value_name = "FILE")]
     pub emit_strategy: Option<PathBuf>,
@@ -123,6 +126,7 @@ fn run(args: &CompileArgs) -> i32 {
         cluster: &inputs.cluster,
         recipe: &inputs.recipe,
         pins: &inputs.pins,
+        retie: !args.no_retie,
         stop_after: args.stop_after.as_deref(),
         verify_each: cfg!(debug_assertions),
     };
@@ -194,6 +198,9 @@ impl Dumps<'_> {
 fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     for note in &compiled.notes {
         eprintln!("note: {note}");
+    }
+    for warning in &compiled.warnings {
+        eprintln!("warning: {warning}");
     }
     if let Err(fault) = write_files(args, compiled) {
         return complain(&[fault], None);

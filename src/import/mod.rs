@@ -14,6 +14,8 @@ use galvatron_ir::recipe::Recipe;
 pub struct ImportOptions<'a> {
     /// How the model is trained: batch, sequence, symbolic extents, and which initializers are parameters.
     pub recipe: &'a Recipe,
+    /// Whether weights that an ONNX file stores twice are made one weight again.
+    pub retie: bool,
 }
 
 /// An imported model.
@@ -23,6 +25,8 @@ pub struct Imported {
     pub module: Module,
     /// What the user should know about the choices that were made, one sentence each.
     pub notes: Vec<String>,
+    /// What is probably not as the user wants it, one sentence each.
+    pub warnings: Vec<String>,
     /// Samples in one optimizer step.
     pub global_batch: u64,
     /// Extent of axis 1 of the first integer input; 0 where there is none.

@@ -47,6 +47,7 @@ impl Order<'_> {
             cluster: &parse_cluster(&cluster(self.ranks))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
+            retie: true,
             stop_after: None,
             verify_each: true,
         };

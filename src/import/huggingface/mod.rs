@@ -71,7 +71,7 @@ pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
     notes.push(format!("{} parameters in {} tensors", n_parameters, module.initializers.len()));
     freeze(&mut module, options.recipe)?;
     let sequence = if model.tokens() == Tokens::None { 0 } else { sizes.sequence };
-    Ok(Imported { module, notes, global_batch: sizes.batch, sequence })
+    Ok(Imported { module, notes, warnings: Vec::new(), global_batch: sizes.batch, sequence })
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, Diagnostic> {

@@ -12,7 +12,7 @@ fn import_text(text: &str, keys: &[&str], files: &[(&str, Vec<u8>)]) -> Result<I
     files.iter().for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes).unwrap());
     let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
     let recipe = crate::config::train::parse_recipe("", &keys).expect("the test's keys are right");
-    let imported = super::super::import(&folder, &ImportOptions { recipe: &recipe });
+    let imported = super::super::import(&folder, &ImportOptions { recipe: &recipe, retie: true });
     std::fs::remove_dir_all(&folder).unwrap();
     imported.map_err(|faults| faults.iter().map(|f| format!("{f}\n")).collect())
 }

@@ -12,7 +12,7 @@ use super::weights::ElementType;
 /// The types of the inputs, without symbols.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bindings {
-    /// Samples in one optimizer step: axis 0 of every input.
+    /// Axis 0 of every input: the samples that the file was exported for, or if that is open, those of one optimizer step.
     pub global_batch: u64,
     /// Extent of axis 1 of the first integer input; 0 where there is none.
     pub sequence: u64,
@@ -67,12 +67,9 @@ fn batch(model: &OnnxModel, recipe: &Recipe) -> Result<u64, Diagnostic> {
         let message = format!("inputs `{name}` and `{other}` have batches of {n} and {m} samples");
         return Err(Diagnostic::new("batch", message).help("axis 0 of every input must be the batch"));
     }
-    match recipe.global_batch {
-        Some(global) if global != n => {
-            let message = format!("`batch.global` is {global} but the file was exported for a batch of {n}");
-            Err(Diagnostic::new("batch", message).help("export the model with a dynamic batch, or leave the key out"))
-        }
-        _ => Ok(n),
+    match n {
+        0 => Err(Diagnostic::new("batch", format!("input `{name}` has a batch of 0 samples"))),
+        n => Ok(n),
     }
 }
 
@@ -183,8 +180,10 @@ mod tests {
     fn a_static_batch_is_the_batch() {
         let x = input("x", ElementType::F32, "8 16");
         assert_eq!(check(vec![x.clone()], &recipe(None, None)).unwrap().global_batch, 8);
-        let fault = check(vec![x], &recipe(Some(16), None)).unwrap_err();
-        assert!(fault.starts_with("error[batch]") && fault.contains("dynamic batch"), "{fault}");
+        assert_eq!(check(vec![x], &recipe(Some(16), None)).unwrap().global_batch, 8);
+        assert!(
+            check(vec![input("x", ElementType::F32, "0 16")], &recipe(None, None)).unwrap_err().contains("0 samples")
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use galvatron_ir::graph::Def;
 use galvatron_ir::id::ValueId;
 use galvatron_ir::module::{Initializer, Input, Module, Weight};
 use galvatron_ir::op::Op;
+use galvatron_ir::op::compute::Transpose;
 use galvatron_ir::types::TensorType;
 
 use super::bind::Bindings;
@@ -102,6 +103,17 @@ impl<'m> Lowering<'m> {
             };
             self.table.insert(&record.name, lowered);
         }
+        for copy in &parameters.copies {
+            let record = self.records.get_key_value(copy.name.as_str()).map(|(&name, _)| name);
+            if let (Some(name), Some(&Lowered::Value(of))) = (record, self.table.get(copy.of.as_str())) {
+                let view = if copy.transposed { self.transposed(name, of) } else { Ok(of) };
+                self.table.insert(name, view.map_or(Lowered::Unknown, Lowered::Value));
+            }
+        }
+    }
+
+    fn transposed(&mut self, name: &str, matrix: ValueId) -> Result<ValueId, Fault> {
+        Ok(self.emit(name, Transpose { perm: vec![1, 0] }.into(), &[matrix])?[0])
     }
 
     /// Declares a weight that is the whole of a tensor of the file.

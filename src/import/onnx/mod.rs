@@ -34,10 +34,10 @@ pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
 /// As [`import`].
 pub fn import_model(model: &OnnxModel, options: &ImportOptions<'_>) -> Checked<Imported> {
     let bindings = bind::bind(model, options.recipe)?;
-    let parameters = parameters::choose(model, options.recipe)?;
+    let parameters = parameters::choose(model, options.recipe, options.retie)?;
     let module = lower::lower(model, &bindings, &parameters)?;
-    let notes = parameters.notes;
-    Ok(Imported { module, notes, global_batch: bindings.global_batch, sequence: bindings.sequence })
+    let parameters::Parameters { notes, warnings, .. } = parameters;
+    Ok(Imported { module, notes, warnings, global_batch: bindings.global_batch, sequence: bindings.sequence })
 }
 
 #[cfg(test)]

@@ -102,7 +102,8 @@ impl OnnxModel {
     }
 }
 
-fn map(path: &Path) -> std::io::Result<Bytes> {
+/// The content of a file, mapped.
+pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = File::open(path)?;
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());

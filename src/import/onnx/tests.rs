@@ -108,6 +108,12 @@ impl Builder {
         self.tensor(name, 1, dims, raw)
     }
 
+    /// An f32 matrix.
+    pub fn elements(self, name: &str, rows: i64, columns: i64, element: impl Fn(i64, i64) -> f32) -> Self {
+        let raw = (0..rows * columns).flat_map(|i| element(i / columns, i % columns).to_le_bytes()).collect();
+        self.tensor(name, 1, &[rows, columns], raw)
+    }
+
     /// A vector of integers.
     pub fn ints(self, name: &str, values: &[i64]) -> Self {
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -153,7 +159,7 @@ impl Builder {
     /// The model imported for a batch of 2 and a sequence of 6, or the diagnostics as text.
     pub fn import(&self) -> Result<Imported, String> {
         let recipe = Recipe { global_batch: Some(2), sequence: Some(6), ..Recipe::default() };
-        let imported = import_model(&self.read(), &ImportOptions { recipe: &recipe });
+        let imported = import_model(&self.read(), &ImportOptions { recipe: &recipe, retie: true });
         imported.map_err(|faults| faults.iter().map(|fault| format!("{fault}\n")).collect())
     }
 
@@ -191,6 +197,18 @@ fn weights_keep_their_name_and_place() {
     assert_eq!((weight.trainable, module.program.graph.value(weight.value).name.as_str()), (true, "w"));
     assert_eq!((module.name.as_str(), module.initializers[0].file.as_str()), ("m", "m.onnx"));
     assert!(module.initializers[0].offset > 0);
+}
+
+#[test]
+fn a_weight_that_is_stored_twice_is_one_weight_and_a_transpose() {
+    let element = |i, j| (100 * i + j) as f32;
+    let builder = Builder::new(&["e = Gather wte ids", "y = MatMul e val_7"]).input("ids", 7, "batch 4");
+    let builder = builder.elements("wte", 12, 9, element).elements("val_7", 9, 12, |i, j| element(j, i));
+    let imported = builder.import().unwrap();
+    assert_eq!(imported.module.program.weights.len(), 1);
+    assert!(builder.ops().starts_with("transpose<[1, 0]> f32[9, 12]; "), "{}", builder.ops());
+    let note = "`val_7` equals `wte` transposed: tied again; `--no-retie` keeps them apart";
+    assert!(imported.notes.iter().any(|n| n == note), "{:?}", imported.notes);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Chooses which initializers are parameters: by the role they play, overruled by the globs of the recipe.
 
+mod report;
 mod roles;
+mod tied;
 
 use roles::Role;
 
@@ -18,8 +20,23 @@ use super::weights::{ElementType, TensorRecord};
 pub(super) struct Parameters {
     /// Name of the initializer, and whether it is trained.
     weights: BTreeMap<String, bool>,
+    /// Initializers that are copies of a weight, in the order of the file.
+    pub copies: Vec<TiedCopy>,
     /// What the user should know, one sentence each.
     pub notes: Vec<String>,
+    /// What is probably not as the user wants it, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// An initializer that holds what a weight holds: a tied weight that the file stores twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TiedCopy {
+    /// Name of the copy.
+    pub name: String,
+    /// Name of the weight.
+    pub of: String,
+    /// Whether the copy, a matrix, is transposed.
+    pub transposed: bool,
 }
 
 impl Parameters {
@@ -27,17 +44,33 @@ impl Parameters {
     pub fn trainable(&self, name: &str) -> Option<bool> {
         self.weights.get(name).copied()
     }
+
+    /// Takes trained weights that are copies of other trained weights from the weights.
+    fn tie(&mut self, model: &OnnxModel, roles: &[Role]) {
+        let name = |i: usize| model.initializers[i].name.clone();
+        let trained =
+            (0..model.initializers.len()).filter(|&i| self.trainable(&model.initializers[i].name) == Some(true));
+        for tied::Tie { copy, of, transposed } in tied::find(model, roles, trained) {
+            self.weights.remove(&name(copy));
+            self.copies.push(TiedCopy { name: name(copy), of: name(of), transposed });
+        }
+    }
+
+    /// Whether the initializer is a copy of a weight.
+    fn is_copy(&self, name: &str) -> bool {
+        self.copies.iter().any(|copy| copy.name == name)
+    }
 }
 
 /// Chooses the weights among the initializers that are in use.
 ///
 /// An initializer that plays the role of a parameter is a weight, and trained unless the globs say otherwise. A float
 /// initializer without such a role is a weight that is not trained if its values are in a file of their own, which is never
-/// read.
+/// read. With `retie`, trained matrices that are copies of another one are tied to it, see [`tied`].
 ///
 /// # Errors
 /// Code `parameters` for a glob that matches no initializer, `onnx-dtype` for parameters of another type than f32.
-pub(super) fn choose(model: &OnnxModel, recipe: &Recipe) -> Checked<Parameters> {
+pub(super) fn choose(model: &OnnxModel, recipe: &Recipe, retie: bool) -> Checked<Parameters> {
     let roles = roles::roles(model);
     let mut faults = unmatched(model, recipe);
     let mut parameters = Parameters::default();
@@ -46,15 +79,22 @@ pub(super) fn choose(model: &OnnxModel, recipe: &Recipe) -> Checked<Parameters> 
             continue;
         }
         let matches = |globs: &[String]| globs.iter().any(|glob| matches_glob(glob, &record.name));
-        let chosen = if recipe.trainable.is_empty() { role.parameter } else { matches(&recipe.trainable) };
+        let chosen = if recipe.trainable.is_empty() { role.is_parameter() } else { matches(&recipe.trainable) };
         let trainable = chosen && !matches(&recipe.frozen);
-        if chosen || role.parameter || record.bytes().is_none() {
+        if chosen || role.is_parameter() || record.bytes().is_none() {
             faults.extend(refuse_type(record));
             parameters.weights.insert(record.name.clone(), trainable);
         }
     }
-    parameters.notes = notes(model, &roles, &parameters);
-    if faults.is_empty() { Ok(parameters) } else { Err(faults) }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    if retie {
+        parameters.tie(model, &roles);
+    }
+    parameters.notes = report::notes(model, &parameters);
+    parameters.warnings = report::warnings(model, &roles, &parameters);
+    Ok(parameters)
 }
 
 fn refuse_type(record: &TensorRecord) -> Option<Diagnostic> {
@@ -74,38 +114,6 @@ fn unmatched(model: &OnnxModel, recipe: &Recipe) -> Vec<Diagnostic> {
     globs.filter(|(_, glob)| !matches(glob)).map(fault).collect()
 }
 
-fn notes(model: &OnnxModel, roles: &[Role], parameters: &Parameters) -> Vec<String> {
-    let records = model.initializers.iter().filter_map(|r| Some((r, parameters.trainable(&r.name)?)));
-    let (trained, frozen): (Vec<_>, Vec<_>) = records.partition(|(_, trainable)| *trainable);
-    let elements: u64 = trained.iter().map(|(r, _)| r.n_elements()).sum();
-    let mut notes = vec![format!("{} initializers with {elements} elements are trained", trained.len())];
-    let constants = |r: &&TensorRecord| r.dtype.is_float() && r.n_elements() > 1;
-    let constants = model.initializers.iter().filter(constants).filter(|r| parameters.trainable(&r.name).is_none());
-    for (names, what) in [
-        (frozen.iter().map(|(r, _)| r.name.as_str()).collect::<Vec<_>>(), "are read but not trained"),
-        (constants.map(|r| r.name.as_str()).collect(), "are constants"),
-    ] {
-        if !names.is_empty() {
-            notes.push(format!("{} float initializers {what}: {}", names.len(), abbreviated(&names)));
-        }
-    }
-    let shared = model.initializers.iter().zip(roles).filter(|(r, role)| r.dims.len() == 1 && role.n_uses > 1);
-    let shared: Vec<&str> =
-        shared.map(|(r, _)| r.name.as_str()).filter(|n| parameters.trainable(n) == Some(true)).collect();
-    if !shared.is_empty() {
-        let why = "share one initializer; the exporter may have merged equal ones, which are then trained as one";
-        notes.push(format!("gains or biases of several layers {why}: {}", abbreviated(&shared)));
-    }
-    notes
-}
-
-/// At most eight names, in backticks.
-fn abbreviated(names: &[&str]) -> String {
-    let listed: Vec<_> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
-    let rest = if names.len() > 8 { format!(" and {} more", names.len() - 8) } else { String::new() };
-    listed.join(", ") + &rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Builder, names};
@@ -115,8 +123,8 @@ mod tests {
     fn check(builder: &Builder, trainable: &[&str], frozen: &[&str]) -> Result<(String, String), Vec<&'static str>> {
         let globs = |list: &[&str]| list.iter().map(|s| s.to_string()).collect();
         let recipe = Recipe { trainable: globs(trainable), frozen: globs(frozen), ..Recipe::default() };
-        let chosen =
-            choose(&builder.read(), &recipe).map_err(|faults| faults.iter().map(|f| f.code).collect::<Vec<_>>())?;
+        let chosen = choose(&builder.read(), &recipe, true)
+            .map_err(|faults| faults.iter().map(|f| f.code).collect::<Vec<_>>())?;
         let of = |wanted| names(chosen.weights.iter().filter(|(_, t)| **t == wanted).map(|(n, _)| n.as_str()));
         Ok((of(true), of(false)))
     }

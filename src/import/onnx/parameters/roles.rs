@@ -10,8 +10,27 @@ use super::super::weights::TensorRecord;
 pub(super) struct Role {
     /// How many nodes and outputs name it, or a view of it.
     pub n_uses: usize,
+    /// How many operands use it, or a view of it, as parameters are used.
+    pub n_roles: usize,
+    /// Whether it is looked up as a table.
+    pub table: bool,
+    /// Whether it would play the role of a parameter if its name did not say that the exporter computed it, or if it were not
+    /// added to attention scores.
+    pub folded: bool,
+}
+
+impl Role {
     /// Whether it is used as parameters are.
-    pub parameter: bool,
+    pub fn is_parameter(&self) -> bool {
+        self.n_roles > 0
+    }
+}
+
+/// Whether a name is one of those that exporters give to values they folded.
+pub(super) fn is_made_up(name: &str) -> bool {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let stem = if stem == name { name } else { stem.trim_end_matches('_') };
+    FOLDED.contains(&stem) || name.contains("::")
 }
 
 /// Operators that only move elements: what comes out is still the initializer.
@@ -146,8 +165,15 @@ impl<'m> Analysis<'m> {
         let flows: Vec<Flow> = node.inputs.iter().map(|input| self.flow(input)).collect();
         node.inputs.iter().for_each(|input| self.use_value(input));
         for (operand, flow) in flows.iter().enumerate() {
-            if !flow.dynamic && !flow.origins.is_empty() && self.is_parameter(node, operand, &flows) {
-                flow.origins.iter().for_each(|&o| self.roles[o].parameter = true);
+            if flow.dynamic || flow.origins.is_empty() {
+                continue;
+            }
+            let is_parameter = self.is_parameter(node, operand, &flows);
+            let is_folded = !is_parameter && self.is_folded(node, operand, &flows);
+            for &origin in &flow.origins {
+                self.roles[origin].n_roles += usize::from(is_parameter);
+                self.roles[origin].table |= is_parameter && node.op_type == "Gather";
+                self.roles[origin].folded |= is_folded;
             }
         }
         let result = self.result(node, &flows);
@@ -195,6 +221,23 @@ impl<'m> Analysis<'m> {
             }
     }
 
+    /// Whether an operand that is no parameter may be what the exporter computed from one: a term, a gain along one dimension or a
+    /// part of an activation. What is multiplied along several dimensions is a rotary table.
+    fn is_folded(&self, node: &Node, operand: usize, flows: &[Flow]) -> bool {
+        let record = |&o: &usize| self.record(o);
+        let others_dynamic = flows.iter().enumerate().any(|(i, flow)| i != operand && flow.dynamic);
+        let of_floats = flows[operand].origins.iter().map(record).all(|r| r.dtype.is_float() && r.n_elements() > 1);
+        let is_vector = |r: &TensorRecord| r.dims.iter().filter(|&&d| d > 1).count() <= 1;
+        others_dynamic
+            && of_floats
+            && match node.op_type.as_str() {
+                "Add" | "Sub" | "Concat" => !self.is_angle(node),
+                "Mul" | "Div" => flows[operand].origins.iter().map(record).all(is_vector),
+                "Where" => operand > 0,
+                _ => false,
+            }
+    }
+
     /// Tables have rows; those of rotary positions, which are looked up at known places, are multiplied with activations.
     fn is_table(&self, node: &Node, origins: &[usize], dynamic: bool) -> bool {
         let rows = origins.iter().all(|&o| self.record(o).dims.len() >= 2);
@@ -220,10 +263,7 @@ impl<'m> Analysis<'m> {
 
     /// Whether the name is not one of those that exporters make for folded values.
     fn is_kept(&self, origin: usize) -> bool {
-        let name = self.record(origin).name.as_str();
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        let stem = if stem == name { name } else { stem.trim_end_matches('_') };
-        self.record(origin).n_elements() > 1 && !FOLDED.contains(&stem) && !name.contains("::")
+        self.record(origin).n_elements() > 1 && !is_made_up(&self.record(origin).name)
     }
 
     /// Whether views of the value, or the value with a scalar or another mask added, reach one of the operators.
@@ -258,7 +298,7 @@ mod tests {
     fn check(builder: Builder, expected: &str) {
         let model = builder.read();
         let roles = roles(&model);
-        let chosen = model.initializers.iter().zip(&roles).filter(|(_, role)| role.parameter);
+        let chosen = model.initializers.iter().zip(&roles).filter(|(_, role)| role.is_parameter());
         assert_eq!(names(chosen.map(|(record, _)| record.name.as_str())), expected);
     }
 
@@ -295,6 +335,20 @@ mod tests {
         };
         check(scores("m.mask").f32("m.mask", &[1, 4, 4]), "");
         check(scores("bias").f32("bias", &[4]), "bias");
+    }
+
+    #[test]
+    fn terms_and_parts_that_an_exporter_computed_may_be_parameters() {
+        let folded = |nodes: &[&str], name: &str, dims: &[i64]| {
+            let model = Builder::new(nodes).f32(name, dims).read();
+            roles(&model)[0].folded
+        };
+        assert!(folded(&["y = Add x embedding_1"], "embedding_1", &[1, 2, 4]));
+        assert!(folded(&["y = Concat{axis=1} expand x"], "expand", &[2, 4]));
+        assert!(folded(&["y = Mul x unsqueeze_3"], "unsqueeze_3", &[1, 4]));
+        assert!(folded(&["s = Add x onnx::Add_9", "y = Softmax s"], "onnx::Add_9", &[1, 4, 4]));
+        assert!(!folded(&["y = Mul x unsqueeze_14"], "unsqueeze_14", &[1, 6, 4]));
+        assert!(!folded(&["y = Add x bias"], "bias", &[4]));
     }
 
     #[test]
