@@ -18,7 +18,7 @@ fn has_no_gradient(op: &Op) -> bool {
 
 /// The float operands into which an op lets no gradient flow.
 fn is_constant(op: &Op, operand: usize) -> bool {
-    [("pow", 1), ("attention", 3), ("mse", 1)].contains(&(op.mnemonic(), operand))
+    [("attention", 3), ("mse", 1)].contains(&(op.mnemonic(), operand))
 }
 
 #[test]

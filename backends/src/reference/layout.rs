@@ -1,15 +1,29 @@
 //! Ops that move, repeat or sum elements, and those that make them from their indices.
 
 use super::{Tensor, indices};
-use galvatron_ir::op::compute::{CausalMask, Iota, Slice};
+use galvatron_ir::op::compute::{CausalMask, Iota, Reduce, ReduceKind, Slice};
 
 /// The sum over `dims`; x has any shape, the result the extents of its other dimensions.
 pub fn reduce_sum(dims: &[usize], x: &Tensor, shape: &[u64]) -> Tensor {
-    let mut y = Tensor::filled(shape, 0.0);
+    reduced(dims, x, shape, 0.0, |a, b| a + b)
+}
+
+/// Largest, smallest or product over `dims`.
+pub fn reduce(op: &Reduce, x: &Tensor, shape: &[u64]) -> Tensor {
+    match op.kind {
+        ReduceKind::Prod => reduced(&op.dims, x, shape, 1.0, |a, b| a * b),
+        ReduceKind::Max => reduced(&op.dims, x, shape, f64::NEG_INFINITY, |a, b| if a.is_nan() { a } else { b.max(a) }),
+        ReduceKind::Min => reduced(&op.dims, x, shape, f64::INFINITY, |a, b| if a.is_nan() { a } else { b.min(a) }),
+    }
+}
+
+/// Joins the elements over `dims`, in their order.
+fn reduced(dims: &[usize], x: &Tensor, shape: &[u64], neutral: f64, join: impl Fn(f64, f64) -> f64) -> Tensor {
+    let mut y = Tensor::filled(shape, neutral);
     for index in indices(&x.shape) {
         let kept: Vec<u64> = (0..index.len()).filter(|d| !dims.contains(d)).map(|d| index[d]).collect();
-        let position = y.position(&kept);
-        y.data[position] += x.at(&index);
+        let (position, next) = (y.position(&kept), x.at(&index));
+        y.data[position] = if next.is_nan() { next } else { join(y.data[position], next) };
     }
     y
 }

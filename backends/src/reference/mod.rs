@@ -4,6 +4,7 @@
 //! held as `f64` too, and `bf16` is not rounded. [`eval`] runs one op on whole or on local operands, [`run_program`] a whole
 //! program, and [`scatter`] and [`assemble`] go from a tensor to the parts that the ranks of a mesh hold and back.
 
+mod along;
 mod attention;
 mod einsum;
 mod elementwise;
@@ -71,13 +72,21 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
     let shape = |i: usize| results[i].shape.as_slice();
     let one = match op {
         Op::Einsum(op) => einsum::einsum(op, args[0], args[1], shape(0)),
-        Op::Binary(op) => elementwise::binary(op.kind, args, shape(0)),
+        Op::Binary(op) => elementwise::binary(op.kind, args, &results[0]),
+        Op::Compare(op) => elementwise::compare(op.kind, args, shape(0)),
         Op::AddN(_) => elementwise::add_n(args, shape(0)),
         Op::Unary(op) => elementwise::unary(op.kind, args[0]),
         Op::UnaryGrad(op) => elementwise::unary_grad(op.kind, args[0], args[1]),
         Op::Where(_) => elementwise::choose(args, shape(0)),
         Op::Cast(op) => elementwise::cast(op.to, args[0]),
         Op::ReduceSum(op) => layout::reduce_sum(&op.dims, args[0], shape(0)),
+        Op::Reduce(op) => layout::reduce(op, args[0], shape(0)),
+        Op::CumSum(op) => along::cum_sum(op, args[0]),
+        Op::TopK(op) => return Ok(along::top_k(op, args[0])),
+        Op::TakeAlong(op) => along::take(op.dim, args[0], args[1])?,
+        Op::PutAlong(op) => along::put(op, args)?,
+        Op::Unfold(op) => along::unfold(&op.windows, args[0], shape(0)),
+        Op::Fold(op) => along::fold(&op.windows, args[0], shape(0)),
         Op::Broadcast(op) => layout::broadcast(&op.dims, args[0], shape(0)),
         Op::Reshape(_) => Tensor::new(shape(0), args[0].data.clone()),
         Op::Transpose(op) => layout::transpose(&op.perm, args[0], shape(0)),
@@ -94,6 +103,7 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::RmsNormGrad(_) => norm::rms_norm_grad(args),
         Op::RmsNormParamGrad(_) => norm::rms_norm_param_grad(args),
         Op::Softmax(_) => norm::softmax(args[0]),
+        Op::LogSoftmax(_) => norm::log_softmax(args[0]),
         Op::SoftmaxGrad(_) => norm::softmax_grad(args[0], args[1]),
         Op::Attention(op) => return Ok(attention::attention(op, args)),
         Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args)),

@@ -80,11 +80,21 @@ pub fn rms_norm_param_grad(args: &[&Tensor]) -> Tensor {
     dgamma
 }
 
-/// exp(x) / sum of exp(x) over each row.
+/// exp(x) / sum of exp(x) over each row; a row of -inf gives zeros.
 pub fn softmax(x: &Tensor) -> Tensor {
     let row = |row: &[f64]| {
         let lse = log_sum_exp(row);
-        row.iter().map(|x| (x - lse).exp()).collect::<Vec<f64>>()
+        let p = |x: &f64| if lse == f64::NEG_INFINITY { 0.0 } else { (x - lse).exp() };
+        row.iter().map(p).collect::<Vec<f64>>()
+    };
+    Tensor::new(x.shape.clone(), x.rows().flat_map(row).collect())
+}
+
+/// x - ln of the sum of exp(x) over each row.
+pub fn log_softmax(x: &Tensor) -> Tensor {
+    let row = |row: &[f64]| {
+        let lse = log_sum_exp(row);
+        row.iter().map(|x| x - lse).collect::<Vec<f64>>()
     };
     Tensor::new(x.shape.clone(), x.rows().flat_map(row).collect())
 }
@@ -136,5 +146,6 @@ mod tests {
     fn softmax_stands_large_values() {
         let y = softmax(&Tensor::new([2], vec![1000.0, 1000.0 + 3f64.ln()]));
         assert!(y.distance(&Tensor::new([2], vec![0.25, 0.75])) < 1e-12);
+        assert_eq!(softmax(&Tensor::filled([2], f64::NEG_INFINITY)).data, [0.0, 0.0]);
     }
 }

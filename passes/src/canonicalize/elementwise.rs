@@ -6,7 +6,7 @@ use galvatron_ir::op::Op;
 
 /// Whether every operand is broadcast to the result and each element of the result depends on one element of each.
 pub(super) fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Binary(_) | Op::AddN(_) | Op::Unary(_) | Op::Where(_) | Op::Cast(_))
+    matches!(op, Op::Binary(_) | Op::Compare(_) | Op::AddN(_) | Op::Unary(_) | Op::Where(_) | Op::Cast(_))
 }
 
 /// An operand of an element-wise op whose result is permuted.

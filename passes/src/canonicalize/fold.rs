@@ -52,6 +52,10 @@ fn binary(kind: BinaryKind, x: f64, y: f64) -> f64 {
         BinaryKind::Mul => x * y,
         BinaryKind::Div => x / y,
         BinaryKind::Pow => x.powf(y),
+        BinaryKind::Max => x.max(y),
+        BinaryKind::Min => x.min(y),
+        BinaryKind::Mod => x - y * (x / y).floor(),
+        BinaryKind::Rem => x % y,
     }
 }
 
@@ -64,6 +68,9 @@ fn unary(kind: UnaryKind, x: f64) -> Option<f64> {
         UnaryKind::Reciprocal => 1.0 / x,
         UnaryKind::Tanh => x.tanh(),
         UnaryKind::Relu => x.max(0.0),
+        UnaryKind::Abs => x.abs(),
+        UnaryKind::Sin => x.sin(),
+        UnaryKind::Cos => x.cos(),
         _ => return None,
     })
 }
@@ -98,6 +105,7 @@ fn neutral(cx: &Sweep<'_>, kind: BinaryKind, args: &[ValueId]) -> Option<ValueId
         BinaryKind::Sub => (0.0, false),
         BinaryKind::Mul => (1.0, true),
         BinaryKind::Div | BinaryKind::Pow => (1.0, false),
+        BinaryKind::Max | BinaryKind::Min | BinaryKind::Mod | BinaryKind::Rem => return None,
     };
     if is(1, unit) {
         return Some(args[0]);

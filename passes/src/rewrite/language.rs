@@ -148,6 +148,11 @@ fn binary_kind(term: &Term) -> Option<BinaryKind> {
     })
 }
 
+fn of_binary(kind: BinaryKind, operands: [Id; 2]) -> Option<Term> {
+    let all: [fn([Id; 2]) -> Term; 5] = [Term::Add, Term::Sub, Term::Mul, Term::Div, Term::Pow];
+    all.into_iter().map(|make| make(operands)).find(|term| binary_kind(term) == Some(kind))
+}
+
 /// The op of a term and how many leading children are attributes; `None` for leaves, attributes and intermediate terms.
 pub(super) fn op_of(term: &Term, vocabulary: &Vocabulary, attr: impl Fn(Id) -> Option<OpIndex>) -> Option<(Op, usize)> {
     if let Some(kind) = unary_kind(term) {
@@ -172,13 +177,7 @@ pub(super) fn op_of(term: &Term, vocabulary: &Vocabulary, attr: impl Fn(Id) -> O
 pub(super) fn term_of(op: &Op, args: &[Id], index: OpIndex, attr: impl FnOnce() -> Id) -> Term {
     let special = match (op, args) {
         (Op::Unary(u), [x]) => of_unary(u.kind, *x),
-        (Op::Binary(b), [x, y]) => Some(match b.kind {
-            BinaryKind::Add => Term::Add([*x, *y]),
-            BinaryKind::Sub => Term::Sub([*x, *y]),
-            BinaryKind::Mul => Term::Mul([*x, *y]),
-            BinaryKind::Div => Term::Div([*x, *y]),
-            BinaryKind::Pow => Term::Pow([*x, *y]),
-        }),
+        (Op::Binary(b), [x, y]) => of_binary(b.kind, [*x, *y]),
         (Op::Where(_), [c, x, y]) => Some(Term::Where([*c, *x, *y])),
         (Op::Softmax(_), [x]) => Some(Term::Softmax([*x])),
         (Op::Einsum(_), [x, y]) => Some(Term::Einsum([attr(), *x, *y])),

@@ -1,13 +1,14 @@
 //! Contractions and sums, and the gather and scatter of table rows.
 
-use galvatron_ir::op::compute::{Einsum, ReduceSum};
+use galvatron_ir::op::compute::{self, Einsum, ReduceSum};
 use galvatron_ir::types::DType;
 
+use super::layout::by_width;
 use super::{Buffer, Cx, Prepared};
 use crate::cpu::arena::Element;
 use crate::cpu::kernels::einsum::{EinsumDims, EinsumPlan, run};
 use crate::cpu::kernels::gather::{self, TableRows};
-use crate::cpu::kernels::reduce::{ReduceKind, reduce, sum_of_squares};
+use crate::cpu::kernels::reduce::{ReduceKind, reduce as reduced, reduce_integers, sum_of_squares};
 
 pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Prepared {
     let (lhs, rhs, out, threads) = (cx.f32(0)?, cx.f32(1)?, cx.out(0)?, cx.threads);
@@ -24,10 +25,30 @@ pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Prepared {
 }
 
 pub(super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Prepared {
-    let (x, out, threads) = (cx.f32(0)?, cx.out(0)?, cx.threads);
-    let (shape, dims) = (cx.args[0].shape.clone(), op.dims.clone());
+    reduce_of(ReduceKind::Sum, &op.dims, cx)
+}
+
+pub(super) fn reduce(op: &compute::Reduce, cx: &Cx<'_>) -> Prepared {
+    let kind = match op.kind {
+        compute::ReduceKind::Max => ReduceKind::Max,
+        compute::ReduceKind::Min => ReduceKind::Min,
+        compute::ReduceKind::Prod => ReduceKind::Prod,
+    };
+    reduce_of(kind, &op.dims, cx)
+}
+
+fn reduce_of(kind: ReduceKind, dims: &[usize], cx: &Cx<'_>) -> Prepared {
+    let (shape, dims, threads) = (cx.args[0].shape.clone(), dims.to_vec(), cx.threads);
+    if cx.args[0].dtype == DType::I64 {
+        let (x, out) = (cx.i64(0)?, cx.results[0].slot());
+        return cx.kernel(move |arena| {
+            reduce_integers(kind, x.get(arena), &shape, &dims, out.get_mut(arena));
+            Ok(())
+        });
+    }
+    let (x, out) = (cx.f32(0)?, cx.out(0)?);
     cx.kernel(move |arena| {
-        reduce(ReduceKind::Sum, x.get(arena), &shape, &dims, out.get_mut(arena), threads);
+        reduced(kind, x.get(arena), &shape, &dims, out.get_mut(arena), threads);
         Ok(())
     })
 }
@@ -56,10 +77,7 @@ fn check_ids(ids: &[i64], n_rows: usize) -> Result<(), String> {
 }
 
 pub(super) fn embedding(cx: &Cx<'_>) -> Prepared {
-    match cx.args[0].dtype {
-        DType::Bf16 => embedding_of::<u16>(cx),
-        dtype => cx.arg(0, DType::F32).and_then(|_| embedding_of::<f32>(cx)).map_err(|_| format!("rows of {dtype}")),
-    }
+    by_width!(cx.args[0].dtype, embedding_of(cx))
 }
 
 fn embedding_of<T: Element>(cx: &Cx<'_>) -> Prepared {

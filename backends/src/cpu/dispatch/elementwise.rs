@@ -1,6 +1,6 @@
 //! Element-wise ops, also over their own operands.
 
-use galvatron_ir::op::compute::{Binary, BinaryKind, Unary, UnaryGrad, UnaryKind};
+use galvatron_ir::op::compute::{Binary, BinaryKind, Compare, CompareKind, Unary, UnaryGrad, UnaryKind};
 use galvatron_ir::types::DType;
 
 use super::broadcast::Walk;
@@ -60,10 +60,24 @@ fn binary_kind(kind: BinaryKind) -> kernels::BinaryKind {
         BinaryKind::Mul => kernels::BinaryKind::Mul,
         BinaryKind::Div => kernels::BinaryKind::Div,
         BinaryKind::Pow => kernels::BinaryKind::Pow,
+        BinaryKind::Max => kernels::BinaryKind::Max,
+        BinaryKind::Min => kernels::BinaryKind::Min,
+        BinaryKind::Mod => kernels::BinaryKind::Mod,
+        BinaryKind::Rem => kernels::BinaryKind::Rem,
     }
 }
 
-/// Arithmetic of positions and indices; division rounds towards zero.
+/// a to the power b, cut towards zero where b is negative; 0 to a negative power is 0.
+fn integer_power(a: i64, b: i64) -> i64 {
+    match (a, u32::try_from(b)) {
+        (_, Ok(b)) => a.wrapping_pow(b),
+        (1, _) => 1,
+        (-1, _) => 1 - 2 * (b & 1),
+        _ => 0,
+    }
+}
+
+/// Arithmetic of positions and indices; division rounds towards zero, and by zero it gives 0.
 fn integers(op: &Binary, cx: &Cx<'_>) -> Prepared {
     let (a, b, out) = (cx.i64(0)?, cx.i64(1)?, cx.results[0].slot());
     let apply: fn(i64, i64) -> i64 = match op.kind {
@@ -71,7 +85,11 @@ fn integers(op: &Binary, cx: &Cx<'_>) -> Prepared {
         BinaryKind::Sub => i64::wrapping_sub,
         BinaryKind::Mul => i64::wrapping_mul,
         BinaryKind::Div => |a, b| a.checked_div(b).unwrap_or(0),
-        BinaryKind::Pow => return Err("the CPU has no kernel for powers of integers".into()),
+        BinaryKind::Pow => integer_power,
+        BinaryKind::Max => i64::max,
+        BinaryKind::Min => i64::min,
+        BinaryKind::Mod => |a, b| a.checked_rem(b).map_or(0, |r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r }),
+        BinaryKind::Rem => |a, b| a.checked_rem(b).unwrap_or(0),
     };
     let walk = Walk::new(&cx.results[0].shape, &[&cx.args[0].shape, &cx.args[1].shape]);
     // An operand in the place of the result has its shape: element i is read before it is written.
@@ -116,6 +134,46 @@ fn add_chunk(arena: &Arena, args: &[Slot], out: Slot, start: usize, len: usize) 
     out.part(start, len, size_of::<f32>()).get_mut(arena).copy_from_slice(sum);
 }
 
+/// Whether the operands stand in an order.
+pub(super) fn compare(op: &Compare, cx: &Cx<'_>) -> Prepared {
+    match cx.args[0].dtype {
+        DType::I64 => compare_of::<i64>(op, cx),
+        DType::Bool => compare_of::<u8>(op, cx),
+        _ => compare_floats(op, cx),
+    }
+}
+
+fn compare_floats(op: &Compare, cx: &Cx<'_>) -> Prepared {
+    let (a, b, out, threads) = (cx.f32(0)?, cx.f32(1)?, cx.results[0].slot(), cx.threads);
+    let [a_shape, b_shape, shape] = [&cx.args[0], &cx.args[1], &cx.results[0]].map(|buffer| buffer.shape.clone());
+    let kind = match op.kind {
+        CompareKind::Equal => kernels::CompareKind::Eq,
+        CompareKind::Less => kernels::CompareKind::Lt,
+        CompareKind::LessEqual => kernels::CompareKind::Le,
+    };
+    cx.kernel(move |arena| {
+        let (a, b) = ((a.get(arena), &a_shape[..]), (b.get(arena), &b_shape[..]));
+        kernels::compare(kind, a, b, (out.get_mut(arena), &shape), threads);
+        Ok(())
+    })
+}
+
+fn compare_of<T: Element + PartialOrd>(op: &Compare, cx: &Cx<'_>) -> Prepared {
+    let [a, b] = [0, 1].map(|i| cx.args[i].slot());
+    let out = cx.results[0].slot();
+    let holds: fn(&T, &T) -> bool = match op.kind {
+        CompareKind::Equal => T::eq,
+        CompareKind::Less => T::lt,
+        CompareKind::LessEqual => T::le,
+    };
+    let walk = Walk::new(&cx.results[0].shape, &[&cx.args[0].shape, &cx.args[1].shape]);
+    cx.kernel(move |arena| {
+        let (a, b, out) = (a.get::<T>(arena), b.get::<T>(arena), out.get_mut::<u8>(arena));
+        walk.for_each(|i, [at_a, at_b]| out[i] = u8::from(holds(&a[at_a], &b[at_b])));
+        Ok(())
+    })
+}
+
 pub(super) fn unary(op: &Unary, cx: &Cx<'_>) -> Prepared {
     let (x, threads) = (cx.f32(0)?, cx.threads);
     let Some(kind) = unary_kind(op.kind) else { return is_nan(cx) };
@@ -156,8 +214,14 @@ fn unary_kind(kind: UnaryKind) -> Option<functions::UnaryKind> {
         UnaryKind::Gelu => functions::UnaryKind::Gelu,
         UnaryKind::GeluTanh => functions::UnaryKind::GeluTanh,
         UnaryKind::Silu => functions::UnaryKind::Silu,
+        UnaryKind::Abs => functions::UnaryKind::Abs,
+        UnaryKind::Sign => functions::UnaryKind::Sign,
         UnaryKind::Sin => functions::UnaryKind::Sin,
         UnaryKind::Cos => functions::UnaryKind::Cos,
+        UnaryKind::Floor => functions::UnaryKind::Floor,
+        UnaryKind::Ceil => functions::UnaryKind::Ceil,
+        UnaryKind::Round => functions::UnaryKind::Round,
+        UnaryKind::Softplus => functions::UnaryKind::Softplus,
         UnaryKind::IsNan => return None,
     })
 }

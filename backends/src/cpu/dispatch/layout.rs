@@ -13,13 +13,15 @@ use galvatron_ir::types::bf16;
 macro_rules! by_width {
     ($dtype:expr, $function:ident($($arg:expr),*)) => {
         match $dtype {
-            DType::F32 => $function::<u32>($($arg),*),
-            DType::Bf16 => $function::<u16>($($arg),*),
-            DType::I64 => $function::<u64>($($arg),*),
-            DType::Bool => $function::<u8>($($arg),*),
+            galvatron_ir::types::DType::F32 => $function::<u32>($($arg),*),
+            galvatron_ir::types::DType::Bf16 => $function::<u16>($($arg),*),
+            galvatron_ir::types::DType::I64 => $function::<u64>($($arg),*),
+            galvatron_ir::types::DType::Bool => $function::<u8>($($arg),*),
         }
     };
 }
+
+pub(super) use by_width;
 
 /// A view has its operand's place; a reshape with a place of its own is a copy.
 pub(super) fn reshape(cx: &Cx<'_>) -> Prepared {

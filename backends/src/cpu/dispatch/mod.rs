@@ -1,5 +1,6 @@
 //! From ops to CPU kernels: one line an op, the arms sorted into files by theme.
 
+mod along;
 mod attention;
 mod broadcast;
 mod constants;
@@ -45,12 +46,20 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
     match op {
         Op::Einsum(op) => contract::einsum(op, cx),
         Op::ReduceSum(op) => contract::reduce_sum(op, cx),
+        Op::Reduce(op) => contract::reduce(op, cx),
         Op::SumSquares(_) => contract::sum_squares(cx),
         Op::Binary(op) => elementwise::binary(op, cx),
         Op::AddN(_) => elementwise::add_n(cx),
         Op::Unary(op) => elementwise::unary(op, cx),
         Op::UnaryGrad(op) => elementwise::unary_grad(op, cx),
         Op::Where(_) => elementwise::select(cx),
+        Op::Compare(op) => elementwise::compare(op, cx),
+        Op::CumSum(op) => along::cum_sum(op, cx),
+        Op::TopK(op) => along::top_k(op, cx),
+        Op::TakeAlong(op) => along::take_along(op, cx),
+        Op::PutAlong(op) => along::put_along(op, cx),
+        Op::Unfold(op) => along::unfold(op, cx),
+        Op::Fold(op) => along::fold(op, cx),
         Op::Broadcast(op) => layout::broadcast(op, cx),
         Op::Reshape(_) => layout::reshape(cx),
         Op::Transpose(op) => layout::transpose(op, cx),
@@ -65,6 +74,7 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
         Op::RmsNormParamGrad(_) => norm::rms_norm_param_grad(cx),
         Op::Softmax(_) => norm::softmax(cx),
         Op::SoftmaxGrad(_) => norm::softmax_grad(cx),
+        Op::LogSoftmax(_) => norm::log_softmax(cx),
         Op::Attention(op) => attention::attention(op, cx),
         Op::AttentionGrad(op) => attention::attention_grad(op, cx),
         Op::Embedding(_) => contract::embedding(cx),

@@ -77,6 +77,18 @@ pub(super) fn softmax(cx: &Cx<'_>) -> Prepared {
     })
 }
 
+pub(super) fn log_softmax(cx: &Cx<'_>) -> Prepared {
+    let (x, y, threads, (_, n)) = (cx.f32(0)?, cx.out(0)?, cx.threads, cx.args[0].rows());
+    let in_place = cx.in_place(0, 0);
+    cx.kernel(move |arena| {
+        if !in_place {
+            y.get_mut::<f32>(arena).copy_from_slice(x.get(arena));
+        }
+        rows::log_softmax_inplace(y.get_mut(arena), n, threads);
+        Ok(())
+    })
+}
+
 pub(super) fn softmax_grad(cx: &Cx<'_>) -> Prepared {
     let (y, dy, dx, threads, (_, n)) = (cx.f32(0)?, cx.f32(1)?, cx.out(0)?, cx.threads, cx.args[0].rows());
     cx.kernel(move |arena| {

@@ -16,10 +16,14 @@ pub enum BinaryKind {
     Mul,
     /// a / b
     Div,
-    /// The larger; the other one when one is NaN.
+    /// The larger; NaN when one is.
     Max,
-    /// The smaller; the other one when one is NaN.
+    /// The smaller; NaN when one is.
     Min,
+    /// The remainder that has the sign of b.
+    Mod,
+    /// The remainder that has the sign of a.
+    Rem,
     /// a to the power b
     Pow,
 }
@@ -39,6 +43,29 @@ pub enum CompareKind {
     Ge,
 }
 
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+#[inline(always)]
+fn min(a: f32, b: f32) -> f32 {
+    if a < b || a.is_nan() { a } else { b }
+}
+
+/// a - b floor(a / b), of which 0 has the sign of b.
+#[inline(always)]
+fn modulo(a: f32, b: f32) -> f32 {
+    let rest = a % b;
+    if rest == 0.0 {
+        0f32.copysign(b)
+    } else if (rest < 0.0) != (b < 0.0) {
+        rest + b
+    } else {
+        rest
+    }
+}
+
 /// Expands `$body` once per kind with `$f` bound to its scalar function, so that every loop is specialised.
 macro_rules! with_binary {
     ($kind:expr, $f:ident => $body:expr) => {
@@ -47,8 +74,10 @@ macro_rules! with_binary {
             BinaryKind::Sub => with_binary!(@arm $f, a, b => a - b, $body),
             BinaryKind::Mul => with_binary!(@arm $f, a, b => a * b, $body),
             BinaryKind::Div => with_binary!(@arm $f, a, b => a / b, $body),
-            BinaryKind::Max => with_binary!(@arm $f, a, b => a.max(b), $body),
-            BinaryKind::Min => with_binary!(@arm $f, a, b => a.min(b), $body),
+            BinaryKind::Max => with_binary!(@arm $f, a, b => max(a, b), $body),
+            BinaryKind::Min => with_binary!(@arm $f, a, b => min(a, b), $body),
+            BinaryKind::Mod => with_binary!(@arm $f, a, b => modulo(a, b), $body),
+            BinaryKind::Rem => with_binary!(@arm $f, a, b => a % b, $body),
             BinaryKind::Pow => with_binary!(@arm $f, a, b => a.powf(b), $body),
         }
     };
@@ -230,13 +259,15 @@ mod tests {
     use super::super::testing::{assert_close, in_pool, random};
     use super::*;
 
-    const KINDS: [BinaryKind; 7] = [
+    const KINDS: [BinaryKind; 9] = [
         BinaryKind::Add,
         BinaryKind::Sub,
         BinaryKind::Mul,
         BinaryKind::Div,
         BinaryKind::Max,
         BinaryKind::Min,
+        BinaryKind::Mod,
+        BinaryKind::Rem,
         BinaryKind::Pow,
     ];
 
@@ -248,6 +279,8 @@ mod tests {
             BinaryKind::Div => a / b,
             BinaryKind::Max => a.max(b),
             BinaryKind::Min => a.min(b),
+            BinaryKind::Mod => a.rem_euclid(b),
+            BinaryKind::Rem => a % b,
             BinaryKind::Pow => a.powf(b),
         }
     }
@@ -302,6 +335,29 @@ mod tests {
         check(&[2, 3, 4, 5], &[2, 1, 4, 1], &[1, 3, 1, 5]);
         check(&[3, 0, 2], &[3, 0, 2], &[2]);
         check(&[100_000], &[100_000], &[1]);
+    }
+
+    fn one(kind: BinaryKind, a: f32, b: f32) -> f32 {
+        let mut out = [9.0];
+        binary(kind, (&[a], &[]), (&[b], &[]), (&mut out, &[]), Threads::ONE);
+        out[0]
+    }
+
+    #[test]
+    fn remainders_take_the_sign_of_one_side() {
+        for (a, b, modulo, rest) in [(-4.5, 2.0, 1.5, -0.5), (4.5, -2.0, -1.5, 0.5), (5.0, 8.0, 5.0, 5.0)] {
+            assert_eq!((one(BinaryKind::Mod, a, b), one(BinaryKind::Rem, a, b)), (modulo, rest));
+        }
+        assert_eq!(one(BinaryKind::Mod, 4.0, -2.0).to_bits(), (-0f32).to_bits());
+        assert_eq!(one(BinaryKind::Mod, -3.0, f32::INFINITY), f32::INFINITY);
+        assert!(one(BinaryKind::Mod, 1.0, 0.0).is_nan());
+    }
+
+    #[test]
+    fn extremes_of_nan_are_nan() {
+        for kind in [BinaryKind::Max, BinaryKind::Min] {
+            assert!(one(kind, f32::NAN, 1.0).is_nan() && one(kind, 1.0, f32::NAN).is_nan());
+        }
     }
 
     #[test]

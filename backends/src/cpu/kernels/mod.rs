@@ -2,11 +2,13 @@
 //!
 //! Element-wise kernels have `_inplace` variants for an output that takes the place of an operand.
 
+pub mod along;
 pub mod attention;
 pub mod attention_grad;
 pub mod binary;
 pub mod broadcast;
 pub mod cross_entropy;
+pub mod cumulate;
 pub mod einsum;
 pub mod gather;
 pub mod layer_norm;
@@ -16,7 +18,9 @@ pub mod rms_norm;
 pub mod shape;
 pub mod softmax;
 pub mod tile;
+pub mod top_k;
 pub mod unary;
+pub mod window;
 
 /// Elements one task of an element-wise kernel handles.
 pub(crate) const GRAIN: usize = 16 * 1024;

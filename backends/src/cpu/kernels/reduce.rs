@@ -1,6 +1,6 @@
-//! Sums, means and maxima over any axes of a tensor, and the sum of squares.
+//! Sums, products and extremes over any axes of a tensor, and the sum of squares.
 
-use super::super::math::{max1, simd, sum1};
+use super::super::math::{simd, sum1};
 use super::super::threads::{Shared, Threads};
 
 /// What a reduction makes of the elements it meets.
@@ -8,10 +8,24 @@ use super::super::threads::{Shared, Threads};
 pub enum ReduceKind {
     /// Their sum.
     Sum,
-    /// Their sum over their number.
-    Mean,
-    /// The largest; -inf of none.
+    /// Their product.
+    Prod,
+    /// The largest, NaN if there is one; -inf of none.
     Max,
+    /// The smallest, NaN if there is one; inf of none.
+    Min,
+}
+
+impl ReduceKind {
+    /// What no elements give.
+    fn neutral(self) -> f32 {
+        match self {
+            ReduceKind::Sum => 0.0,
+            ReduceKind::Prod => 1.0,
+            ReduceKind::Max => f32::NEG_INFINITY,
+            ReduceKind::Min => f32::INFINITY,
+        }
+    }
 }
 
 /// One merged axis: its size and its strides in the operand and the result (0 when it is reduced).
@@ -35,14 +49,51 @@ pub fn reduce(kind: ReduceKind, x: &[f32], shape: &[usize], dims: &[usize], out:
     assert_eq!(out.len() * n_reduced, x.len(), "invariant: the result has the axes that remain");
     let axes = merged(shape, dims);
     let (kept, reduced): (Vec<Axis>, Vec<Axis>) = axes.iter().partition(|a| a.out > 0);
-    let scale = if kind == ReduceKind::Mean { 1.0 / n_reduced as f64 } else { 1.0 };
     if x.is_empty() {
-        out.fill(if kind == ReduceKind::Max { f32::NEG_INFINITY } else { 0.0 * scale as f32 });
+        out.fill(kind.neutral());
     } else if axes.last().is_some_and(|a| a.out > 0) {
-        over_columns(kind, x, kept, &reduced, scale, out, threads);
+        over_columns(kind, x, kept, &reduced, out, threads);
     } else {
-        over_rows(kind, x, &kept, reduced, scale, out, threads);
+        over_rows(kind, x, &kept, reduced, out, threads);
     }
+}
+
+/// As [`reduce`] of integers, which wrap around, on one thread.
+///
+/// # Panics
+/// As [`reduce`].
+pub fn reduce_integers(kind: ReduceKind, x: &[i64], shape: &[usize], dims: &[usize], out: &mut [i64]) {
+    assert_eq!(x.len(), shape.iter().product::<usize>(), "invariant: the operand has the length of its shape");
+    let (neutral, join): (i64, fn(i64, i64) -> i64) = match kind {
+        ReduceKind::Sum => (0, i64::wrapping_add),
+        ReduceKind::Prod => (1, i64::wrapping_mul),
+        ReduceKind::Max => (i64::MIN, i64::max),
+        ReduceKind::Min => (i64::MAX, i64::min),
+    };
+    let axes = merged(shape, dims);
+    out.fill(neutral);
+    for (i, &value) in x.iter().enumerate() {
+        let (_, at) = offsets(&axes, i);
+        out[at] = join(out[at], value);
+    }
+}
+
+/// Calls a generic function with the operation of a kind that is no sum, so that every loop is specialised.
+macro_rules! with_join {
+    ($kind:expr, $f:ident => $body:expr) => {
+        match $kind {
+            ReduceKind::Sum | ReduceKind::Prod => with_join!(@arm $f, a, b => a * b, $body),
+            ReduceKind::Max => with_join!(@arm $f, a, b => if a > b || a.is_nan() { a } else { b }, $body),
+            ReduceKind::Min => with_join!(@arm $f, a, b => if a < b || a.is_nan() { a } else { b }, $body),
+        }
+    };
+    (@arm $f:ident, $a:ident, $b:ident => $value:expr, $body:expr) => {{
+        let $f = std::convert::identity(
+            #[inline(always)]
+            |$a: f32, $b: f32| $value,
+        );
+        $body
+    }};
 }
 
 /// Neighbouring axes that are all kept or all reduced become one.
@@ -80,15 +131,7 @@ fn offsets(axes: &[Axis], mut i: usize) -> (usize, usize) {
 const BLOCK: usize = 2048;
 
 /// The innermost axis is reduced: every element of the result is a reduction of contiguous rows.
-fn over_rows(
-    kind: ReduceKind,
-    x: &[f32],
-    kept: &[Axis],
-    mut reduced: Vec<Axis>,
-    scale: f64,
-    out: &mut [f32],
-    threads: Threads,
-) {
+fn over_rows(kind: ReduceKind, x: &[f32], kept: &[Axis], mut reduced: Vec<Axis>, out: &mut [f32], threads: Threads) {
     let row = reduced.pop().unwrap_or(Axis { size: 1, x: 1, out: 0 });
     let n_rows = count(&reduced);
     let per_task = (8 * BLOCK).div_ceil(row.size * n_rows);
@@ -97,15 +140,11 @@ fn over_rows(
             let (start, _) = offsets(kept, task * per_task + i);
             let rows = (0..n_rows).map(|r| start + offsets(&reduced, r).0).map(|at| &x[at..at + row.size]);
             *out = match kind {
-                ReduceKind::Max => rows.map(max_row).fold(f32::NEG_INFINITY, f32::max),
-                _ => (rows.map(sum_row).sum::<f64>() * scale) as f32,
+                ReduceKind::Sum => rows.map(sum_row).sum::<f64>() as f32,
+                _ => with_join!(kind, join => rows.flatten().fold(kind.neutral(), |total, &v| join(total, v))),
             };
         }
     });
-}
-
-fn max_row(row: &[f32]) -> f32 {
-    simd!(max1(row))
 }
 
 fn sum_row(row: &[f32]) -> f64 {
@@ -119,15 +158,7 @@ const STRIP: usize = 128;
 const ROWS: usize = 32;
 
 /// The innermost axis is kept: rows are combined element by element, a strip of columns at a time.
-fn over_columns(
-    kind: ReduceKind,
-    x: &[f32],
-    mut kept: Vec<Axis>,
-    reduced: &[Axis],
-    scale: f64,
-    out: &mut [f32],
-    threads: Threads,
-) {
+fn over_columns(kind: ReduceKind, x: &[f32], mut kept: Vec<Axis>, reduced: &[Axis], out: &mut [f32], threads: Threads) {
     let row = kept.pop().expect("invariant: the innermost axis is kept");
     let (n_rows, strips) = (count(reduced), row.size.div_ceil(STRIP));
     let out = Shared::new(out);
@@ -145,27 +176,31 @@ fn over_columns(
                 },
             );
             simd!(match kind {
-                ReduceKind::Max => max_strips(n_rows, strip, out),
-                _ => sum_strips(n_rows, strip, scale, out),
+                ReduceKind::Sum => sum_strips(n_rows, strip, out),
+                _ => with_join!(kind, join => join_strips(n_rows, strip, out, kind.neutral(), join)),
             });
         }
     });
 }
 
 #[inline(always)]
-fn max_strips<'a>(n_rows: usize, strip: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
-    out.fill(f32::NEG_INFINITY);
+fn join_strips<'a>(
+    n_rows: usize,
+    strip: impl Fn(usize) -> &'a [f32],
+    out: &mut [f32],
+    neutral: f32,
+    join: impl Fn(f32, f32) -> f32,
+) {
+    out.fill(neutral);
     for r in 0..n_rows {
-        {
-            for (o, &v) in out.iter_mut().zip(strip(r)) {
-                *o = if v > *o { v } else { *o };
-            }
+        for (o, &v) in out.iter_mut().zip(strip(r)) {
+            *o = join(*o, v);
         }
     }
 }
 
 #[inline(always)]
-fn sum_strips<'a>(n_rows: usize, strip: impl Fn(usize) -> &'a [f32], scale: f64, out: &mut [f32]) {
+fn sum_strips<'a>(n_rows: usize, strip: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
     let mut total = [0.0f64; STRIP];
     for start in (0..n_rows).step_by(ROWS) {
         out.fill(0.0);
@@ -184,7 +219,7 @@ fn sum_strips<'a>(n_rows: usize, strip: impl Fn(usize) -> &'a [f32], scale: f64,
     }
     {
         for (o, &t) in out.iter_mut().zip(&total) {
-            *o = (t * scale) as f32;
+            *o = t as f32;
         }
     }
 }
@@ -211,7 +246,7 @@ mod tests {
 
     fn naive(kind: ReduceKind, x: &[f64], shape: &[usize], dims: &[usize]) -> Vec<f64> {
         let kept: usize = (0..shape.len()).filter(|i| !dims.contains(i)).map(|i| shape[i]).product();
-        let mut out = vec![if kind == ReduceKind::Max { f64::NEG_INFINITY } else { 0.0 }; kept];
+        let mut out = vec![f64::from(kind.neutral()); kept];
         for (mut i, &v) in x.iter().enumerate() {
             let (mut at, mut step) = (0, 1);
             for (axis, &n) in shape.iter().enumerate().rev() {
@@ -221,15 +256,20 @@ mod tests {
                 }
                 i /= n;
             }
-            out[at] = if kind == ReduceKind::Max { out[at].max(v) } else { out[at] + v };
+            out[at] = match kind {
+                ReduceKind::Sum => out[at] + v,
+                ReduceKind::Prod => out[at] * v,
+                ReduceKind::Max => out[at].max(v),
+                ReduceKind::Min => out[at].min(v),
+            };
         }
-        let n = (x.len() / kept) as f64;
-        out.iter().map(|v| if kind == ReduceKind::Mean { v / n } else { *v }).collect()
+        out
     }
 
     fn check(shape: &[usize], dims: &[usize]) {
         let x = random(shape.iter().product(), 1);
-        for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max] {
+        let integers: Vec<i64> = x.iter().map(|&v| (9.0 * v) as i64).collect();
+        for kind in [ReduceKind::Sum, ReduceKind::Prod, ReduceKind::Max, ReduceKind::Min] {
             let want = naive(kind, &wide(&x), shape, dims);
             let mut out = vec![0.0; want.len()];
             reduce(kind, &x, shape, dims, &mut out, Threads::ONE);
@@ -237,6 +277,13 @@ mod tests {
             let mut threaded = vec![0.0; want.len()];
             in_pool(3, || reduce(kind, &x, shape, dims, &mut threaded, Threads::new(3)));
             assert_eq!(out, threaded);
+            let mut whole = vec![0; want.len()];
+            reduce_integers(kind, &integers, shape, dims, &mut whole);
+            let as_floats: Vec<f64> = integers.iter().map(|&v| v as f64).collect();
+            if kind != ReduceKind::Prod {
+                let want: Vec<i64> = naive(kind, &as_floats, shape, dims).iter().map(|&v| v as i64).collect();
+                assert_eq!(whole, want);
+            }
         }
     }
 
@@ -258,8 +305,19 @@ mod tests {
     #[test]
     fn reducing_nothing_gives_the_neutral_element() {
         let mut out = [1.0; 2];
-        reduce(ReduceKind::Sum, &[], &[0, 2], &[0], &mut out, Threads::ONE);
-        assert_eq!(out, [0.0; 2]);
+        for (kind, neutral) in [(ReduceKind::Sum, 0.0), (ReduceKind::Prod, 1.0), (ReduceKind::Max, f32::NEG_INFINITY)] {
+            reduce(kind, &[], &[0, 2], &[0], &mut out, Threads::ONE);
+            assert_eq!(out, [neutral; 2]);
+        }
+    }
+
+    #[test]
+    fn extremes_of_nan_are_nan() {
+        for (shape, dims) in [([2, 3], [0]), ([3, 2], [1])] {
+            let mut out = [0.0; 3];
+            reduce(ReduceKind::Max, &[f32::NAN, 1.0, 2.0, 3.0, 1.0, f32::NAN], &shape, &dims, &mut out, Threads::ONE);
+            assert_eq!(out.iter().filter(|v| v.is_nan()).count(), 2);
+        }
     }
 
     #[test]

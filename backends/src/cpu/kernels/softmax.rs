@@ -1,4 +1,4 @@
-//! Softmax over the last axis and its gradient.
+//! Softmax over the last axis, its logarithm, and its gradient.
 
 use super::super::math::{exp, max1, simd, sum1, sum2};
 use super::super::threads::Threads;
@@ -43,6 +43,27 @@ fn softmax_row(row: &mut [f32]) {
     }
 }
 
+/// x = x - ln(sum of e^x) per row of `n` elements, in place. x: [rows, n]
+pub fn log_softmax_inplace(x: &mut [f32], n: usize, threads: Threads) {
+    threads.for_each_chunk_mut(x, rows_per_task(n) * n, |_, x| {
+        simd!({
+            for row in x.chunks_exact_mut(n) {
+                log_softmax_row(row);
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn log_softmax_row(row: &mut [f32]) {
+    let max = max1(row);
+    let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+    let log_sum = sum1(row, |v| exp(v - base)).ln();
+    for v in row.iter_mut() {
+        *v = *v - base - log_sum;
+    }
+}
+
 /// dx = y (dy - sum(dy y)) per row of `n` elements. y, dy, dx: [rows, n]
 pub fn softmax_grad(y: &[f32], dy: &[f32], n: usize, dx: &mut [f32], threads: Threads) {
     assert_eq!([y.len(), dy.len()], [dx.len(); 2], "invariant: operands and result have one length");
@@ -74,15 +95,20 @@ mod tests {
         softmax_inplace(&mut in_place, n, Threads::ONE);
         assert_eq!(y, in_place);
         softmax_grad(&y, &dy, n, &mut dx, Threads::ONE);
+        let mut logs = x.clone();
+        log_softmax_inplace(&mut logs, n, Threads::ONE);
+        let mut want_logs = vec![];
         let (mut want_y, mut want_dx) = (vec![], vec![]);
         for (x, dy) in wide(&x).chunks(n).zip(wide(&dy).chunks(n)) {
             let sum: f64 = x.iter().map(|v| v.exp()).sum();
             let y: Vec<f64> = x.iter().map(|v| v.exp() / sum).collect();
+            want_logs.extend(x.iter().map(|v| v - sum.ln()));
             let dot: f64 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
             want_dx.extend(y.iter().zip(dy).map(|(y, d)| y * (d - dot)));
             want_y.extend(y);
         }
         assert_close(&y, &want_y, 2e-6);
+        assert_close(&logs, &want_logs, 2e-6);
         assert_close(&dx, &want_dx, 2e-6);
     }
 

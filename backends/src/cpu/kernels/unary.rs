@@ -41,6 +41,14 @@ pub enum UnaryKind {
     Abs,
     /// -1, 0 or 1.
     Sign,
+    /// The largest integer not above x.
+    Floor,
+    /// The smallest integer not below x.
+    Ceil,
+    /// The nearest integer, halves to the even one.
+    Round,
+    /// ln(1 + e^x)
+    Softplus,
 }
 
 /// sqrt(2/π) and the cubic coefficient of the approximation of GELU by tanh (Hendrycks and Gimpel 2016).
@@ -85,6 +93,11 @@ fn sign(x: f32) -> f32 {
     }
 }
 
+#[inline(always)]
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + math::exp(-x.abs()).ln_1p()
+}
+
 /// Expands `$body` once per kind with `$f` bound to the function, so that every loop is specialised.
 macro_rules! with_function {
     ($kind:expr, $f:ident => $body:expr) => {
@@ -106,6 +119,10 @@ macro_rules! with_function {
             UnaryKind::Cos => with_function!(@arm $f, x => x.cos(), $body),
             UnaryKind::Abs => with_function!(@arm $f, x => x.abs(), $body),
             UnaryKind::Sign => with_function!(@arm $f, x => sign(x), $body),
+            UnaryKind::Floor => with_function!(@arm $f, x => x.floor(), $body),
+            UnaryKind::Ceil => with_function!(@arm $f, x => x.ceil(), $body),
+            UnaryKind::Round => with_function!(@arm $f, x => x.round_ties_even(), $body),
+            UnaryKind::Softplus => with_function!(@arm $f, x => softplus(x), $body),
         }
     };
     (@arm $f:ident, $x:ident => $value:expr, $body:expr) => {{
@@ -139,7 +156,10 @@ macro_rules! with_derivative {
             UnaryKind::Sin => with_function!(@arm $f, x => x.cos(), $body),
             UnaryKind::Cos => with_function!(@arm $f, x => -x.sin(), $body),
             UnaryKind::Abs => with_function!(@arm $f, x => sign(x), $body),
-            UnaryKind::Sign => with_function!(@arm $f, _x => 0.0, $body),
+            UnaryKind::Sign | UnaryKind::Floor | UnaryKind::Ceil | UnaryKind::Round => {
+                with_function!(@arm $f, _x => 0.0, $body)
+            }
+            UnaryKind::Softplus => with_function!(@arm $f, x => math::sigmoid(x), $body),
         }
     };
 }
@@ -248,9 +268,14 @@ mod tests {
             UnaryKind::Cos => x.cos(),
             UnaryKind::Abs => x.abs(),
             UnaryKind::Sign => x.signum(),
+            UnaryKind::Floor => x.floor(),
+            UnaryKind::Ceil => x.ceil(),
+            UnaryKind::Round => x.round_ties_even(),
+            UnaryKind::Softplus => x.exp().ln_1p(),
         }
     }
 
+    const STEPS: [UnaryKind; 4] = [UnaryKind::Sign, UnaryKind::Floor, UnaryKind::Ceil, UnaryKind::Round];
     const ANY: [UnaryKind; 13] = [
         UnaryKind::Neg,
         UnaryKind::Exp,
@@ -264,7 +289,7 @@ mod tests {
         UnaryKind::Sin,
         UnaryKind::Cos,
         UnaryKind::Abs,
-        UnaryKind::Sign,
+        UnaryKind::Softplus,
     ];
     const POSITIVE: [UnaryKind; 4] = [UnaryKind::Log, UnaryKind::Sqrt, UnaryKind::Rsqrt, UnaryKind::Reciprocal];
 
@@ -298,6 +323,9 @@ mod tests {
         for kind in ANY {
             check(kind, &x);
             check_grad(kind, &x);
+        }
+        for kind in STEPS {
+            check(kind, &x);
         }
         for kind in POSITIVE {
             check(kind, &positive);

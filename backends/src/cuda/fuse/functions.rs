@@ -56,6 +56,10 @@ fn float_binary(kind: BinaryKind) -> String {
         BinaryKind::Mul => "$0 * $1".into(),
         BinaryKind::Div => "$0 / $1".into(),
         BinaryKind::Pow => "powf($0, $1)".into(),
+        BinaryKind::Max => "larger_of($0, $1)".into(),
+        BinaryKind::Min => "smaller_of($0, $1)".into(),
+        BinaryKind::Mod => "modulo_of($0, $1)".into(),
+        BinaryKind::Rem => "fmodf($0, $1)".into(),
     }
 }
 

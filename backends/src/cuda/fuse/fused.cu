@@ -23,6 +23,10 @@ __device__ __forceinline__ i64 fused_integer_mul(i64 a, i64 b) { return (i64)((u
 __device__ __forceinline__ i64 fused_integer_div(i64 a, i64 b) {
     return b == 0 || (b == -1 && (u64)a == 0x8000000000000000ull) ? 0 : a / b;
 }
+__device__ __forceinline__ i64 fused_integer_max(i64 a, i64 b) { return a > b ? a : b; }
+__device__ __forceinline__ i64 fused_integer_min(i64 a, i64 b) { return a < b ? a : b; }
+__device__ __forceinline__ i64 fused_integer_mod(i64 a, i64 b) { return integer_modulo(a, b); }
+__device__ __forceinline__ i64 fused_integer_rem(i64 a, i64 b) { return integer_rest(a, b); }
 
 // Remainder and quotient of numbers that are not negative, in 32 bits where both fit.
 __device__ __forceinline__ i64 fused_mod(i64 i, i64 n) { return (i | n) >> 32 ? i % n : (i64)((u32)i % (u32)n); }

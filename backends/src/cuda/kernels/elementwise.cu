@@ -55,8 +55,14 @@ UNARY(relu)
 UNARY(gelu)
 UNARY(gelu_tanh)
 UNARY(silu)
+UNARY(abs)
+UNARY(sign)
 UNARY(sin)
 UNARY(cos)
+UNARY(floor)
+UNARY(ceil)
+UNARY(round)
+UNARY(softplus)
 
 #define UNARY_GRAD(NAME)                                                                       \
     struct Grad_##NAME {                                                                       \
@@ -77,8 +83,10 @@ UNARY_GRAD(relu)
 UNARY_GRAD(gelu)
 UNARY_GRAD(gelu_tanh)
 UNARY_GRAD(silu)
+UNARY_GRAD(abs)
 UNARY_GRAD(sin)
 UNARY_GRAD(cos)
+UNARY_GRAD(softplus)
 
 #define IS_NAN(T, SUFFIX)                               \
     KERNEL is_nan##SUFFIX(const T* x, u8* y, i64 n) {    \
@@ -103,6 +111,10 @@ BINARY(sub, a - b)
 BINARY(mul, a * b)
 BINARY(div, a / b)
 BINARY(pow, powf(a, b))
+BINARY(max, larger_of(a, b))
+BINARY(min, smaller_of(a, b))
+BINARY(mod, modulo_of(a, b))
+BINARY(rem, fmodf(a, b))
 
 #define INTEGER(NAME, VALUE)                                                                   \
     KERNEL integer_##NAME(const i64* xs, const i64* ys, i64* out, i64 n, Walk<2> walk) {       \
@@ -119,6 +131,10 @@ INTEGER(sub, a - b)
 INTEGER(mul, a * b)
 // Towards zero; 0 where it has no value.
 INTEGER(div, b == 0 || ((i64)b == -1 && a == 0x8000000000000000ull) ? 0 : (i64)a / (i64)b)
+INTEGER(max, (i64)a > (i64)b ? a : b)
+INTEGER(min, (i64)a < (i64)b ? a : b)
+INTEGER(mod, integer_modulo((i64)a, (i64)b))
+INTEGER(rem, integer_rest((i64)a, (i64)b))
 
 // The sum of n_terms of eight operands, in their order. A partial sum that another launch goes on with is of f32.
 template <class T, class P, class Y>

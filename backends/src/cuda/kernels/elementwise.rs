@@ -26,8 +26,14 @@ pub(in super::super) fn unary_name(kind: UnaryKind) -> Option<&'static str> {
         UnaryKind::Gelu => "gelu",
         UnaryKind::GeluTanh => "gelu_tanh",
         UnaryKind::Silu => "silu",
+        UnaryKind::Abs => "abs",
+        UnaryKind::Sign => "sign",
         UnaryKind::Sin => "sin",
         UnaryKind::Cos => "cos",
+        UnaryKind::Floor => "floor",
+        UnaryKind::Ceil => "ceil",
+        UnaryKind::Round => "round",
+        UnaryKind::Softplus => "softplus",
         UnaryKind::IsNan => return None,
     })
 }
@@ -39,6 +45,10 @@ pub(in super::super) fn binary_name(kind: BinaryKind) -> &'static str {
         BinaryKind::Mul => "mul",
         BinaryKind::Div => "div",
         BinaryKind::Pow => "pow",
+        BinaryKind::Max => "max",
+        BinaryKind::Min => "min",
+        BinaryKind::Mod => "mod",
+        BinaryKind::Rem => "rem",
     }
 }
 

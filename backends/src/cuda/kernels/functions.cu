@@ -1,4 +1,4 @@
-// Functions of one f32 and their derivatives; element-wise kernels and generated ones compute them alike.
+// Functions of f32 and their derivatives, and remainders; element-wise kernels and generated ones compute them alike.
 
 #define ROOT_2_BY_PI 0.7978845608028654f
 #define ROOT_HALF 0.7071067811865476f
@@ -24,6 +24,12 @@ FUNCTION(gelu_tanh, 0.5f * x * (1.0f + tanhf(gelu_inner(x))))
 FUNCTION(silu, x * sigmoid_of(x))
 FUNCTION(sin, sinf(x))
 FUNCTION(cos, cosf(x))
+FUNCTION(abs, fabsf(x))
+FUNCTION(sign, x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : x))
+FUNCTION(floor, floorf(x))
+FUNCTION(ceil, ceilf(x))
+FUNCTION(round, rintf(x))
+FUNCTION(softplus, fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))))
 
 // Derivatives f'(x).
 __device__ __forceinline__ float d_neg(float) { return -1.0f; }
@@ -55,3 +61,20 @@ __device__ __forceinline__ float d_silu(float x) {
 }
 __device__ __forceinline__ float d_sin(float x) { return cosf(x); }
 __device__ __forceinline__ float d_cos(float x) { return -sinf(x); }
+__device__ __forceinline__ float d_abs(float x) { return f_sign(x); }
+__device__ __forceinline__ float d_softplus(float x) { return sigmoid_of(x); }
+
+// Functions of two operands.
+__device__ __forceinline__ float larger_of(float a, float b) { return a > b || a != a ? a : b; }
+__device__ __forceinline__ float smaller_of(float a, float b) { return a < b || a != a ? a : b; }
+// The remainder that has the sign of b.
+__device__ __forceinline__ float modulo_of(float a, float b) {
+    float rest = fmodf(a, b);
+    if (rest == 0.0f) return copysignf(0.0f, b);
+    return (rest < 0.0f) != (b < 0.0f) ? rest + b : rest;
+}
+__device__ __forceinline__ i64 integer_rest(i64 a, i64 b) { return b == 0 || b == -1 ? 0 : a % b; }
+__device__ __forceinline__ i64 integer_modulo(i64 a, i64 b) {
+    i64 rest = integer_rest(a, b);
+    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
+}

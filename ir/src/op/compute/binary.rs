@@ -1,10 +1,10 @@
 //! Element-wise ops of two operands with NumPy broadcasting, and the sum of many operands.
 
 use super::broadcasting::{broadcast_shape, elementwise_rule, unbroadcast};
-use super::{Unary, UnaryKind};
+use super::{Compare, Full, Unary, UnaryKind, Where};
 use crate::id::ValueId;
 use crate::mesh::{Linearity, ShardingRule};
-use crate::op::{Alias, AttrReader, Attrs, Fill, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
+use crate::op::{Alias, AttrReader, Attrs, Fill, GradCx, NoGradient, Op, OpDef, Sample, Work, expect_args, traffic};
 use crate::types::{Scalar, TensorType};
 
 /// Which element-wise op.
@@ -18,16 +18,28 @@ pub enum BinaryKind {
     Mul,
     /// a / b
     Div,
-    /// a to the power b; no gradient flows into b.
+    /// a to the power b
     Pow,
+    /// The larger one, NaN if one is; where both are the same, each gets half of the gradient.
+    Max,
+    /// The smaller one, NaN if one is; where both are the same, each gets half of the gradient.
+    Min,
+    /// a - b floor(a / b): the remainder that has the sign of b.
+    Mod,
+    /// a - b trunc(a / b): the remainder that has the sign of a.
+    Rem,
 }
 
-const KINDS: [(BinaryKind, &str); 5] = [
+const KINDS: [(BinaryKind, &str); 9] = [
     (BinaryKind::Add, "add"),
     (BinaryKind::Sub, "sub"),
     (BinaryKind::Mul, "mul"),
     (BinaryKind::Div, "div"),
     (BinaryKind::Pow, "pow"),
+    (BinaryKind::Max, "max"),
+    (BinaryKind::Min, "min"),
+    (BinaryKind::Mod, "mod"),
+    (BinaryKind::Rem, "rem"),
 ];
 
 /// An element-wise op of two operands.
@@ -48,29 +60,32 @@ impl Binary {
     pub const DIV: Binary = Binary { kind: BinaryKind::Div };
     /// a to the power b
     pub const POW: Binary = Binary { kind: BinaryKind::Pow };
+    /// The larger of a and b
+    pub const MAX: Binary = Binary { kind: BinaryKind::Max };
+    /// The smaller of a and b
+    pub const MIN: Binary = Binary { kind: BinaryKind::Min };
+    /// The remainder that has the sign of b
+    pub const MOD: Binary = Binary { kind: BinaryKind::Mod };
+    /// The remainder that has the sign of a
+    pub const REM: Binary = Binary { kind: BinaryKind::Rem };
 
     /// d out / d a * dy, before undoing the broadcast.
     fn grad_lhs(self, cx: &mut GradCx<'_>, dy: ValueId) -> ValueId {
         let (a, b) = (cx.args[0], cx.args[1]);
         match self.kind {
-            BinaryKind::Add | BinaryKind::Sub => dy,
+            BinaryKind::Add | BinaryKind::Sub | BinaryKind::Mod | BinaryKind::Rem => dy,
             BinaryKind::Mul => cx.emit(Binary::MUL, &[dy, b]),
             BinaryKind::Div => cx.emit(Binary::DIV, &[dy, b]),
-            BinaryKind::Pow => {
-                let scalar = cx.ty(b).with_shape([]);
-                let one = cx.emit(super::Full { ty: scalar, value: Scalar::new(1.0) }, &[]);
-                let less = cx.emit(Binary::SUB, &[b, one]);
-                let power = cx.emit(Binary::POW, &[a, less]);
-                let slope = cx.emit(Binary::MUL, &[power, b]);
-                cx.emit(Binary::MUL, &[dy, slope])
-            }
+            BinaryKind::Pow => grad_base(cx, dy),
+            BinaryKind::Max => shared(cx, dy, [a, b]),
+            BinaryKind::Min => shared(cx, dy, [b, a]),
         }
     }
 
     /// d out / d b * dy, before undoing the broadcast.
-    fn grad_rhs(self, cx: &mut GradCx<'_>, dy: ValueId) -> Result<ValueId, NoGradient> {
+    fn grad_rhs(self, cx: &mut GradCx<'_>, dy: ValueId) -> ValueId {
         let (a, b, y) = (cx.args[0], cx.args[1], cx.results[0]);
-        Ok(match self.kind {
+        match self.kind {
             BinaryKind::Add => dy,
             BinaryKind::Sub => cx.emit(Unary { kind: UnaryKind::Neg }, &[dy]),
             BinaryKind::Mul => cx.emit(Binary::MUL, &[dy, a]),
@@ -79,9 +94,62 @@ impl Binary {
                 let ratio = cx.emit(Binary::DIV, &[scaled, b]);
                 cx.emit(Unary { kind: UnaryKind::Neg }, &[ratio])
             }
-            BinaryKind::Pow => return Err(NoGradient("the exponent of `pow` has no gradient".into())),
-        })
+            BinaryKind::Pow => grad_exponent(cx, dy),
+            BinaryKind::Max => shared(cx, dy, [b, a]),
+            BinaryKind::Min => shared(cx, dy, [a, b]),
+            BinaryKind::Mod | BinaryKind::Rem => {
+                let rest = cx.emit(Binary::SUB, &[y, a]);
+                let quotient = cx.emit(Binary::DIV, &[rest, b]);
+                cx.emit(Binary::MUL, &[dy, quotient])
+            }
+        }
     }
+}
+
+/// A scalar of the element type of a value.
+fn scalar(cx: &mut GradCx<'_>, like: ValueId, value: f64) -> ValueId {
+    let ty = cx.ty(like).with_shape([]);
+    cx.emit(Full { ty, value: Scalar::new(value) }, &[])
+}
+
+/// b a^(b - 1) dy; 0 where b is 0, whatever a is.
+fn grad_base(cx: &mut GradCx<'_>, dy: ValueId) -> ValueId {
+    let (a, b) = (cx.args[0], cx.args[1]);
+    let one = scalar(cx, b, 1.0);
+    let less = cx.emit(Binary::SUB, &[b, one]);
+    let power = cx.emit(Binary::POW, &[a, less]);
+    let slope = cx.emit(Binary::MUL, &[power, b]);
+    let da = cx.emit(Binary::MUL, &[dy, slope]);
+    let known = cx.graph.producer(b).map(|node| &cx.graph.node(node).op);
+    if matches!(known, Some(Op::Full(full)) if full.value.get() != 0.0) {
+        return da;
+    }
+    let zero = scalar(cx, b, 0.0);
+    let flat = cx.emit(Compare::EQUAL, &[b, zero]);
+    cx.emit(Where, &[flat, zero, da])
+}
+
+/// a^b ln(a) dy; 0 where a is 0 and b is not negative.
+fn grad_exponent(cx: &mut GradCx<'_>, dy: ValueId) -> ValueId {
+    let (a, b, y) = (cx.args[0], cx.args[1], cx.results[0]);
+    let log = cx.emit(Unary { kind: UnaryKind::Log }, &[a]);
+    let slope = cx.emit(Binary::MUL, &[y, log]);
+    let db = cx.emit(Binary::MUL, &[dy, slope]);
+    let zero = scalar(cx, b, 0.0);
+    let defined = cx.emit(Compare::LESS_EQUAL, &[zero, b]);
+    let at_zero = cx.emit(Where, &[defined, zero, db]);
+    let vanishes = cx.emit(Compare::EQUAL, &[a, zero]);
+    cx.emit(Where, &[vanishes, at_zero, db])
+}
+
+/// dy, half of it where two operands are the same, 0 where the first is the smaller one.
+fn shared(cx: &mut GradCx<'_>, dy: ValueId, pair: [ValueId; 2]) -> ValueId {
+    let (half, zero) = (scalar(cx, dy, 0.5), scalar(cx, dy, 0.0));
+    let half = cx.emit(Binary::MUL, &[dy, half]);
+    let same = cx.emit(Compare::EQUAL, &pair);
+    let most = cx.emit(Where, &[same, half, dy]);
+    let loses = cx.emit(Compare::LESS, &pair);
+    cx.emit(Where, &[loses, zero, most])
 }
 
 impl OpDef for Binary {
@@ -108,7 +176,7 @@ impl OpDef for Binary {
             BinaryKind::Add | BinaryKind::Sub => Linearity::Joint(vec![0, 1]),
             BinaryKind::Mul => Linearity::Each(vec![0, 1]),
             BinaryKind::Div => Linearity::Each(vec![0]),
-            BinaryKind::Pow => Linearity::None,
+            _ => Linearity::None,
         };
         elementwise_rule(args, results[0], linear)
     }
@@ -122,7 +190,7 @@ impl OpDef for Binary {
             grads[0] = Some(unbroadcast(cx, da, &ta));
         }
         if cx.needs[1] {
-            let db = self.grad_rhs(cx, dy)?;
+            let db = self.grad_rhs(cx, dy);
             grads[1] = Some(unbroadcast(cx, db, &tb));
         }
         Ok(grads)

@@ -1,13 +1,17 @@
 //! Ops that compute tensors from tensors.
 
+mod along;
 mod attention;
 mod binary;
 mod broadcast;
 pub mod broadcasting;
+mod compare;
 mod constants;
 mod cross_entropy;
+mod cumulate;
 mod einsum;
 mod embedding;
+mod extremes;
 mod layer_norm;
 mod layout;
 mod mse;
@@ -16,15 +20,21 @@ mod reduce;
 mod rms_norm;
 mod select;
 mod softmax;
+mod top_k;
 mod unary;
+mod window;
 
+pub use along::{PutAlong, TakeAlong};
 pub use attention::{Attention, AttentionGrad};
 pub use binary::{AddN, Binary, BinaryKind};
 pub use broadcast::Broadcast;
+pub use compare::{Compare, CompareKind};
 pub use constants::{CausalMask, Constant, Full, Iota};
 pub use cross_entropy::{CountLabels, CrossEntropy, CrossEntropyGrad};
+pub use cumulate::CumSum;
 pub use einsum::Einsum;
 pub use embedding::{Embedding, EmbeddingGrad};
+pub use extremes::{Reduce, ReduceKind};
 pub use layer_norm::{LayerNorm, LayerNormGrad, LayerNormParamGrad};
 pub use layout::{Cast, Concat, Reshape, Slice, Transpose, reshape_factors};
 pub use mse::{Mse, MseGrad};
@@ -32,5 +42,7 @@ pub use norms::{ClipScale, SumSquares};
 pub use reduce::ReduceSum;
 pub use rms_norm::{RmsNorm, RmsNormGrad, RmsNormParamGrad};
 pub use select::Where;
-pub use softmax::{Softmax, SoftmaxGrad};
+pub use softmax::{LogSoftmax, Softmax, SoftmaxGrad};
+pub use top_k::TopK;
 pub use unary::{Unary, UnaryGrad, UnaryKind};
+pub use window::{Fold, Unfold, Windows};

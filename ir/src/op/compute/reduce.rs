@@ -4,9 +4,9 @@ use super::Broadcast;
 use crate::id::ValueId;
 use crate::mesh::{Linearity, RuleBuilder, ShardingRule};
 use crate::op::{AttrReader, AttrValue, Attrs, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
-use crate::types::TensorType;
+use crate::types::{DType, TensorType};
 
-/// Sum over `dims`.
+/// Sum over `dims`, of floats or integers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReduceSum {
     /// The summed dimensions, ascending.
@@ -26,7 +26,7 @@ impl OpDef for ReduceSum {
 
     fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         expect_args(args, 1)?;
-        if !args[0].dtype.is_float() || !self.dims.is_sorted() || self.dims.iter().any(|&d| d >= args[0].rank()) {
+        if args[0].dtype == DType::Bool || !self.dims.is_sorted() || self.dims.iter().any(|&d| d >= args[0].rank()) {
             return Err(format!("dimensions {:?} of `{}` cannot be summed", self.dims, args[0]));
         }
         let shape: Vec<u64> = self.kept(args[0].rank()).iter().map(|&d| args[0].shape[d]).collect();

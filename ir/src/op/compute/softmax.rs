@@ -1,5 +1,6 @@
-//! `softmax` over the last dimension, and its gradient.
+//! `softmax` over the last dimension and its logarithm, and their gradients.
 
+use super::{Binary, ReduceSum, Reshape, Unary, UnaryKind};
 use crate::id::ValueId;
 use crate::mesh::{FactorKind, Linearity, RuleBuilder, ShardingRule};
 use crate::op::{Alias, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
@@ -17,7 +18,7 @@ fn row_rule(args: &[&TensorType], linear: Linearity) -> ShardingRule {
     b.result(&all).linear(linear).build()
 }
 
-/// y = exp(x) / sum of exp(x) over the last dimension.
+/// y = exp(x) / sum of exp(x) over the last dimension; a row of -inf gives zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Softmax;
 
@@ -85,5 +86,51 @@ impl OpDef for SoftmaxGrad {
 
     fn samples() -> Vec<Sample> {
         vec![Sample::uniform(SoftmaxGrad, &[&[4, 2, 8], &[4, 2, 8]])]
+    }
+}
+
+/// y = x - ln(sum of exp(x)) over the last dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogSoftmax;
+
+impl OpDef for LogSoftmax {
+    named!("log_softmax");
+    pure!();
+    no_attrs!(LogSoftmax);
+
+    fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Softmax.infer(args)
+    }
+
+    fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
+        row_rule(args, Linearity::None)
+    }
+
+    /// dx = dy - exp(y) · sum of dy over the last dimension.
+    fn gradient(&self, cx: &mut GradCx<'_>) -> Result<Vec<Option<ValueId>>, NoGradient> {
+        let (y, dy) = (cx.results[0], cx.dy()?);
+        if !cx.needs[0] {
+            return Ok(vec![None]);
+        }
+        let mut shape = cx.ty(dy).shape;
+        let last = shape.len() - 1;
+        shape[last] = 1;
+        let sum = cx.emit(ReduceSum { dims: vec![last] }, &[dy]);
+        let sum = cx.emit(Reshape { shape }, &[sum]);
+        let p = cx.emit(Unary { kind: UnaryKind::Exp }, &[y]);
+        let pull = cx.emit(Binary::MUL, &[p, sum]);
+        Ok(vec![Some(cx.emit(Binary::SUB, &[dy, pull]))])
+    }
+
+    fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
+        Work { matmul_flops: 0, flops: 8 * args[0].elements(), bytes: traffic(args, results) }
+    }
+
+    fn alias(&self) -> Alias {
+        Alias::MayReuse(vec![0])
+    }
+
+    fn samples() -> Vec<Sample> {
+        vec![Sample::uniform(LogSoftmax, &[&[4, 2, 8]])]
     }
 }

@@ -33,15 +33,28 @@ pub enum UnaryKind {
     GeluTanh,
     /// x sigmoid(x)
     Silu,
-    /// Sine.
+    /// |x|
+    Abs,
+    /// -1, 0 or 1.
+    Sign,
+    /// Sine of radians.
     Sin,
-    /// Cosine.
+    /// Cosine of radians.
     Cos,
+    /// The largest integer that is not above x.
+    Floor,
+    /// The smallest integer that is not below x.
+    Ceil,
+    /// The nearest integer; halves to the even one.
+    Round,
+    /// ln(1 + e^x)
+    Softplus,
     /// Whether x is not a number; a bool.
     IsNan,
 }
 
-const KINDS: [(UnaryKind, &str, &str); 15] = [
+/// Function, mnemonic, and mnemonic of the derivative; a function that is flat almost everywhere has none.
+const KINDS: [(UnaryKind, &str, &str); 21] = [
     (UnaryKind::Neg, "neg", "neg_grad"),
     (UnaryKind::Exp, "exp", "exp_grad"),
     (UnaryKind::Log, "log", "log_grad"),
@@ -54,10 +67,24 @@ const KINDS: [(UnaryKind, &str, &str); 15] = [
     (UnaryKind::Gelu, "gelu", "gelu_grad"),
     (UnaryKind::GeluTanh, "gelu_tanh", "gelu_tanh_grad"),
     (UnaryKind::Silu, "silu", "silu_grad"),
+    (UnaryKind::Abs, "abs", "abs_grad"),
+    (UnaryKind::Sign, "sign", ""),
     (UnaryKind::Sin, "sin", "sin_grad"),
     (UnaryKind::Cos, "cos", "cos_grad"),
+    (UnaryKind::Floor, "floor", ""),
+    (UnaryKind::Ceil, "ceil", ""),
+    (UnaryKind::Round, "round", ""),
+    (UnaryKind::Softplus, "softplus", "softplus_grad"),
     (UnaryKind::IsNan, "is_nan", ""),
 ];
+
+impl UnaryKind {
+    /// Whether the derivative is 0 wherever there is one.
+    pub fn is_flat(self) -> bool {
+        use UnaryKind::{Ceil, Floor, IsNan, Round, Sign};
+        matches!(self, Ceil | Floor | IsNan | Round | Sign)
+    }
+}
 
 /// An element-wise function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +121,7 @@ impl OpDef for Unary {
     fn gradient(&self, cx: &mut GradCx<'_>) -> Result<Vec<Option<ValueId>>, NoGradient> {
         let (x, dy) = (cx.args[0], cx.dy()?);
         Ok(vec![match self.kind {
-            UnaryKind::IsNan => None,
+            kind if kind.is_flat() => None,
             UnaryKind::Neg => cx.emit_for(0, Unary { kind: UnaryKind::Neg }, &[dy]),
             kind => cx.emit_for(0, UnaryGrad { kind }, &[x, dy]),
         }])
