@@ -51,6 +51,25 @@ pub(super) fn bind(model: &OnnxModel, recipe: &Recipe) -> Checked<Bindings> {
     Ok(Bindings { global_batch: batch, sequence, inputs: types })
 }
 
+/// The types of inputs none of whose extents is a symbol, whatever their first extents are.
+///
+/// # Errors
+/// Code `onnx-symbol` for a symbol, `onnx-dtype` for inputs of types that the IR lacks.
+pub(super) fn fixed(model: &OnnxModel) -> Checked<Bindings> {
+    let (mut inputs, mut faults) = (Vec::new(), Vec::new());
+    for input in &model.inputs {
+        let symbol = input.dims.iter().flatten().enumerate().find_map(|(axis, dim)| match dim {
+            Dimension::Symbol(symbol) => Some(unbound(&input.name, axis, symbol)),
+            Dimension::Fixed(_) => None,
+        });
+        match symbol.map_or_else(|| input_type(input, 1, &BTreeMap::new()), Err) {
+            Ok(ty) => inputs.push(ty),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Ok(Bindings { global_batch: 1, sequence: 0, inputs }) } else { Err(faults) }
+}
+
 fn batch(model: &OnnxModel, recipe: &Recipe) -> Result<u64, Diagnostic> {
     let firsts = model.inputs.iter().filter_map(|input| Some((input, input.dims.as_ref()?.first()?)));
     let mut fixed = firsts.filter_map(|(input, dim)| match dim {

@@ -87,7 +87,9 @@ impl<'m> Lowering<'m> {
         for (input, ty) in model.inputs.iter().zip(&bindings.inputs) {
             let value = self.module.program.graph.declare(&input.name, ty.clone());
             self.module.program.inputs.push(Input { name: input.name.clone(), value });
-            self.table.insert(&input.name, Lowered::Value(value));
+            // A tensor without elements is known whatever the data are.
+            let empty = (ty.elements() == 0).then(|| ops::empty(ty.dtype, &ty.shape).ok()).flatten();
+            self.table.insert(&input.name, empty.unwrap_or(Lowered::Value(value)));
         }
     }
 
@@ -154,6 +156,10 @@ impl<'m> Lowering<'m> {
 
     /// What the results of a node became; the faults of the node are recorded.
     fn results(&mut self, node: &'m Node) -> Vec<Lowered> {
+        if node.has_body {
+            self.refuse(node, "with a body of its own".into());
+            return Vec::new();
+        }
         if !node.domain.is_empty() || !(is_supported(&node.op_type) || ops::is_supported(&node.op_type)) {
             self.refuse(node, String::new());
             return Vec::new();
@@ -276,7 +282,7 @@ impl From<&str> for Fault {
     }
 }
 
-/// One diagnostic for all operators that are not supported.
+/// One diagnostic for all operators that are not supported, with every node that uses one.
 fn unsupported(found: Vec<(String, String, String)>) -> Option<Diagnostic> {
     let mut kinds: Vec<(String, String, Vec<String>)> = Vec::new();
     for (op_type, node, why) in found {
@@ -287,9 +293,8 @@ fn unsupported(found: Vec<(String, String, String)>) -> Option<Diagnostic> {
     }
     let line = |(op_type, why, nodes): &(String, String, Vec<String>)| {
         let why = if why.is_empty() { String::new() } else { format!(" {why}") };
-        let rest = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
-        let listed: Vec<_> = nodes.iter().take(3).map(|node| format!("`{node}`")).collect();
-        format!("`{op_type}`{why} (at {}{rest})", listed.join(", "))
+        let listed: Vec<_> = nodes.iter().map(|node| format!("`{node}`")).collect();
+        format!("`{op_type}`{why} (at {})", listed.join(", "))
     };
     let lines: Vec<String> = kinds.iter().map(line).collect();
     let message = format!("the model uses operators that are not supported: {}", lines.join("; "));

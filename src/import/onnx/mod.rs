@@ -40,5 +40,15 @@ pub fn import_model(model: &OnnxModel, options: &ImportOptions<'_>) -> Checked<I
     Ok(Imported { module, notes, warnings, global_batch: bindings.global_batch, sequence: bindings.sequence })
 }
 
+/// Lowers a model that is to be evaluated and not trained: the extents of its inputs are numbers, and none is the batch.
+///
+/// # Errors
+/// As [`import`], without those of the batch.
+pub fn import_fixed(model: &OnnxModel) -> Checked<Module> {
+    let bindings = bind::fixed(model)?;
+    let parameters = parameters::choose(model, &Recipe::default())?;
+    lower::lower(model, &bindings, &parameters)
+}
+
 #[cfg(test)]
 mod tests;

@@ -75,6 +75,8 @@ pub struct Node {
     pub outputs: Vec<String>,
     /// Attributes.
     pub attributes: Attributes,
+    /// Whether graphs are among its attributes, so that it is control flow.
+    pub has_body: bool,
 }
 
 impl OnnxModel {
@@ -214,14 +216,13 @@ impl Reader {
 
     fn nodes(&mut self, flat: Vec<FlatNode>) -> Vec<Node> {
         let mut nodes = Vec::with_capacity(flat.len());
-        let mut control_flow: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for FlatNode { proto, opset } in flat {
             let domain = standard_domain(&proto.domain).to_string();
             let name = if proto.name.is_empty() { proto.first_output_name() } else { proto.name.clone() };
             match read_attributes(&proto.attribute, &proto.op_type, domain.is_empty(), &self.file) {
-                Ok(read) if read.has_subgraph => control_flow.entry(proto.op_type).or_default().push(name),
                 Ok(read) => nodes.push(Node {
                     attributes: read.attributes,
+                    has_body: read.has_subgraph,
                     op_type: proto.op_type,
                     inputs: proto.input,
                     outputs: proto.output,
@@ -235,19 +236,7 @@ impl Reader {
                 })),
             }
         }
-        self.control_flow(control_flow);
         nodes
-    }
-
-    fn control_flow(&mut self, found: BTreeMap<String, Vec<String>>) {
-        for (op_type, names) in found {
-            let (n, listed) = (names.len(), abbreviated(&names));
-            let message = format!("{n} `{op_type}` node(s) with a body of their own, which is not supported: {listed}");
-            self.faults.push(
-                Diagnostic::new("onnx-control-flow", message)
-                    .help("export the model without data-dependent branches and loops"),
-            );
-        }
     }
 }
 

@@ -151,7 +151,9 @@ impl Builder {
 
     /// The model as the reader gives it.
     pub fn read(&self) -> OnnxModel {
-        let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: self.opset }];
+        let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: self.opset }];
+        let foreign = self.graph.node.iter().map(|node| &node.domain).filter(|domain| !domain.is_empty());
+        opset_import.extend(foreign.map(|domain| OperatorSetIdProto { domain: domain.clone(), version: 1 }));
         let model = ModelProto { graph: Some(self.graph.clone()), opset_import, ..Default::default() };
         OnnxModel::from_bytes(model.encode_to_vec().into(), "m.onnx".into()).unwrap()
     }
@@ -236,11 +238,33 @@ fn what_depends_on_shapes_is_evaluated() {
 
 #[test]
 fn all_unsupported_operators_are_in_one_diagnostic() {
-    let nodes = ["a = TopK x", "b = Cos x", "c = TopK b", "y = Softmax a", "z = Pad{mode=reflect} x two"];
-    let fault = Builder::new(&nodes).ints("two", &[0, 0, 0, 0]).import().unwrap_err();
-    let expected = "error[onnx-op]: the model uses operators that are not supported: `TopK` (at `a`, `c`); \
-                    `Cos` on values that depend on the data (at `b`); `Pad` other than with a constant (at `z`)\n";
+    let nodes =
+        ["a = LSTM x", "b = NonZero x", "c = LSTM b", "y = Softmax a", "z = ScatterElements{reduction=mul} x n x"];
+    let fault = Builder::new(&nodes).matrix("n", 2, |_, _| 0).import().unwrap_err();
+    let expected = "error[onnx-op]: the model uses operators that are not supported: `LSTM` (at `a`, `c`); \
+                    `NonZero` on values that depend on the data (at `b`); \
+                    `ScatterElements` with the reduction `mul` (at `z`)\n";
     assert_eq!(fault, expected);
+}
+
+#[test]
+fn control_flow_and_foreign_domains_are_listed_with_all_other_nodes() {
+    let mut builder = Builder::new(&["a = If x", "b = Loop x", "c = If x", "d = GRU x", "y = Mine x"]);
+    for node in &mut builder.graph.node[..3] {
+        let name = "then_branch".into();
+        node.attribute.push(AttributeProto { name, g: Some(Box::default()), r#type: 5, ..Default::default() });
+    }
+    builder.graph.node[4].domain = "my.own".into();
+    let fault = builder.import().unwrap_err();
+    let expected = "`If` with a body of its own (at `a`, `c`); `Loop` with a body of its own (at `b`); `GRU` (at `d`); \
+                    `my.own::Mine` (at `y`)\n";
+    assert!(fault.starts_with("error[onnx-op]") && fault.ends_with(expected), "{fault}");
+}
+
+#[test]
+fn tensors_without_elements_are_known() {
+    let builder = Builder::new(&["y = ReduceSum{axes=[1]} x"]).opset(12).input("x", 1, "batch 0 4");
+    assert_eq!(builder.ops(), "full<0.0> f32[2, 1, 4]");
 }
 
 #[test]

@@ -31,6 +31,9 @@ impl Lowering<'_> {
 
     fn made(&mut self, name: &str, tensor: &StaticTensor, shape: Vec<u64>) -> Result<ValueId, Fault> {
         let ty = TensorType::new(dtype(tensor.dtype())?, shape);
+        if ty.elements() == 0 {
+            return self.source(name, Full { ty, value: Scalar::new(0.0) });
+        }
         if let Some(value) = tensor.as_splat() {
             let value = Scalar::new(as_f64(value));
             return self.source(name, Full { ty, value });

@@ -1,8 +1,8 @@
-//! Convolutions whose windows do not overlap, as patch embeddings are: a contraction over each patch.
+//! Convolutions: a contraction over each window.
 
 use galvatron_ir::op::compute::{Binary, Einsum};
 
-use super::pieces::sliced;
+use super::window::{axes, unfolded};
 use super::{Call, Fault, Operator, Results, one};
 
 /// The operators of this family.
@@ -13,53 +13,50 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
     })
 }
 
-/// Image [batch, in, spatial..], kernel [out, in, window..], bias [out]; the stride is the window and nothing is padded.
+/// Labels of windows and of the elements in them, for each spatial dimension.
+const SPATIAL: [(char, char); 3] = [('x', 'i'), ('y', 'j'), ('z', 'k')];
+
+/// Image [batch, in, spatial..], kernel [out, in / groups, window..], bias [out].
 fn conv(call: &mut Call<'_, '_>) -> Results {
-    let (mut x, kernel) = (call.value(0)?, call.value(1)?);
-    let (image, window) = (call.ty(x).shape, call.ty(kernel).shape);
-    if image.len() != window.len() || image.len() < 3 || window.contains(&0) {
-        return Err(format!("a kernel of shape {window:?} on an image of shape {image:?}").into());
+    let (image, kernel) = (call.value(0)?, call.value(1)?);
+    let (shape, window) = (call.ty(image).shape, call.ty(kernel).shape);
+    let groups = u64::try_from(call.attributes().int("group", 1)).ok().filter(|&g| g > 0).ok_or("no groups")?;
+    if window.len() > 2 + SPATIAL.len() {
+        return Err(Fault::Unsupported("with more than three spatial dimensions".into()));
     }
-    let n_spatial = image.len() - 2;
-    refuse_overlap(call, &window[2..])?;
-    let (mut split, mut out) = (image[..2].to_vec(), vec![image[0], window[0]]);
-    let (mut lhs, mut rhs, mut result) = ("bc".to_string(), "oc".to_string(), "bo".to_string());
-    for (i, (outer, inner)) in "xyz".chars().zip("ijk".chars()).take(n_spatial).enumerate() {
-        let n = image[2 + i] / window[2 + i];
-        x = sliced(call, x, 2 + i, 0, n * window[2 + i])?;
-        split.extend([n, window[2 + i]]);
-        out.push(n);
-        lhs.extend([outer, inner]);
-        rhs.push(inner);
-        result.push(outer);
+    let fits = shape.len() == window.len()
+        && window.len() > 2
+        && window[1].checked_mul(groups) == Some(shape[1])
+        && window[0].is_multiple_of(groups);
+    if !fits {
+        return Err(format!("a kernel of shape {window:?} on an image of shape {shape:?}").into());
     }
-    let patches = call.reshape(x, &split)?;
-    let value = call.emit(Einsum { lhs, rhs, out: result }, &[patches, kernel])?;
+    let axes = axes(call, &shape, &window[2..])?;
+    let mut patches = unfolded(call, image, &axes, 0.0)?;
+    let mut filters = kernel;
+    let mut einsum = Einsum { lhs: "bc".into(), rhs: "oc".into(), out: "bo".into() };
+    if groups > 1 {
+        let cut = call.ty(patches).shape;
+        patches = call.reshape(patches, &[&[cut[0], groups, window[1]], &cut[2..]].concat())?;
+        filters = call.reshape(kernel, &[&[groups, window[0] / groups], &window[1..]].concat())?;
+        einsum = Einsum { lhs: "bgc".into(), rhs: "goc".into(), out: "bgo".into() };
+    }
+    for (outer, inner) in SPATIAL.into_iter().take(axes.len()) {
+        einsum.lhs.extend([outer, inner]);
+        einsum.rhs.push(inner);
+        einsum.out.push(outer);
+    }
+    let value = call.emit(einsum, &[patches, filters])?;
+    let counts: Vec<u64> = axes.iter().map(|axis| axis.count).collect();
+    let value = call.reshape(value, &[&[shape[0], window[0]], &counts[..]].concat())?;
     if !call.has(2) {
         return one(value);
     }
     let bias = call.value(2)?;
-    let mut column = vec![1; n_spatial + 1];
+    let mut column = vec![1; axes.len() + 1];
     column[0] = window[0];
     let bias = call.reshape(bias, &column)?;
     one(call.emit(Binary::ADD, &[value, bias])?)
-}
-
-fn refuse_overlap(call: &Call<'_, '_>, window: &[u64]) -> Result<(), Fault> {
-    let attributes = call.attributes();
-    let list =
-        |name: &str, default: i64| attributes.ints(name).map_or_else(|| vec![default; window.len()], <[i64]>::to_vec);
-    let strides: Vec<u64> = list("strides", 1).iter().map(|&s| s.max(0) as u64).collect();
-    let padded = list("pads", 0).iter().any(|&p| p != 0) || attributes.string("auto_pad", "NOTSET").starts_with("SAME");
-    let dilated = list("dilations", 1).iter().zip(window).any(|(&d, &w)| d != 1 && w > 1);
-    let unsupported = |what: &str| Err(Fault::Unsupported(what.into()));
-    if window.len() > 3 || attributes.int("group", 1) != 1 {
-        return unsupported("with groups or more than three spatial dimensions");
-    }
-    if strides != window || padded || dilated {
-        return unsupported("whose windows overlap, have gaps or reach beyond the image");
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -73,15 +70,33 @@ mod tests {
 
     #[test]
     fn patches_are_contracted() {
-        let expected = "slice<3: 0, 8> f32[2, 3, 8, 8]; reshape f32[2, 3, 2, 4, 2, 4]; \
+        let expected = "slice<3: 0, 8> f32[2, 3, 8, 8]; reshape f32[2, 3, 2, 4, 8]; reshape f32[2, 3, 2, 4, 2, 4]; \
                         einsum<bcxiyj,ocij->boxy> f32[2, 5, 2, 2]; reshape f32[5, 1, 1]; add f32[2, 5, 2, 2]";
         assert_eq!(conv("strides=[4 4]").ops(), expected);
     }
 
     #[test]
-    fn overlapping_windows_are_refused() {
-        for attributes in ["strides=[2 2]", "strides=[4 4], pads=[1 1 1 1]", "strides=[4 4], group=3"] {
-            assert!(conv(attributes).import().unwrap_err().starts_with("error[onnx-op]"), "{attributes}");
-        }
+    fn windows_that_overlap_are_unfolded() {
+        let ops = conv("strides=[2 2], pads=[1 0 1 0]").ops();
+        assert!(
+            ops.contains("concat f32[2, 3, 10, 9]; slice<3: 0, 8> f32[2, 3, 10, 8]; unfold f32[2, 3, 4, 4, 8]"),
+            "{ops}"
+        );
+        let same = conv("auto_pad=SAME_UPPER").ops();
+        assert!(same.ends_with("add f32[2, 5, 8, 9]"), "{same}");
+    }
+
+    #[test]
+    fn groups_have_a_label_of_their_own() {
+        let builder = Builder::new(&["y = Conv{group=2} x w"]).input("x", 1, "batch 4 8").f32("w", &[6, 2, 3]);
+        let expected = "unfold f32[2, 4, 6, 3]; reshape f32[2, 2, 2, 6, 3]; reshape f32[2, 3, 2, 3]; \
+                        einsum<bgcxi,goci->bgox> f32[2, 2, 3, 6]; reshape f32[2, 6, 6]";
+        assert_eq!(builder.ops(), expected);
+    }
+
+    #[test]
+    fn kernels_that_do_not_fit_are_refused() {
+        assert!(conv("group=3").import().unwrap_err().starts_with("error[onnx-node]"));
+        assert!(conv("dilations=[4 4]").import().unwrap_err().contains("a window of 13 on 8 elements"));
     }
 }

@@ -5,7 +5,7 @@ use galvatron_ir::op::compute::{AddN, Binary, Cast, Unary, UnaryKind};
 use galvatron_ir::types::DType;
 
 use super::super::weights::ElementType;
-use super::{Call, Fault, Lowered, Operator, Results, broadcast_shape, one};
+use super::{Call, Fault, Lowered, Operator, Results, broadcast_shape, one, unsupported_type};
 
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
@@ -14,98 +14,128 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         "Sub" => |c| binary(c, Binary::SUB),
         "Mul" => |c| binary(c, Binary::MUL),
         "Div" => |c| binary(c, Binary::DIV),
+        "Mod" => |c| binary(c, if c.attributes().int("fmod", 0) == 0 { Binary::MOD } else { Binary::REM }),
         "Pow" => pow,
         "Sum" => sum,
+        "Mean" => mean,
+        "Max" => |c| joined(c, Binary::MAX),
+        "Min" => |c| joined(c, Binary::MIN),
         "Neg" => |c| unary(c, UnaryKind::Neg),
+        "Abs" => |c| unary(c, UnaryKind::Abs),
+        "Sign" => |c| unary(c, UnaryKind::Sign),
+        "Floor" => |c| unary(c, UnaryKind::Floor),
+        "Ceil" => |c| unary(c, UnaryKind::Ceil),
+        "Round" => |c| unary(c, UnaryKind::Round),
         "Exp" => |c| unary(c, UnaryKind::Exp),
         "Log" => |c| unary(c, UnaryKind::Log),
         "Sqrt" => |c| unary(c, UnaryKind::Sqrt),
         "Reciprocal" => |c| unary(c, UnaryKind::Reciprocal),
+        "Sin" => |c| unary(c, UnaryKind::Sin),
+        "Cos" => |c| unary(c, UnaryKind::Cos),
         "Tanh" => |c| unary(c, UnaryKind::Tanh),
         "Erf" => |c| unary(c, UnaryKind::Erf),
         "Sigmoid" => |c| unary(c, UnaryKind::Sigmoid),
         "Relu" => |c| unary(c, UnaryKind::Relu),
-        "Swish" => swish,
-        "Gelu" => gelu,
         "Cast" => cast,
         "CastLike" => cast_like,
         _ => return None,
     })
 }
 
-fn unary(call: &mut Call<'_, '_>, kind: UnaryKind) -> Results {
-    let x = float(call, 0)?;
-    one(call.emit(Unary { kind }, &[x])?)
-}
-
-/// An operand that must be a float.
-fn float(call: &mut Call<'_, '_>, index: usize) -> Result<ValueId, Fault> {
-    let value = call.value(index)?;
-    match call.ty(value).dtype {
-        dtype if dtype.is_float() => Ok(value),
-        dtype => Err(Fault::Unsupported(format!("on {dtype} values that depend on the data"))),
+pub(super) fn unary(call: &mut Call<'_, '_>, kind: UnaryKind) -> Results {
+    let x = call.value(0)?;
+    match call.ty(x).dtype {
+        DType::I64 => unary_of_integers(call, kind, x),
+        _ => {
+            let x = call.float(0)?;
+            one(call.emit(Unary { kind }, &[x])?)
+        }
     }
 }
 
+/// The functions that give integers for integers.
+fn unary_of_integers(call: &mut Call<'_, '_>, kind: UnaryKind, x: ValueId) -> Results {
+    let zero = call.number(DType::I64, 0.0)?;
+    one(match kind {
+        UnaryKind::Neg => call.emit(Binary::SUB, &[zero, x])?,
+        UnaryKind::Relu => call.emit(Binary::MAX, &[x, zero])?,
+        UnaryKind::Abs => {
+            let negative = call.emit(Binary::SUB, &[zero, x])?;
+            call.emit(Binary::MAX, &[x, negative])?
+        }
+        UnaryKind::Sign => {
+            let (below, above) = (call.number(DType::I64, -1.0)?, call.number(DType::I64, 1.0)?);
+            let bounded = call.emit(Binary::MAX, &[x, below])?;
+            call.emit(Binary::MIN, &[bounded, above])?
+        }
+        _ => return Err(unsupported_type(DType::I64)),
+    })
+}
+
 /// Two operands with NumPy broadcasting; static ones stay as narrow as that allows.
-fn operands(call: &mut Call<'_, '_>) -> Result<[ValueId; 2], Fault> {
+pub(super) fn operands(call: &mut Call<'_, '_>) -> Result<[ValueId; 2], Fault> {
     let shapes = [call.shape(0)?, call.shape(1)?];
     let result = broadcast_shape(&[&shapes[0], &shapes[1]])?;
     Ok([call.broadcastable(0, &[&shapes[1]], &result)?, call.broadcastable(1, &[&shapes[0]], &result)?])
 }
 
+/// An op of two floats or two integers.
 fn binary(call: &mut Call<'_, '_>, op: Binary) -> Results {
     let args = operands(call)?;
-    let dtype = call.ty(args[0]).dtype;
-    if !dtype.is_float() {
-        return Err(Fault::Unsupported(format!("on {dtype} values that depend on the data")));
-    }
-    one(call.emit(op, &args)?)
+    one(arithmetic(call, op, args)?)
 }
 
-/// The exponent may be of another type than the base.
+fn arithmetic(call: &mut Call<'_, '_>, op: Binary, args: [ValueId; 2]) -> Result<ValueId, Fault> {
+    match call.ty(args[0]).dtype {
+        DType::Bool => Err(unsupported_type(DType::Bool)),
+        _ => call.emit(op, &args),
+    }
+}
+
+/// The exponent may be of another type than the base, whose type the result has.
 fn pow(call: &mut Call<'_, '_>) -> Results {
-    let [base, mut exponent] = operands(call)?;
-    if !call.ty(exponent).dtype.is_float() {
-        exponent = call.emit(Cast { to: DType::F32 }, &[exponent])?;
-    }
-    one(call.emit(Binary::POW, &[base, exponent])?)
-}
-
-/// Any number of operands; one alone is the result.
-fn sum(call: &mut Call<'_, '_>) -> Results {
-    let args = (0..call.node.inputs.len()).map(|i| float(call, i)).collect::<Result<Vec<_>, _>>()?;
-    let same = args.iter().all(|&arg| call.ty(arg) == call.ty(args[0]));
-    match args[..] {
-        [] => Err("no operands".into()),
-        [x] => one(x),
-        _ if same && args.len() > 2 => one(call.emit(AddN, &args)?),
-        [first, ref rest @ ..] => {
-            let add = |x, &y| call.emit(Binary::ADD, &[x, y]);
-            one(rest.iter().try_fold(first, add)?)
+    let [base, exponent] = operands(call)?;
+    let to = call.ty(base).dtype;
+    match (to, call.ty(exponent).dtype) {
+        (a, b) if a == b => one(arithmetic(call, Binary::POW, [base, exponent])?),
+        (DType::Bool, _) => Err(unsupported_type(DType::Bool)),
+        (DType::I64, _) => {
+            let base = call.emit(Cast { to: DType::F32 }, &[base])?;
+            let power = call.emit(Binary::POW, &[base, exponent])?;
+            one(call.emit(Cast { to }, &[power])?)
+        }
+        _ => {
+            let exponent = call.emit(Cast { to }, &[exponent])?;
+            one(call.emit(Binary::POW, &[base, exponent])?)
         }
     }
 }
 
-fn gelu(call: &mut Call<'_, '_>) -> Results {
-    let kind = match call.attributes().string("approximate", "none") {
-        "none" => UnaryKind::Gelu,
-        "tanh" => UnaryKind::GeluTanh,
-        other => return Err(format!("the approximation `{other}` is not one of `none` and `tanh`").into()),
-    };
-    unary(call, kind)
+/// Any number of operands, joined one after the other; one alone is the result.
+fn joined(call: &mut Call<'_, '_>, op: Binary) -> Results {
+    if call.node.inputs.len() == 2 {
+        return binary(call, op);
+    }
+    let args = (0..call.node.inputs.len()).map(|i| call.value(i)).collect::<Result<Vec<_>, _>>()?;
+    let &first = args.first().ok_or("no operands")?;
+    one(args[1..].iter().try_fold(first, |x, &y| arithmetic(call, op, [x, y]))?)
 }
 
-/// x sigmoid(alpha x)
-fn swish(call: &mut Call<'_, '_>) -> Results {
-    let alpha = f64::from(call.attributes().float("alpha", 1.0));
-    if alpha == 1.0 {
-        return unary(call, UnaryKind::Silu);
+/// As [`joined`]; more than two operands of one type are one op.
+fn sum(call: &mut Call<'_, '_>) -> Results {
+    let args = (0..call.node.inputs.len()).map(|i| call.value(i)).collect::<Result<Vec<_>, _>>()?;
+    let same = args.iter().all(|&arg| call.ty(arg) == call.ty(args[0]) && call.ty(arg).dtype.is_float());
+    if same && args.len() > 2 { one(call.emit(AddN, &args)?) } else { joined(call, Binary::ADD) }
+}
+
+fn mean(call: &mut Call<'_, '_>) -> Results {
+    let n = call.node.inputs.len();
+    let Some(Lowered::Value(total)) = sum(call)?.pop() else { return Err("no operands".into()) };
+    if !call.ty(total).dtype.is_float() {
+        return Err(unsupported_type(call.ty(total).dtype));
     }
-    let (x, alpha) = (float(call, 0)?, call.scalar(alpha)?);
-    let scaled = call.emit(Binary::MUL, &[x, alpha])?;
-    let gate = call.emit(Unary { kind: UnaryKind::Sigmoid }, &[scaled])?;
-    one(call.emit(Binary::MUL, &[x, gate])?)
+    let share = call.scalar(1.0 / n as f64)?;
+    one(call.emit(Binary::MUL, &[total, share])?)
 }
 
 fn cast(call: &mut Call<'_, '_>) -> Results {
@@ -164,9 +194,15 @@ mod tests {
 
     #[test]
     fn functions_of_one_operand() {
-        check(&["a = Gelu{approximate=tanh} x", "y = Gelu a"], "gelu_tanh f32[2, 4]; gelu f32[2, 4]");
+        check(&["a = Round x", "y = Softplus a"], "round f32[2, 4]; softplus f32[2, 4]");
         check(&["y = Cast{to=1} x"], "");
-        check(&["y = Swish{alpha=2.5} x"], "full<2.5> f32[]; mul f32[2, 4]; sigmoid f32[2, 4]; mul f32[2, 4]");
+    }
+
+    #[test]
+    fn many_operands_are_joined() {
+        check(&["y = Max x x x"], "max f32[2, 4]; max f32[2, 4]");
+        check(&["y = Mean x x x"], "add_n f32[2, 4]; full<0.3333333333333333> f32[]; mul f32[2, 4]");
+        check(&["y = Min x"], "");
     }
 
     #[test]
@@ -176,8 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn arithmetic_on_integer_inputs_is_refused() {
-        let builder = Builder::new(&["y = Add ids ids"]).input("ids", 7, "batch seq");
-        assert!(builder.import().unwrap_err().contains("`Add` on i64 values that depend on the data (at `y`)"));
+    fn integers_are_computed_with() {
+        let nodes = ["a = Neg ids", "b = Mod{fmod=1} a ids", "y = Pow b x"];
+        let builder = Builder::new(&nodes).input("ids", 7, "batch 4");
+        let expected = "full<0.0> i64[]; sub i64[2, 4]; rem i64[2, 4]; cast f32[2, 4]; pow f32[2, 4]; cast i64[2, 4]";
+        assert_eq!(builder.ops(), expected);
+        let truth = Builder::new(&["m = Cast{to=9} x", "y = Add m m"]).import().unwrap_err();
+        assert!(truth.contains("`Add` on bool values that depend on the data (at `y`)"), "{truth}");
     }
 }

@@ -1,7 +1,7 @@
-//! `Gather`: rows of a table, or parts of an activation.
+//! Elements by index: rows of a table, parts of an activation, or single elements along an axis.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::Embedding;
+use galvatron_ir::op::compute::{Binary, Compare, Embedding, TakeAlong};
 use galvatron_ir::types::DType;
 
 use super::super::attributes::Attributes;
@@ -14,6 +14,7 @@ use super::{Call, Fault, Operator, Results, one};
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
         "Gather" => gather,
+        "GatherElements" => gather_elements,
         "GatherND" => super::indices::gather_nd,
         _ => return None,
     })
@@ -28,14 +29,34 @@ fn gather(call: &mut Call<'_, '_>) -> Results {
     {
         return one(value);
     }
-    if !call.ty(data).dtype.is_float() {
-        return Err(Fault::Unsupported("from integers that depend on the data".into()));
-    }
     let indices = places(call, 1, data, axis)?;
-    if call.ty(indices).dtype != DType::I64 {
-        return Err("indices that are not integers".into());
-    }
     one(looked_up(call, data, axis, indices)?)
+}
+
+/// One element of the data for each index, along one axis; along the others the indices may be shorter.
+fn gather_elements(call: &mut Call<'_, '_>) -> Results {
+    let data = call.value(0)?;
+    let axis = call.axis(0, call.ty(data).rank())?;
+    let ids = places(call, 1, data, axis)?;
+    let data = shortened(call, data, ids, axis)?;
+    one(call.emit(TakeAlong { dim: axis }, &[data, ids])?)
+}
+
+/// The leading part of a value that has the extents of the indices except along the axis.
+pub(super) fn shortened(
+    call: &mut Call<'_, '_>,
+    mut value: ValueId,
+    ids: ValueId,
+    axis: usize,
+) -> Result<ValueId, Fault> {
+    let extents = call.ty(ids).shape;
+    if extents.len() != call.ty(value).rank() {
+        return Err(format!("indices of shape {extents:?} for a tensor of shape {:?}", call.ty(value).shape).into());
+    }
+    for (dim, &extent) in extents.iter().enumerate().filter(|(dim, _)| *dim != axis) {
+        value = sliced(call, value, dim, 0, extent)?;
+    }
+    Ok(value)
 }
 
 /// Indices that follow one another are a slice, repeated where they repeat; a table that is trained is looked up, however.
@@ -67,11 +88,28 @@ fn contiguous(
     expanded(call, part, around(indices.shape())).map(Some)
 }
 
-/// The indices as a value; known ones are counted from the front.
-fn places(call: &mut Call<'_, '_>, index: usize, data: ValueId, axis: usize) -> Result<ValueId, Fault> {
-    let Some(indices) = call.known(index).cloned() else { return call.value(index) };
-    let name = call.node.inputs[index].clone();
-    from_front(call, &name, &indices, call.ty(data).shape[axis])
+/// The indices as a value, counted from the front.
+pub(super) fn places(call: &mut Call<'_, '_>, index: usize, data: ValueId, axis: usize) -> Result<ValueId, Fault> {
+    let extent = call.ty(data).shape[axis];
+    if let Some(indices) = call.known(index).cloned() {
+        let name = call.node.inputs[index].clone();
+        return from_front(call, &name, &indices, extent);
+    }
+    let indices = call.value(index)?;
+    if call.ty(indices).dtype != DType::I64 {
+        return Err("indices that are not integers".into());
+    }
+    let is_weight = call.lowering.module.program.weight_of(data).is_some();
+    if is_weight && axis == 0 { Ok(indices) } else { from_front_of_data(call, indices, extent) }
+}
+
+/// Indices that depend on the data, counted from the front where they are negative. Rows of stored tables need no such
+/// care: no framework lets them be counted from the end.
+pub(super) fn from_front_of_data(call: &mut Call<'_, '_>, indices: ValueId, extent: u64) -> Result<ValueId, Fault> {
+    let (zero, extent) = (call.number(DType::I64, 0.0)?, call.number(DType::I64, extent as f64)?);
+    let from_end = call.emit(Compare::LESS, &[indices, zero])?;
+    let shifted = call.emit(Binary::ADD, &[indices, extent])?;
+    call.choose(from_end, shifted, indices)
 }
 
 /// Known indices into a dimension as a value, counted from the front.
@@ -100,7 +138,12 @@ fn is_table(call: &Call<'_, '_>, data: ValueId, axis: usize) -> bool {
 }
 
 /// Brings the axis to the front, looks rows up, and brings the dimensions of the indices to the place of the axis.
-fn looked_up(call: &mut Call<'_, '_>, data: ValueId, axis: usize, indices: ValueId) -> Result<ValueId, Fault> {
+pub(super) fn looked_up(
+    call: &mut Call<'_, '_>,
+    data: ValueId,
+    axis: usize,
+    indices: ValueId,
+) -> Result<ValueId, Fault> {
     let (rank, n_index) = (call.ty(data).rank(), call.ty(indices).rank());
     let front: Vec<usize> = [axis].into_iter().chain((0..rank).filter(|&d| d != axis)).collect();
     let table = transposed(call, data, front)?;
@@ -134,6 +177,15 @@ mod tests {
         assert_eq!(builder(&[-1]), "slice<1: 3, 1> f32[2, 1]");
         let scattered = "transpose<[1, 0]> f32[4, 2]; embedding f32[2, 2]; transpose<[1, 0]> f32[2, 2]";
         assert_eq!(builder(&[2, 0]), format!("iota i64[2]; {scattered}"));
+    }
+
+    #[test]
+    fn elements_are_taken_along_an_axis() {
+        let known = Builder::new(&["y = GatherElements{axis=1} x at"]).matrix("at", 2, |row, column| row + column - 1);
+        assert_eq!(known.ops(), "constant i64[2, 2]; take_along f32[2, 2]");
+        let data = Builder::new(&["y = GatherElements{axis=1} x ids"]).input("ids", 7, "batch 3");
+        let front = "full<0.0> i64[]; full<4.0> i64[]; less bool[2, 3]; add i64[2, 3]; where i64[2, 3]; ";
+        assert_eq!(data.ops(), format!("{front}take_along f32[2, 3]"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! `GatherND` on values that depend on the data: what exporters make of indexing with ranges.
+//! `GatherND`: what exporters make of indexing with ranges only repeats and permutes the data; all else is looked up.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Broadcast, Embedding};
-use galvatron_ir::types::element_count;
+use galvatron_ir::op::compute::{Binary, Broadcast, Embedding, Iota};
+use galvatron_ir::types::{DType, element_count};
 
 use super::super::attributes::{Attribute, Attributes};
 use super::super::statics::{Scalar, StaticTensor, evaluate};
@@ -21,21 +21,59 @@ enum Component {
 
 /// Index tuples that run through the data along dimensions of their own only repeat and permute it.
 pub(super) fn gather_nd(call: &mut Call<'_, '_>) -> Results {
-    let unsupported = || Fault::Unsupported("on values that depend on the data, other than by ranges".into());
     let value = call.value(0)?;
     let data = call.ty(value).shape;
-    let indices = call.known(1).cloned().ok_or_else(unsupported)?;
-    let &n_components = indices.shape().last().ok_or("no indices")?;
-    if call.attributes().int("batch_dims", 0) != 0 || n_components > data.len() {
-        return Err(unsupported());
+    let shape = call.shape(1)?;
+    let n_batch = usize::try_from(call.attributes().int("batch_dims", 0)).unwrap_or(usize::MAX);
+    let &n_components = shape.last().ok_or("no indices")?;
+    let n_components = n_components as usize;
+    let fits = n_batch < shape.len() && data.get(..n_batch) == shape.get(..n_batch);
+    if !fits || n_batch + n_components > data.len() {
+        return Err(format!("index tuples of shape {shape:?} into a tensor of shape {data:?}").into());
     }
-    let components = data.iter().enumerate().take(n_components).map(|(d, &extent)| component(&indices, d, extent));
-    let components: Option<Vec<Component>> = components.collect::<Result<_, _>>()?;
-    match components {
-        Some(components) => ranges(call, value, &components, &indices)?.ok_or_else(unsupported).and_then(one),
-        None if n_components == 1 && call.ty(value).dtype.is_float() => rows(call, value, &indices),
-        None => Err(unsupported()),
+    if let Some(indices) = call.known(1).cloned().filter(|_| n_batch == 0) {
+        let components = data.iter().enumerate().take(n_components).map(|(d, &extent)| component(&indices, d, extent));
+        let components: Option<Vec<Component>> = components.collect::<Result<_, _>>()?;
+        if let Some(components) = components
+            && let Some(value) = ranges(call, value, &components, &indices)?
+        {
+            return one(value);
+        }
+        if n_components == 1 {
+            return rows(call, value, &indices);
+        }
     }
+    let tuples = call.value(1)?;
+    let places = places(call, tuples, &data, n_batch)?;
+    let depth = n_batch + n_components;
+    let table = call.reshape(value, &[&[element_count(&data[..depth])], &data[depth..]].concat())?;
+    one(call.emit(Embedding, &[table, places])?)
+}
+
+/// The place of each index tuple [.., components] in the dimensions that it and its batch name, counted row by row.
+pub(super) fn places(call: &mut Call<'_, '_>, tuples: ValueId, data: &[u64], n_batch: usize) -> Result<ValueId, Fault> {
+    let shape = call.ty(tuples).shape;
+    if call.ty(tuples).dtype != DType::I64 {
+        return Err("indices that are not integers".into());
+    }
+    let (last, outer) = (shape.len() - 1, &shape[..shape.len() - 1]);
+    let depth = n_batch + shape[last] as usize;
+    let mut place = call.number(DType::I64, 0.0)?;
+    for d in 0..depth {
+        let step = call.number(DType::I64, element_count(&data[d + 1..depth]) as f64)?;
+        let index = if d < n_batch {
+            let mut line = vec![1; outer.len()];
+            line[d] = data[d];
+            call.emit(Iota { shape: line, dim: d, start: 0, step: 1 }, &[])?
+        } else {
+            let part = sliced(call, tuples, last, (d - n_batch) as u64, 1)?;
+            let part = call.reshape(part, outer)?;
+            super::gather::from_front_of_data(call, part, data[d])?
+        };
+        let offset = call.emit(Binary::MUL, &[index, step])?;
+        place = call.emit(Binary::ADD, &[place, offset])?;
+    }
+    Ok(place)
 }
 
 /// The data permuted and repeated; none if two of its dimensions run along the same one of the result.
@@ -113,6 +151,15 @@ mod tests {
         let scalars = ["zero", "n", "one"].into_iter().zip([0, 2, 1]);
         let builder = scalars.fold(builder, |builder, (name, value)| builder.int(name, value));
         assert_eq!(builder.ops(), "broadcast<[1, 2]> f32[3, 2, 4]");
+    }
+
+    #[test]
+    fn tuples_that_depend_on_the_data_are_places_in_a_table() {
+        let builder = Builder::new(&["y = GatherND x ids"]).input("ids", 7, "batch 3 2");
+        let ops = builder.ops();
+        assert!(ops.ends_with("add i64[2, 3]; reshape f32[8]; embedding f32[2, 3]"), "{ops}");
+        let batched = Builder::new(&["y = GatherND{batch_dims=1} x ids"]).input("ids", 7, "batch 1").ops();
+        assert!(batched.contains("iota i64[2]") && batched.ends_with("embedding f32[2]"), "{batched}");
     }
 
     #[test]

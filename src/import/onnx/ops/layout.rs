@@ -4,6 +4,7 @@ use galvatron_ir::id::ValueId;
 use galvatron_ir::op::compute::{Broadcast, Transpose};
 use galvatron_ir::types::element_count;
 
+use super::super::statics::{Scalar, StaticTensor};
 use super::{Call, Fault, Lowered, Operator, Results, axis_index, broadcast_shape, one};
 
 /// The operators of this family.
@@ -21,13 +22,11 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
     })
 }
 
-/// In inference the identity; the mask, if anyone wants it, is not computed.
+/// In inference the identity; the mask keeps everything.
 fn dropout(call: &mut Call<'_, '_>) -> Results {
-    if call.node.outputs.get(1).is_some_and(|mask| !mask.is_empty()) {
-        return Err(Fault::Unsupported("with a mask as result".into()));
-    }
-    let x = call.value(0)?;
-    one(x)
+    let shape = call.shape(0)?.iter().map(|&d| d as usize).collect();
+    let mask = StaticTensor::splat(shape, Scalar::Bool(true))?;
+    Ok(vec![call.lowered(0)?.clone(), Lowered::Static(mask)])
 }
 
 fn reshape(call: &mut Call<'_, '_>) -> Results {

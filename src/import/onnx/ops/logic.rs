@@ -16,6 +16,7 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         "And" => |c| combined(c, true),
         "Or" => |c| combined(c, false),
         "Not" => not,
+        "Trilu" => trilu,
         _ => return None,
     })
 }
@@ -54,6 +55,21 @@ fn above(call: &mut Call<'_, '_>, shape: &[u64], offset: i64) -> Result<ValueId,
     let shape = [&vec![1; n_outer], &shape[n_outer..]].concat();
     let ones = call.emit(CausalMask { shape, offset, fill: Scalar::new(1.0) }, &[])?;
     call.emit(Cast { to: DType::Bool }, &[ones])
+}
+
+/// The upper (or, with `upper=0`, the lower) triangle of the last two dimensions, shifted by k columns; 0 elsewhere.
+fn trilu(call: &mut Call<'_, '_>) -> Results {
+    let x = call.value(0)?;
+    let ty = call.ty(x);
+    if ty.rank() < 2 {
+        return Err(format!("a tensor of rank {}", ty.rank()).into());
+    }
+    let k = call.ints(1, "")?.and_then(|k| k.first().copied()).unwrap_or(0);
+    let upper = call.attributes().int("upper", 1) != 0;
+    // Above the diagonal that the triangle begins with, or ends before.
+    let is_above = above(call, &ty.shape, if upper { k.saturating_sub(1) } else { k })?;
+    let zero = call.number(ty.dtype, 0.0)?;
+    one(if upper { call.choose(is_above, x, zero)? } else { call.choose(is_above, zero, x)? })
 }
 
 fn flag(call: &mut Call<'_, '_>, value: bool) -> Result<ValueId, Fault> {
@@ -101,6 +117,12 @@ mod tests {
     fn known_conditions_choose() {
         let builder = Builder::new(&["c = Cast{to=9} zero", "y = Where c x z"]).ints("zero", &[0]).f32("z", &[]);
         assert_eq!(builder.ops(), "full<0.5> f32[]; broadcast<[]> f32[2, 4]");
+    }
+
+    #[test]
+    fn triangles_are_chosen_by_a_mask() {
+        let lower = Builder::new(&["y = Trilu{upper=0} x"]);
+        assert_eq!(lower.ops(), "causal_mask f32[2, 4]; cast bool[2, 4]; full<0.0> f32[]; where f32[2, 4]");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Matrix products: `MatMul`, `Gemm` and `Einsum` become contractions with labels.
+//! Matrix products: `MatMul` and `Gemm` become contractions with labels.
 
 use galvatron_ir::id::ValueId;
 use galvatron_ir::op::compute::{Binary, Einsum};
@@ -10,7 +10,6 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
         "MatMul" => matmul,
         "Gemm" => gemm,
-        "Einsum" => einsum,
         _ => return None,
     })
 }
@@ -80,17 +79,6 @@ fn scaled(call: &mut Call<'_, '_>, value: ValueId, factor: f32) -> Result<ValueI
     }
     let factor = call.scalar(f64::from(factor))?;
     call.emit(Binary::MUL, &[value, factor])
-}
-
-/// Contractions of two operands without ellipses.
-fn einsum(call: &mut Call<'_, '_>) -> Results {
-    let spec: String = call.attributes().string("equation", "").split_whitespace().collect();
-    if call.node.inputs.len() != 2 {
-        return Err(Fault::Unsupported("of other than two operands".into()));
-    }
-    let einsum = Einsum::new(&spec).map_err(Fault::Unsupported)?;
-    let (a, b) = (call.value(0)?, call.value(1)?);
-    one(call.emit(einsum, &[a, b])?)
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 //! The lowering is literal: rewriting into textbook ops is the work of a later pass. Semantics are those of the ONNX operator
 //! specification (<https://onnx.ai/onnx/operators>), for the version of the operator set where the node stands.
 
+mod activation;
 mod attention;
+mod compare;
 mod conv;
+mod einsum;
 mod elementwise;
 mod gather;
 mod indices;
@@ -13,20 +16,25 @@ mod logic;
 mod loss;
 mod matmul;
 mod norm;
+mod order;
+mod pad;
 mod pieces;
+mod pool;
 mod reduce;
 mod rotary;
+mod scatter;
 mod sequence;
+mod window;
 
 use galvatron_ir::id::ValueId;
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{Full, Reshape};
-use galvatron_ir::types::TensorType;
+use galvatron_ir::op::compute::{Full, Reshape, Where};
+use galvatron_ir::types::{DType, Scalar, TensorType};
 
 use super::attributes::Attributes;
 pub(super) use super::lower::{Fault, Lowered, Lowering};
 use super::reader::Node;
-use super::statics::StaticTensor;
+use super::statics::{self, StaticTensor};
 
 /// The results of a node, or why there are none.
 pub(super) type Results = Result<Vec<Lowered>, Fault>;
@@ -38,14 +46,21 @@ pub(super) type Operator = fn(&mut Call<'_, '_>) -> Results;
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     let families = [
         elementwise::operator,
+        activation::operator,
+        compare::operator,
         matmul::operator,
+        einsum::operator,
         layout::operator,
         pieces::operator,
+        pad::operator,
         norm::operator,
         attention::operator,
         conv::operator,
+        pool::operator,
         gather::operator,
+        scatter::operator,
         reduce::operator,
+        order::operator,
         loss::operator,
         logic::operator,
         rotary::operator,
@@ -161,6 +176,30 @@ impl Call<'_, '_> {
         self.emit(Full::f32(value), &[])
     }
 
+    /// A scalar of any element type.
+    pub fn number(&mut self, dtype: DType, value: f64) -> Result<ValueId, Fault> {
+        self.emit(Full { ty: TensorType::new(dtype, []), value: Scalar::new(value) }, &[])
+    }
+
+    /// `yes` where the condition holds, otherwise `no`.
+    pub fn choose(&mut self, condition: ValueId, yes: ValueId, no: ValueId) -> Result<ValueId, Fault> {
+        self.emit(Where, &[condition, yes, no])
+    }
+
+    /// An operand that must be a float.
+    pub fn float(&mut self, index: usize) -> Result<ValueId, Fault> {
+        let value = self.value(index)?;
+        match self.ty(value).dtype {
+            dtype if dtype.is_float() => Ok(value),
+            dtype => Err(unsupported_type(dtype)),
+        }
+    }
+
+    /// An operand that must be a list of integers that are known.
+    pub fn known_ints(&self, index: usize, what: &str) -> Result<Vec<i64>, Fault> {
+        self.ints(index, "")?.ok_or_else(|| format!("no {what}").into())
+    }
+
     /// The value under another shape; the value itself if it has that shape.
     pub fn reshape(&mut self, value: ValueId, shape: &[u64]) -> Result<ValueId, Fault> {
         if self.ty(value).shape == shape {
@@ -173,6 +212,22 @@ impl Call<'_, '_> {
     pub fn axis(&self, default: i64, rank: usize) -> Result<usize, Fault> {
         axis_index(self.attributes().int("axis", default), rank)
     }
+}
+
+/// A fault for values of a type that the operator does not take here.
+pub(super) fn unsupported_type(dtype: DType) -> Fault {
+    Fault::Unsupported(format!("on {dtype} values that depend on the data"))
+}
+
+/// A tensor without elements, which is known whatever the data are.
+pub(super) fn empty(dtype: DType, shape: &[u64]) -> Result<Lowered, Fault> {
+    let like = match dtype {
+        DType::I64 => statics::Scalar::I64(0),
+        DType::Bool => statics::Scalar::Bool(false),
+        DType::F32 | DType::Bf16 => statics::Scalar::F32(0.0),
+    };
+    let shape = shape.iter().map(|&d| d as usize).collect();
+    Ok(Lowered::Static(StaticTensor::splat(shape, like)?))
 }
 
 /// One result.

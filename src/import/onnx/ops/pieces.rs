@@ -1,11 +1,12 @@
 //! Operators that cut tensors up, join them or repeat them.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Broadcast, Concat, Full, Slice};
-use galvatron_ir::types::Scalar;
+use galvatron_ir::op::compute::{Broadcast, Concat, Iota, Slice, Unfold, Windows};
 
-use super::super::lower::as_f64;
-use super::{Call, Fault, Lowered, Operator, Results, axis_index, one};
+use super::super::statics::slice_range;
+use super::gather::looked_up;
+use super::layout::transposed;
+use super::{Call, Fault, Lowered, Operator, Results, axis_index, empty, one};
 
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
@@ -14,7 +15,8 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         "Slice" => slice,
         "Concat" => concat,
         "Tile" => tile,
-        "Pad" => pad,
+        "DepthToSpace" => depth_to_space,
+        "SpaceToDepth" => space_to_depth,
         _ => return None,
     })
 }
@@ -49,7 +51,14 @@ fn split(call: &mut Call<'_, '_>) -> Results {
     }
     let (mut start, mut parts) = (0, Vec::with_capacity(lengths.len()));
     for len in lengths {
-        parts.push(Lowered::Value(sliced(call, x, dim, start, len)?));
+        parts.push(match len {
+            0 => {
+                let mut none = shape.clone();
+                none[dim] = 0;
+                empty(call.ty(x).dtype, &none)?
+            }
+            _ => Lowered::Value(sliced(call, x, dim, start, len)?),
+        });
         start += len;
     }
     Ok(parts)
@@ -62,10 +71,10 @@ fn equal_lengths(extent: u64, n_parts: i64) -> Result<Vec<u64>, Fault> {
     Ok((0..n_parts).map(|i| extent.saturating_sub(i * length).min(length)).collect())
 }
 
-/// Bounds are operands or (before operator set 10) attributes; each may be negative or beyond the end. Steps are 1.
+/// Bounds are operands or (before operator set 10) attributes; each may be negative or beyond the end.
 fn slice(call: &mut Call<'_, '_>) -> Results {
     let mut value = call.value(0)?;
-    let shape = call.ty(value).shape;
+    let mut shape = call.ty(value).shape;
     let starts = call.ints(1, "starts")?.ok_or("no starts")?;
     let ends = call.ints(2, "ends")?.ok_or("no ends")?;
     let axes = call.ints(3, "axes")?.unwrap_or_else(|| (0..starts.len() as i64).collect());
@@ -73,40 +82,58 @@ fn slice(call: &mut Call<'_, '_>) -> Results {
     if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
         return Err("starts, ends, axes and steps of different lengths".into());
     }
+    let mut ranges = Vec::new();
     for (i, &axis) in axes.iter().enumerate() {
         let dim = axis_index(axis, shape.len())?;
-        let extent = shape[dim] as i64;
-        let bound = |b: i64| if b < 0 { b.saturating_add(extent) } else { b }.clamp(0, extent);
-        let (start, end) = (bound(starts[i]), bound(ends[i]));
-        let len = (end - start).max(0) as u64;
-        value = match steps[i] {
-            1 if len > 0 => sliced(call, value, dim, start as u64, len)?,
-            1 => return Err(Fault::Unsupported("without any element".into())),
-            step => strided(call, value, dim, [start, end, step])?,
+        let (start, len) = slice_range(shape[dim] as i64, starts[i], ends[i], steps[i])?;
+        ranges.push((dim, start, len as u64, steps[i]));
+        shape[dim] = len as u64;
+    }
+    if shape.contains(&0) {
+        return Ok(vec![empty(call.ty(value).dtype, &shape)?]);
+    }
+    for (dim, start, len, step) in ranges {
+        value = match step {
+            1 => sliced(call, value, dim, start as u64, len)?,
+            2.. => strided(call, value, dim, [start as u64, len, step as u64])?,
+            _ => picked(call, value, dim, start, len, step)?,
         };
     }
     one(value)
 }
 
-/// Every `step`-th element: whole steps become a dimension of their own.
+/// Every `step`-th of `len` elements from `start` on: windows of one element.
 fn strided(
     call: &mut Call<'_, '_>,
     value: ValueId,
     dim: usize,
-    [start, end, step]: [i64; 3],
+    [start, len, step]: [u64; 3],
 ) -> Result<ValueId, Fault> {
-    let shape = call.ty(value).shape;
-    let (extent, signed) = (shape[dim], step);
-    let step = u64::try_from(step).unwrap_or(0);
-    if step == 0 || !extent.is_multiple_of(step) || end as u64 != extent || start as u64 >= step {
-        return Err(Fault::Unsupported(format!("with a step of {signed} over an extent of {extent}")));
-    }
-    let (mut split, mut kept) = (shape.clone(), shape);
-    (split[dim], kept[dim]) = (extent / step, extent / step);
-    split.insert(dim + 1, step);
-    let rows = call.reshape(value, &split)?;
-    let column = sliced(call, rows, dim + 1, start as u64, 1)?;
-    call.reshape(column, &kept)
+    let part = sliced(call, value, dim, start, (len - 1) * step + 1)?;
+    let windows = Windows { dim, size: 1, stride: step, dilation: 1 };
+    let cut = call.emit(Unfold { windows }, &[part])?;
+    let mut shape = call.ty(part).shape;
+    shape[dim] = len;
+    call.reshape(cut, &shape)
+}
+
+/// Elements that go backwards are looked up.
+fn picked(
+    call: &mut Call<'_, '_>,
+    value: ValueId,
+    dim: usize,
+    start: i64,
+    len: u64,
+    step: i64,
+) -> Result<ValueId, Fault> {
+    let places = call.emit(Iota { shape: vec![len], dim: 0, start, step }, &[])?;
+    looked_up(call, value, dim, places)
+}
+
+/// A dimension from its end to its start.
+pub(super) fn reversed(call: &mut Call<'_, '_>, value: ValueId, dim: usize) -> Result<ValueId, Fault> {
+    let len = call.ty(value).shape[dim];
+    picked(call, value, dim, len as i64 - 1, len, -1)
 }
 
 /// Empty parts are left out.
@@ -144,53 +171,39 @@ fn tile(call: &mut Call<'_, '_>) -> Results {
     one(call.reshape(repeated, &shape)?)
 }
 
-/// Constant padding, and negative padding, which cuts.
-fn pad(call: &mut Call<'_, '_>) -> Results {
-    let mut value = call.value(0)?;
-    if call.attributes().string("mode", "constant") != "constant" {
-        return Err(Fault::Unsupported("other than with a constant".into()));
-    }
-    let pads = call.ints(1, "pads")?.ok_or("no pads")?;
-    let fill = match call.known(2).map(|t| t.as_splat()) {
-        Some(Some(fill)) => as_f64(fill),
-        None if !call.has(2) => f64::from(call.attributes().float("value", 0.0)),
-        _ => return Err(Fault::Unsupported("with a value that depends on the data".into())),
-    };
-    let rank = call.ty(value).rank();
-    let axes = call.ints(3, "")?.unwrap_or_else(|| (0..rank as i64).collect());
-    if pads.len() != 2 * axes.len() {
-        return Err(format!("{} pads for {} dimensions", pads.len(), axes.len()).into());
-    }
-    for (i, &axis) in axes.iter().enumerate() {
-        value = padded(call, value, axis_index(axis, rank)?, [pads[i], pads[i + axes.len()]], fill)?;
-    }
-    one(value)
+fn block(call: &Call<'_, '_>) -> Result<u64, Fault> {
+    let block = call.attributes().int("blocksize", 0);
+    u64::try_from(block).ok().filter(|&b| b > 0).ok_or_else(|| format!("`blocksize` is {block}").into())
 }
 
-fn padded(
-    call: &mut Call<'_, '_>,
-    value: ValueId,
-    dim: usize,
-    [before, after]: [i64; 2],
-    fill: f64,
-) -> Result<ValueId, Fault> {
-    let extent = call.ty(value).shape[dim] as i64;
-    let cut = |pad: i64| (-pad).max(0);
-    let len = extent - cut(before) - cut(after);
-    if len <= 0 {
-        return Err(Fault::Unsupported("without any element".into()));
+/// [n, c, h, w] to [n, c / b², h b, w b]: channels become blocks of places.
+fn depth_to_space(call: &mut Call<'_, '_>) -> Results {
+    let (x, b) = (call.value(0)?, block(call)?);
+    let [n, c, h, w] = call.ty(x).shape[..] else { return Err("no image".into()) };
+    if !c.is_multiple_of(b * b) {
+        return Err(format!("{c} channels in blocks of {b}").into());
     }
-    let value = sliced(call, value, dim, cut(before) as u64, len as u64)?;
-    let mut parts = vec![value];
-    for (pad, at) in [(before, 0), (after, 1)] {
-        if pad > 0 {
-            let mut ty = call.ty(value);
-            ty.shape[dim] = pad as u64;
-            let filled = call.emit(Full { ty, value: Scalar::new(fill) }, &[])?;
-            parts.insert(if at == 0 { 0 } else { parts.len() }, filled);
-        }
+    let d = c / (b * b);
+    let columns_first = call.attributes().string("mode", "DCR") == "CRD";
+    let (split, perm) = match columns_first {
+        true => ([n, d, b, b, h, w], vec![0, 1, 4, 2, 5, 3]),
+        false => ([n, b, b, d, h, w], vec![0, 3, 4, 1, 5, 2]),
+    };
+    let split = call.reshape(x, &split)?;
+    let moved = transposed(call, split, perm)?;
+    one(call.reshape(moved, &[n, d, h * b, w * b])?)
+}
+
+/// [n, c, h, w] to [n, c b², h / b, w / b]: blocks of places become channels.
+fn space_to_depth(call: &mut Call<'_, '_>) -> Results {
+    let (x, b) = (call.value(0)?, block(call)?);
+    let [n, c, h, w] = call.ty(x).shape[..] else { return Err("no image".into()) };
+    if !h.is_multiple_of(b) || !w.is_multiple_of(b) {
+        return Err(format!("an image of {h} by {w} in blocks of {b}").into());
     }
-    if parts.len() == 1 { Ok(value) } else { call.emit(Concat { dim }, &parts) }
+    let split = call.reshape(x, &[n, c, h / b, b, w / b, b])?;
+    let moved = transposed(call, split, vec![0, 3, 5, 1, 2, 4])?;
+    one(call.reshape(moved, &[n, c * b * b, h / b, w / b])?)
 }
 
 #[cfg(test)]
@@ -212,22 +225,36 @@ mod tests {
         };
         assert_eq!(slice(-3, i64::MAX).ops(), "slice<1: 1, 3> f32[2, 3]");
         assert_eq!(slice(0, 9).ops(), "");
-        assert!(slice(4, 9).import().unwrap_err().contains("without any element"));
+        assert_eq!(slice(4, 9).ops(), "full<0.0> f32[2, 0]");
     }
 
     #[test]
-    fn steps_that_divide_are_a_dimension() {
-        let nodes = Builder::new(&["y = Slice x a b axis step"]).ints("a", &[1]).ints("b", &[4]);
-        let expected = "reshape f32[2, 2, 2]; slice<2: 1, 1> f32[2, 2, 1]; reshape f32[2, 2]";
-        assert_eq!(nodes.ints("axis", &[1]).ints("step", &[2]).ops(), expected);
+    fn steps_are_windows_of_one_element_or_looked_up() {
+        let slice = |from, to, step| {
+            let builder = Builder::new(&["y = Slice x a b axis step"]).ints("a", &[from]).ints("b", &[to]);
+            builder.ints("axis", &[1]).ints("step", &[step]).ops()
+        };
+        assert_eq!(slice(1, 4, 2), "slice<1: 1, 3> f32[2, 3]; unfold f32[2, 2, 1]; reshape f32[2, 2]");
+        let backwards = "iota i64[2]; transpose<[1, 0]> f32[4, 2]; embedding f32[2, 2]; transpose<[1, 0]> f32[2, 2]";
+        assert_eq!(slice(-1, 0, -2), backwards);
     }
 
     #[test]
-    fn parts_are_joined_repeated_and_padded() {
+    fn blocks_move_between_places_and_channels() {
+        let builder = |node: &str, x: &str| Builder::new(&[node]).input("x", 1, x).ops();
+        let out = builder("y = DepthToSpace{blocksize=2} x", "batch 8 3 5");
+        assert!(
+            out.ends_with("transpose<[0, 3, 4, 1, 5, 2]> f32[2, 2, 3, 2, 5, 2]; reshape f32[2, 2, 6, 10]"),
+            "{out}"
+        );
+        let back = builder("y = SpaceToDepth{blocksize=2} x", "batch 2 6 10");
+        assert!(back.ends_with("reshape f32[2, 8, 3, 5]"), "{back}");
+    }
+
+    #[test]
+    fn parts_are_joined_and_repeated() {
         check(&["y = Concat{axis=-1} x x"], "concat f32[2, 8]");
         let tiled = Builder::new(&["y = Tile x n"]).ints("n", &[3, 1]);
         assert_eq!(tiled.ops(), "broadcast<[1, 3]> f32[3, 2, 1, 4]; reshape f32[6, 4]");
-        let padded = Builder::new(&["y = Pad x n"]).ints("n", &[0, 1, 0, -1]);
-        assert_eq!(padded.ops(), "slice<1: 0, 3> f32[2, 3]; full<0.0> f32[2, 1]; concat f32[2, 4]");
     }
 }

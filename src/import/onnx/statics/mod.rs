@@ -25,6 +25,7 @@ mod walk;
 
 pub use evaluate::{evaluate, is_supported};
 pub use generate::shape_of;
+pub use pieces::slice_range;
 pub use recognize::{CausalMask, Iota};
 pub use tensor::{MAX_STORED, Scalar, StaticTensor, StaticType};
 

@@ -109,7 +109,10 @@ pub(super) fn slice(call: &Call) -> Results {
 }
 
 /// First index and number of indices of a slice of `extent` elements.
-fn slice_range(extent: i64, start: i64, end: i64, step: i64) -> Result<(i64, i64), String> {
+///
+/// # Errors
+/// If the step is 0.
+pub fn slice_range(extent: i64, start: i64, end: i64, step: i64) -> Result<(i64, i64), String> {
     let from_front = |bound: i64| if bound < 0 { bound.saturating_add(extent) } else { bound };
     let (start, end) = (from_front(start), from_front(end));
     match step {

@@ -79,7 +79,7 @@ fn reduce_numeric(
 
 pub(super) fn sum(call: &Call) -> Results {
     let int = |group: &[i64], n: usize| group.iter().fold(0i64, |a, &b| a.wrapping_add(b)).wrapping_mul(n as i64);
-    reduce_numeric(call, int, |group, n| group.sum::<f64>() * n as f64)
+    reduce_numeric(call, int, |group, n| group.fold(0.0, |a, b| a + b) * n as f64)
 }
 
 pub(super) fn mean(call: &Call) -> Results {
