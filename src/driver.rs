@@ -204,7 +204,7 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Che
 
 fn mesh_of(cluster: &Cluster) -> Mesh {
     let sizes: Vec<u32> = cluster.levels.iter().map(|l| l.size).collect();
-    Mesh::from_levels(&sizes, 1)
+    Mesh::from_levels(&sizes, 1).of(cluster.device.kind)
 }
 
 fn train_info(recipe: &Recipe, (global_batch, sequence): (u64, u64)) -> TrainInfo {

@@ -64,13 +64,16 @@ fn ranks_in_processes_miss_the_driver_once_and_at_once() {
 
 #[test]
 fn a_flag_of_gpus_is_wrong_without_them() {
-    for more in [&["--backend", "cpu"][..], &["--backend", "cpu", "--nproc", "1"]] {
-        let Some((output, _)) = run(1, "", &[more, &["--no-cuda-graph"]].concat()) else { return };
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains("error[usage]: `--no-cuda-graph` means nothing to the backend `cpu`"), "{text}");
-    }
-    if let Some((output, _)) = run(1, "", &["--backend", "cuda", "--no-cuda-graph"]) {
-        check_diagnostic(&output);
+    for flag in ["--no-cuda-graph", "--tf32"] {
+        for more in [&["--backend", "cpu"][..], &["--backend", "cpu", "--nproc", "1"]] {
+            let Some((output, _)) = run(1, "", &[more, &[flag]].concat()) else { return };
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{text}");
+            let message = format!("error[usage]: `{flag}` means nothing to the backend `cpu`");
+            assert!(text.contains(&message), "{text}");
+        }
+        if let Some((output, _)) = run(1, "", &["--backend", "cuda", flag]) {
+            check_diagnostic(&output);
+        }
     }
 }

@@ -25,19 +25,16 @@ use std::collections::BTreeSet;
 /// Ranks over data and tensor axes, parameters gathered when they are used, layers recomputed.
 const STRATEGY: &str = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
 
-fn compile(strategy: &str) -> (Fixture, Module) {
-    let fixture = Fixture::open("gpt2");
-    let order =
-        Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute: DType::F32 };
-    let module = order.compile().expect("the pins can be met").module;
-    (fixture, module)
-}
-
 /// The records of all ranks over some steps; with `graphs` steps are replayed.
 fn record(strategy: &str, steps: u64, graphs: bool) -> (Module, Vec<Vec<Entry>>) {
-    let (fixture, module) = compile(strategy);
-    let order =
-        Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute: DType::F32 };
+    record_in(DType::F32, strategy, steps, graphs)
+}
+
+/// The same with parameters and activations of an element type.
+fn record_in(compute: DType, strategy: &str, steps: u64, graphs: bool) -> (Module, Vec<Vec<Entry>>) {
+    let fixture = Fixture::open("gpt2");
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute };
+    let module = order.compile_for("cuda").expect("the pins can be met").module;
     let options = RunOptions { steps, ..RunOptions::default() };
     let (mut world, mut logs): (World, Vec<Log>) = (Vec::new(), Vec::new());
     for comm in local_world(module.mesh.world() as usize, options.timeout) {
@@ -73,13 +70,33 @@ fn work(entries: &[Entry]) -> impl Iterator<Item = (Stream, &str, &Accesses)> {
 
 #[test]
 fn every_read_of_a_step_comes_after_its_write() {
-    let (module, logs) = record(STRATEGY, 2, false);
+    check_order(DType::F32);
+}
+
+#[test]
+fn every_read_of_a_step_in_bf16_comes_after_its_write() {
+    check_order(DType::Bf16);
+}
+
+fn check_order(compute: DType) {
+    let (module, logs) = record_in(compute, STRATEGY, 2, false);
     assert_eq!(logs.len(), 4);
     for (rank, entries) in logs.iter().enumerate() {
         let entries = [&zeroed(&module)[..], entries].concat();
         let found: Vec<String> = races(&entries).iter().map(Race::to_string).collect();
         assert!(found.is_empty(), "rank {rank}: {} races:\n{}", found.len(), found.join("\n"));
     }
+}
+
+/// A sum of bf16 is received, added where it was received, and gathered: none of that is left to f32 sums of the library.
+#[test]
+fn sums_of_bf16_are_added_on_the_stream_of_the_exchanges() {
+    let (_, logs) = record_in(DType::Bf16, "tp = 4", 1, false);
+    let on = |wanted: &'static str| work(&logs[0]).filter(move |(s, n, _)| *s == Stream::Communication && *n == wanted);
+    assert!(on("all_to_all").count() > 0 && on("all_gather").count() > 0);
+    assert_eq!(on("move").count(), on("all_to_all").count());
+    let is_activation = |(_, _, accesses): &(Stream, &str, &Accesses)| accesses.reads[0].bytes > 1 << 10;
+    assert_eq!(on("all_reduce").filter(is_activation).count(), 0);
 }
 
 /// The check is not blind: without the waits of one stream for another there are races.

@@ -10,6 +10,7 @@ use galvatron::import::onnx::weights::{TensorContent, TensorRecord};
 use galvatron_backends::cpu::Cpu;
 use galvatron_backends::device::{BufferSpec, Device, NodeSpec, Span};
 use galvatron_backends::reference::{Tensor, run_program};
+use galvatron_ir::mesh::Mesh;
 use galvatron_ir::types::{DType, TensorType};
 use galvatron_ir::{Module, Program, ValueId};
 use safetensors::{Dtype, SafeTensors};
@@ -176,9 +177,10 @@ fn run_on_cpu(program: &Program, feeds: &BTreeMap<ValueId, Tensor>) -> Result<BT
     };
     let ids = program.graph.value_ids().map(|id| (id, room(program.graph.value(id).ty.bytes())));
     let buffers: BTreeMap<ValueId, BufferSpec> = ids.map(|pair| (pair.0, buffer(pair))).collect();
+    let one_rank = Mesh::new(1, Vec::new());
     let scratch = |node: galvatron_ir::NodeId| {
         let node = program.graph.node(node);
-        node.op.workspace(&program.graph.types(&node.args), &program.graph.types(&node.results))
+        node.op.workspace(&program.graph.types(&node.args), &program.graph.types(&node.results), &one_rank)
     };
     let workspaces: Vec<Span> =
         program.body.iter().map(|&n| (scratch(n), n)).map(|(bytes, _)| Span { offset: room(bytes), bytes }).collect();

@@ -75,6 +75,30 @@ fn has_master_bits(parameters: &Tensors) -> bool {
     parameters.values().flat_map(|t| &t.data).any(|v| v.to_bits() & 0xffff != 0)
 }
 
+/// A plan for GPUs has no room for the f32 copies of CPU ranks; these have memory of their own, and train to the same bits.
+#[test]
+fn plans_for_gpus_run_on_cpu_ranks_and_are_smaller() {
+    let fixture = Fixture::open("gpt2");
+    let (dialect, optimizer, strategy) = ("keep20", "adamw", "dp = 2\ntp = 2\nzero = 3");
+    let order = |compute| Order { fixture: &fixture, dialect, optimizer, ranks: 4, strategy, compute };
+    let plan = |compute, kind: &str| order(compute).compile_for(kind).expect("the pins can be met").module;
+    let [cpu, gpu] = ["cpu", "cuda"].map(|kind| plan(DType::Bf16, kind));
+    assert!(gpu.arena.transient < cpu.arena.transient, "{} and {} bytes", gpu.arena.transient, cpu.arena.transient);
+    let run = |module: &Module| {
+        let options = RunOptions { steps: 2, collect: true, ..RunOptions::default() };
+        let weights = order(DType::Bf16).weights();
+        galvatron_backends::run(module, &options, fixture.data(), &weights, &mut |_| Flow::Continue).expect("it runs")
+    };
+    let (on_cpu_plan, on_gpu_plan) = (run(&cpu), run(&gpu));
+    assert_eq!(on_cpu_plan.trained, on_gpu_plan.trained);
+    assert_eq!((on_cpu_plan.remarks.len(), on_gpu_plan.remarks.len()), (0, 4));
+    assert!(on_gpu_plan.peak_bytes.iter().all(|&bytes| bytes == gpu.arena.bytes()), "{:?}", on_gpu_plan.peak_bytes);
+    // In f32 there are no copies: what the device is changes one line.
+    let [cpu, gpu] = ["cpu", "cuda"].map(|kind| galvatron_ir::text::print(&plan(DType::F32, kind)));
+    let differing: Vec<&str> = gpu.lines().zip(cpu.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
+    assert!(differing.iter().all(|line| line.contains("mesh [") || line.contains("predicted {")), "{differing:?}");
+}
+
 #[test]
 fn a_long_run_in_bf16_stays_beside_f32() {
     let is_whole_set = std::env::var_os("GALVATRON_FIXTURES").is_some();

@@ -34,10 +34,10 @@ pub trait Device: Send + Sync {
         }
     }
 
-    /// Prepares a copy inside the arena.
+    /// Prepares a move inside the arena.
     ///
     /// # Errors
-    /// When the two tensors of a block overlap.
+    /// When the two tensors of a block, or a sum and its parts, overlap.
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String>;
 
     /// Runs a collective on parts of the arena; what was launched before is finished first.
@@ -174,7 +174,7 @@ pub struct RunNode<'a> {
 /// The last reader of a result that is needed after its run.
 pub const READ_LATER: Option<usize> = Some(usize::MAX);
 
-/// A copy inside the arena.
+/// A copy inside the arena, or a sum of what came from other ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Move {
     /// Copies a block of one tensor into another one; the two tensors do not overlap.
@@ -194,6 +194,13 @@ pub enum Move {
         at: Span,
         /// A permutation of the numbers of the chunks.
         to: Vec<usize>,
+    },
+    /// Adds equal parts of bf16 in f32, in their order, and rounds the sum once. Parts and sum do not overlap.
+    Sum {
+        /// The parts, one after the other.
+        parts: Span,
+        /// The sum, as long as a part.
+        to: Span,
     },
 }
 
@@ -230,8 +237,6 @@ pub struct Exchange {
     pub kind: ExchangeKind,
     /// The ranks that take part.
     pub group: GroupId,
-    /// Where the f32 copies of summed bf16 elements may lie, input first; `None` where the elements are f32.
-    pub widened: Option<Span>,
 }
 
 /// What an [`Exchange`] does. Sums are of f32.

@@ -12,6 +12,16 @@ pub enum DeviceKind {
     Cuda,
 }
 
+impl DeviceKind {
+    /// All kinds with their names in the text format.
+    pub const ALL: [(DeviceKind, &'static str); 2] = [(DeviceKind::Cpu, "cpu"), (DeviceKind::Cuda, "cuda")];
+
+    /// Name in the text format.
+    pub fn name(self) -> &'static str {
+        DeviceKind::ALL.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
+    }
+}
+
 /// One device of the cluster; all devices are equal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceSpec {

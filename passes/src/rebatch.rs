@@ -146,7 +146,7 @@ impl Scaling<'_> {
 
     fn changes(&self) -> Result<Changes, Diagnostic> {
         let mut changes = Changes::default();
-        for weight in self.program.weights.iter().filter(|w| self.dims.contains_key(&w.value)) {
+        if let Some(weight) = self.program.weights.iter().find(|w| self.dims.contains_key(&w.value)) {
             let name = &self.program.graph.value(weight.value).name;
             return Err(self.fault(format!("the stored tensor `{name}` has a part for each sample")));
         }

@@ -23,6 +23,9 @@ pub struct ExecArgs {
     /// Launches each node by itself; without it whole steps are launched as CUDA graphs after the first ones. Only for `cuda`.
     #[arg(long)]
     pub no_cuda_graph: bool,
+    /// Rounds operands of f32 products to TF32 (10 bits of mantissa), which tensor cores multiply. Only for `cuda`.
+    #[arg(long)]
+    pub tf32: bool,
     /// Training data: a .safetensors file, or a token stream (.bin).
     #[arg(long)]
     pub data: Option<PathBuf>,
@@ -179,11 +182,12 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
 }
 
 fn backend(args: &ExecArgs) -> Result<Backend, Diagnostic> {
-    if args.no_cuda_graph && args.backend != "cuda" {
-        let message = format!("`--no-cuda-graph` means nothing to the backend `{}`", args.backend);
+    let flags = [("--no-cuda-graph", args.no_cuda_graph), ("--tf32", args.tf32)];
+    if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given && args.backend != "cuda") {
+        let message = format!("`{flag}` means nothing to the backend `{}`", args.backend);
         return Err(Diagnostic::new("usage", message).help("leave it out, or add `--backend cuda`"));
     }
-    Backend::open(&args.backend, GpuFlags { graphs: !args.no_cuda_graph })
+    Backend::open(&args.backend, GpuFlags { graphs: !args.no_cuda_graph, tf32: args.tf32 })
 }
 
 /// Opens the data and the weights.

@@ -83,9 +83,10 @@ pub(super) fn join(
 /// The flags that all ranks must agree on.
 fn terms(args: &ExecArgs, options: &RunOptions) -> String {
     format!(
-        "--backend {}{} --steps {} from step {}{} --save-every {}{}",
+        "--backend {}{}{} --steps {} from step {}{} --save-every {}{}",
         args.backend,
         if args.no_cuda_graph { " --no-cuda-graph" } else { "" },
+        if args.tf32 { " --tf32" } else { "" },
         options.steps,
         options.first_step,
         if options.collect { " --save" } else { "" },

@@ -25,6 +25,8 @@ pub struct Process {
 pub struct GpuFlags {
     /// Whether whole steps are launched as CUDA graphs after the first ones.
     pub graphs: bool,
+    /// Whether operands of f32 products are rounded to TF32.
+    pub tf32: bool,
 }
 
 enum Kind {
@@ -99,10 +101,10 @@ impl Backend {
             (Kind::Cpu, None) => galvatron_backends::run(module, options, data, weights, observer),
             (Kind::Cpu, Some(own)) => run_ranks(module, vec![own.comm], options, (data, weights), observer),
             #[cfg(feature = "cuda")]
-            (Kind::Cuda { libraries, flags: GpuFlags { graphs } }, process) => {
+            (Kind::Cuda { libraries, flags: GpuFlags { graphs, tf32 } }, process) => {
                 use galvatron_backends::cuda::{Settings, process_rank, world};
                 use galvatron_backends::exec::{arena_bytes, launch};
-                let settings = Settings { arena_bytes: arena_bytes(module), timeout: options.timeout, graphs };
+                let settings = Settings { arena_bytes: arena_bytes(module), timeout: options.timeout, graphs, tf32 };
                 let ranks = match process {
                     None => world(&libraries, module.mesh.world() as usize, &settings),
                     Some(Process { comm, local_rank }) => process_rank(&libraries, comm, local_rank, &settings),

@@ -106,7 +106,9 @@ fn run(make: Make, sample: &Sample, args: &[Vec<u8>], over: &[(usize, usize)]) -
 /// The sample with bf16 for f32, where plans in bf16 have that; `None` where they have none.
 fn in_bf16(sample: &Sample) -> Option<Sample> {
     let keeps_f32 = |i: usize| match sample.op {
-        Op::LayerNorm(_) => i > 0,
+        Op::LayerNorm(_) | Op::RmsNorm(_) => i > 0,
+        Op::RmsNormGrad(_) => (1..3).contains(&i),
+        Op::RmsNormParamGrad(_) => i == 1,
         Op::LayerNormGrad(_) => (1..4).contains(&i),
         Op::LayerNormParamGrad(_) => (1..3).contains(&i),
         Op::AttentionGrad(_) => i == 4,

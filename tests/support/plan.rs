@@ -42,9 +42,17 @@ impl Order<'_> {
     /// # Errors
     /// What the pins are refused for.
     pub fn compile(&self) -> Checked<Compiled> {
+        self.compile_for("cpu")
+    }
+
+    /// The same for a cluster of that kind of devices, otherwise equal.
+    ///
+    /// # Errors
+    /// As [`Order::compile`].
+    pub fn compile_for(&self, kind: &str) -> Checked<Compiled> {
         let what = Compilation {
             model: &self.fixture.onnx(self.dialect),
-            cluster: &parse_cluster(&cluster(self.ranks))?,
+            cluster: &parse_cluster(&cluster(self.ranks, kind))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
             retie: true,
@@ -63,11 +71,11 @@ impl Order<'_> {
     }
 }
 
-/// CPU ranks of one machine.
-fn cluster(ranks: u32) -> String {
+/// Ranks of one machine.
+fn cluster(ranks: u32, kind: &str) -> String {
     format!(
         "nodes = 1\ndevices_per_node = {ranks}\n\
-         [device]\nkind = \"cpu\"\nmemory_gib = 2.0\npeak_tflops = {{ f32 = 0.1 }}\nmemory_bandwidth_gbps = 10.0\n\
+         [device]\nkind = \"{kind}\"\nmemory_gib = 2.0\npeak_tflops = {{ f32 = 0.1 }}\nmemory_bandwidth_gbps = 10.0\n\
          [links.intra_node]\nbandwidth_gbps = 4.0\nlatency_us = 10.0\n"
     )
 }

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use galvatron_ir::plan::ALIGNMENT;
 use galvatron_ir::types::DType;
 
 use super::arena::{Arena, Element};
-use super::dispatch::{self, Slot, widen};
+use super::dispatch;
 use super::kernels::shape::copy_block;
+use super::kernels::sum_parts::sum_parts;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
 use crate::device::{Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
@@ -14,6 +16,8 @@ use crate::device::{Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSp
 /// A CPU rank. With more than one thread it has a pool of its own.
 pub struct Cpu {
     arena: Arc<Arena>,
+    /// The device's own memory; nodes of a rank run one after the other and share it.
+    scratch: Span,
     threads: Threads,
     pool: Option<rayon::ThreadPool>,
 }
@@ -22,33 +26,20 @@ impl Cpu {
     /// A rank with an arena of that many bytes and that many threads; `None` if there is not enough memory or the threads
     /// cannot be started.
     pub fn new(arena_bytes: u64, n_threads: usize) -> Option<Cpu> {
+        Cpu::with_scratch(arena_bytes, 0, n_threads)
+    }
+
+    /// The same with that much memory of its own behind the arena, for f32 copies of bf16 where a node has no workspace for them.
+    pub fn with_scratch(arena_bytes: u64, scratch_bytes: u64, n_threads: usize) -> Option<Cpu> {
+        let scratch = Span { offset: arena_bytes.next_multiple_of(ALIGNMENT), bytes: scratch_bytes };
         let threads = Threads::new(n_threads);
         let pool = match threads.get() {
             1 => None,
             n => Some(rayon::ThreadPoolBuilder::new().num_threads(n).build().ok()?),
         };
-        Some(Cpu { arena: Arc::new(Arena::new(arena_bytes)?), threads, pool })
+        let arena = Arc::new(Arena::new(scratch.offset.checked_add(scratch.bytes)?)?);
+        Some(Cpu { arena, scratch, threads, pool })
     }
-}
-
-impl Cpu {
-    /// Copies bf16 elements into f32.
-    fn widen(&self, half: Span, wide: Span) {
-        let (half, wide) = slots(half, wide);
-        widen::widen(&self.arena, half, wide, self.threads);
-    }
-
-    /// Rounds f32 elements to bf16.
-    fn round(&self, wide: Span, half: Span) {
-        let (half, wide) = slots(half, wide);
-        widen::round(&self.arena, wide, half, self.threads);
-    }
-}
-
-/// The elements of a part in bf16, and as many at the start of a part in f32.
-fn slots(half: Span, wide: Span) -> (Slot, Slot) {
-    let len = (half.bytes / 2) as usize;
-    (Slot { offset: half.offset, len }, Slot { offset: wide.offset, len })
 }
 
 /// A kernel as a function of the arena.
@@ -99,7 +90,7 @@ impl Readout for Held {
 
 impl Device for Cpu {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
-        dispatch::prepare(&self.arena, self.threads, spec)
+        dispatch::prepare(&self.arena, self.threads, self.scratch, spec)
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {
@@ -117,32 +108,24 @@ impl Device for Cpu {
                 permute(arena.view_mut(at), &to);
                 Ok(())
             }),
+            Move::Sum { parts, to } if parts.overlaps(&to) => return Err("a sum overlaps its parts in memory".into()),
+            Move::Sum { parts, to } => {
+                let threads = self.threads;
+                kernel(&self.arena, move |arena| {
+                    sum_parts(arena.view(parts), arena.view_mut(to), threads);
+                    Ok(())
+                })
+            }
         })
     }
 
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
         let (arena, group) = (&*self.arena, exchange.group);
         match exchange.kind {
-            ExchangeKind::AllReduce(at) => match exchange.widened {
-                None => comm.all_reduce(group, arena.view_mut(at), ReduceOp::Sum, site),
-                Some(wide) => {
-                    self.widen(at, wide);
-                    comm.all_reduce(group, arena.view_mut(wide), ReduceOp::Sum, site)?;
-                    self.round(wide, at);
-                    Ok(())
-                }
-            },
-            ExchangeKind::ReduceScatter { input, output } => match exchange.widened {
-                None => comm.reduce_scatter(group, arena.view(input), arena.view_mut(output), site),
-                Some(wide) => {
-                    let from = Span { bytes: 2 * input.bytes, ..wide };
-                    let to = Span { offset: wide.offset + wide.bytes - 2 * output.bytes, bytes: 2 * output.bytes };
-                    self.widen(input, from);
-                    comm.reduce_scatter(group, arena.view(from), arena.view_mut(to), site)?;
-                    self.round(to, output);
-                    Ok(())
-                }
-            },
+            ExchangeKind::AllReduce(at) => comm.all_reduce(group, arena.view_mut(at), ReduceOp::Sum, site),
+            ExchangeKind::ReduceScatter { input, output } => {
+                comm.reduce_scatter(group, arena.view(input), arena.view_mut(output), site)
+            }
             ExchangeKind::AllGather { input, output } if input.overlaps(&output) => {
                 comm.all_gather_in_place(group, arena.view_mut(output), site)
             }
@@ -166,6 +149,12 @@ impl Device for Cpu {
     fn prepare_readout(&self, at: Span) -> Result<Box<dyn Readout>, String> {
         let bytes = Mutex::new(vec![0; at.bytes as usize]);
         Ok(Box::new(Held { arena: Arc::clone(&self.arena), at, bytes }))
+    }
+
+    fn remark(&self) -> Option<String> {
+        let bytes = self.scratch.bytes;
+        (bytes > 0)
+            .then(|| format!("the plan is for GPUs: f32 copies of bf16, {bytes} bytes, lie outside of its arena"))
     }
 
     fn install(&self, body: &mut (dyn FnMut() + Send)) {

@@ -1,4 +1,4 @@
-//! Matrix products through cuBLASLt: of f32, true f32, or of bf16 with sums in f32; one plan a shape, made once and used again.
+//! Matrix products through cuBLASLt: of f32, true f32 unless TF32 was asked for, or of bf16 with sums in f32; one plan a shape, made once and used again.
 //!
 //! Attributes have the types and sizes that `cublasLt.h` of version 13.10 gives them.
 
@@ -34,6 +34,8 @@ struct Plan {
 /// The library's handle and the plans so far, of one device.
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
+    /// Whether operands of f32 are rounded to TF32.
+    tf32: bool,
     plans: Mutex<BTreeMap<Key, std::sync::Arc<Plan>>>,
 }
 
@@ -64,9 +66,9 @@ fn alignment(address: CUdeviceptr) -> u32 {
 
 impl Blas {
     /// A handle on the bound context.
-    pub(super) fn new() -> Result<Blas, String> {
+    pub(super) fn new(tf32: bool) -> Result<Blas, String> {
         let handle = result::create_handle().map_err(|e| words("start", e))?;
-        Ok(Blas { handle, plans: Mutex::default() })
+        Ok(Blas { handle, tf32, plans: Mutex::default() })
     }
 
     /// Plans a product, or finds its plan.
@@ -84,7 +86,7 @@ impl Blas {
         let plan = match plans.get(&key) {
             Some(plan) => plan.clone(),
             None => {
-                let plan = std::sync::Arc::new(Plan::new(self.handle, &products, key.alignments)?);
+                let plan = std::sync::Arc::new(Plan::new(self, &products, key.alignments)?);
                 plans.insert(key, plan.clone());
                 plan
             }
@@ -130,9 +132,12 @@ impl Drop for Blas {
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, products: &ColumnMajor, alignments: [u32; 3]) -> Result<Plan, String> {
-        let f32_type = sys::cudaDataType_t::CUDA_R_32F;
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+    fn new(blas: &Blas, products: &ColumnMajor, alignments: [u32; 3]) -> Result<Plan, String> {
+        let (handle, f32_type) = (blas.handle, sys::cudaDataType_t::CUDA_R_32F);
+        let compute = match blas.tf32 && products.dtype == DType::F32 {
+            true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
         let operation = result::create_matmul_desc(compute, f32_type).map_err(|e| words("describe a product", e))?;
         let transposes = [
             (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, products.a.is_transposed),

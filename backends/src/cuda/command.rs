@@ -145,11 +145,34 @@ impl Accesses {
     }
 }
 
+/// A stream of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stream {
+    /// Kernels and matrix products.
+    Compute,
+    /// Exchanges between ranks.
+    Communication,
+    /// Copies from and to the host.
+    Copy,
+}
+
+impl Stream {
+    /// All streams.
+    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::Communication, Stream::Copy];
+
+    /// Its number.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// All that a node does, in order on one stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     /// The op's mnemonic, for faults and traces.
     pub name: String,
+    /// Where it runs.
+    pub stream: Stream,
     /// The commands.
     pub commands: Vec<Command>,
     /// What they touch in the arena.

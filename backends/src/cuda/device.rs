@@ -38,7 +38,7 @@ impl Cuda {
             replay: Mutex::new(Replay::new(settings.graphs)),
             communicators,
             staging: Mutex::new(Staging::new()?),
-            blas: Blas::new()?,
+            blas: Blas::new(settings.tf32)?,
             arena: Arena::new(settings.arena_bytes)?,
             readouts: Mutex::default(),
             answer: Mutex::new(Pinned::new(4)?),
@@ -55,7 +55,7 @@ impl Cuda {
     fn node(&self, program: Program) -> Result<Box<dyn Kernel>, String> {
         self.shared.context.bind()?;
         let commands = program.commands.iter().map(|command| self.ready(command)).collect::<Result<_, _>>()?;
-        let node = Node { accesses: program.accesses, commands };
+        let node = Node { stream: program.stream, accesses: program.accesses, commands };
         Ok(Box::new(self.prepared(Work::Node(Arc::new(node)))))
     }
 
@@ -146,9 +146,6 @@ impl Device for Cuda {
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
         let shared = &self.shared;
         let fault = |what| shared.communicators.fault(what, site);
-        if exchange.widened.is_some() {
-            return Err(fault("sums of bf16 are not supported on GPUs".into()));
-        }
         shared.context.bind().map_err(fault)?;
         shared.communicators.ensure(comm, exchange.group, site)?;
         let exchanged = shared.exchanged(exchange, comm.members(exchange.group), site);

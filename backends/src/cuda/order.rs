@@ -4,27 +4,7 @@
 //! waits only for those exchanges and copies that it conflicts with, so that others run beside it.
 
 use super::command::Accesses;
-
-/// A stream of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stream {
-    /// Kernels and matrix products.
-    Compute,
-    /// Exchanges between ranks.
-    Communication,
-    /// Copies from and to the host.
-    Copy,
-}
-
-impl Stream {
-    /// All streams.
-    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::Communication, Stream::Copy];
-
-    /// Its number.
-    pub fn index(self) -> usize {
-        self as usize
-    }
-}
+pub use super::command::Stream;
 
 /// Events of the communication and copy streams; an event is recorded again when as many newer ones have been.
 pub const EVENTS: u64 = 64;

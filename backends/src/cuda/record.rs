@@ -142,7 +142,7 @@ impl Stage for Tape {
     fn launch(&mut self, work: &Work) -> Result<(), String> {
         match work {
             Work::Node(program) => {
-                self.work(Stream::Compute, &program.name, &program.accesses, program.commands.len());
+                self.work(program.stream, &program.name, &program.accesses, program.commands.len());
             }
             Work::Exchange(exchange) => {
                 let (name, accesses) = accesses_of(exchange);

@@ -70,6 +70,7 @@ impl PartialEq for Work {
 
 /// A prepared node.
 pub(super) struct Node {
+    pub(super) stream: Stream,
     pub(super) accesses: Accesses,
     pub(super) commands: Vec<Ready>,
 }
@@ -277,7 +278,7 @@ impl Stage for Live<'_> {
     fn launch(&mut self, work: &Work) -> Result<(), String> {
         let shared = self.0;
         match work {
-            Work::Node(node) => shared.launch(Stream::Compute, &node.accesses, &mut |stream| {
+            Work::Node(node) => shared.launch(node.stream, &node.accesses, &mut |stream| {
                 node.commands.iter().try_for_each(|command| command.launch(&shared.blas, stream))
             }),
             Work::Exchange(exchanged) => {

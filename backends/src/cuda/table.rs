@@ -2,7 +2,7 @@
 
 use galvatron_ir::op::{Alias, Op};
 
-use super::command::{Accesses, Program};
+use super::command::{Accesses, Program, Stream};
 use super::gemm;
 use super::kernels::{
     Cx, Lowered, attention, constants, cross_entropy, elementwise, embedding, layout, norm, optimizer, reduce,
@@ -49,7 +49,8 @@ pub const BY_THE_ENGINE: [&str; 7] = [
 pub fn lower(spec: &NodeSpec<'_>) -> Result<Program, String> {
     check_overlaps(spec)?;
     let commands = dispatch(spec.op, &Cx { spec })?;
-    Ok(Program { name: spec.op.mnemonic().into(), commands, accesses: accesses(spec) })
+    let (name, accesses) = (spec.op.mnemonic().into(), accesses(spec));
+    Ok(Program { name, stream: Stream::Compute, commands, accesses })
 }
 
 /// The commands of a move inside the arena.
@@ -60,9 +61,12 @@ pub fn lower_move(spec: &Move) -> Result<Program, String> {
     let (reads, writes) = match spec {
         Move::Block { dtype, from, to, .. } => (from.span(*dtype), to.span(*dtype)),
         Move::Permute { at, .. } => (*at, *at),
+        Move::Sum { parts, to } => (*parts, *to),
     };
+    // What was received is summed where it was received, so that computing does not wait for it.
+    let stream = if let Move::Sum { .. } = spec { Stream::Communication } else { Stream::Compute };
     let accesses = Accesses { reads: vec![reads], writes: vec![writes] };
-    Ok(Program { name: "move".into(), commands: layout::moved(spec)?, accesses })
+    Ok(Program { name: "move".into(), stream, commands: layout::moved(spec)?, accesses })
 }
 
 fn dispatch(op: &Op, cx: &Cx<'_>) -> Lowered {

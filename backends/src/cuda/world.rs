@@ -28,6 +28,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Whether whole steps are launched as CUDA graphs after the first ones.
     pub graphs: bool,
+    /// Whether operands of f32 products are rounded to TF32.
+    pub tf32: bool,
 }
 
 /// Devices and ends of the communication for `n_ranks` ranks that are threads of this process. Rank r has GPU r; with fewer

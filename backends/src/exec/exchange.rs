@@ -1,28 +1,29 @@
-//! Collective nodes as moves inside the arena around one exchange between ranks.
+//! Collective nodes as moves inside the arena around exchanges between ranks.
 //!
 //! Chunk p of a value belongs to the rank at position p of the group, row-major over the node's axes. On the wire chunks lie
 //! in the order of the group's ranks; where the two orders differ, chunks are packed, or permuted in place.
+//!
+//! Devices sum f32. A sum of bf16 is an exchange of chunks, a sum of what was received in f32 and in the order of ranks, rounded
+//! once, and for an all-reduce an exchange of the sums: the same bits on every device, with bf16 on the wire.
 
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::ReshardStep;
-use galvatron_ir::op::widened_bytes;
-use galvatron_ir::types::TensorType;
+use galvatron_ir::op::comm::{SumParts, scattered_sum_bytes, sum_bytes};
+use galvatron_ir::types::{DType, TensorType};
 
 use super::layout::Layout;
 use crate::comm::{Collective, GroupId};
 use crate::device::{BufferSpec, Corner, Device, Exchange, ExchangeKind, Kernel, Move, Span};
 
-/// A collective node, prepared.
-pub(super) struct Collected {
-    /// Moves before the exchange.
-    pub(super) before: Vec<Box<dyn Kernel>>,
-    /// The exchange; none for a local cut.
-    pub(super) exchange: Option<Exchange>,
-    /// Moves after it.
-    pub(super) after: Vec<Box<dyn Kernel>>,
+/// A step of a collective node.
+pub(super) enum Step {
+    /// A move inside the arena.
+    Run(Box<dyn Kernel>),
+    /// An exchange with the other ranks.
+    Exchange(Exchange),
 }
 
-/// Prepares a collective; the communicator of its group is created here, on all ranks in the same order.
+/// Prepares a collective as steps in order; the communicator of its group is created here, on all ranks in the same order.
 ///
 /// # Errors
 /// Why the node cannot be run.
@@ -32,27 +33,21 @@ pub(super) fn prepare(
     device: &dyn Device,
     comm: &mut dyn Collective,
     buffers: Buffers<'_>,
-) -> Result<Collected, String> {
+) -> Result<Vec<Step>, String> {
     buffers.check()?;
     let parts = Parts::new(layout, comm, step.axes())?;
-    let widened_bytes = widening_bytes(step, buffers.args, buffers.results);
-    let workspace = buffers.workspace;
-    let mut plan = Plan { device, parts, workspace, widened_bytes, before: Vec::new(), after: Vec::new() };
+    let (room, workspace) = (room_bytes(step, buffers.args, parts.n()), buffers.workspace);
+    let mut plan = Plan { device, parts, workspace, room, steps: Vec::new(), after: Vec::new() };
     let (x, y) = (&buffers.args[0], &buffers.results[0]);
-    let exchange = match *step {
-        ReshardStep::AllReduce { .. } => Some(plan.all_reduce(buffers.args, buffers.results)?),
-        ReshardStep::ReduceScatter { dim, .. } => Some(plan.reduce_scatter(x, y, dim)?),
-        ReshardStep::AllGather { dim, .. } => Some(plan.all_gather(x, y, dim)?),
-        ReshardStep::AllToAll { from, to, .. } => Some(plan.all_to_all(x, y, from, to)?),
-        ReshardStep::Shard { dim, .. } => {
-            let position = plan.parts.position;
-            plan.move_before(block(x, whole(y), dim, position, Side::From))?;
-            None
-        }
-    };
-    let widened = plan.widening()?;
-    let exchange = exchange.map(|kind| Exchange { kind, group: plan.parts.group, widened });
-    Ok(Collected { before: plan.before, exchange, after: plan.after })
+    match *step {
+        ReshardStep::AllReduce { .. } => plan.all_reduce(buffers.args, buffers.results),
+        ReshardStep::ReduceScatter { dim, .. } => plan.reduce_scatter(x, y, dim),
+        ReshardStep::AllGather { dim, .. } => plan.all_gather(x, y, dim),
+        ReshardStep::AllToAll { from, to, .. } => plan.all_to_all(x, y, from, to),
+        ReshardStep::Shard { dim, .. } => plan.move_now(block(x, whole(y), dim, plan.parts.position, Side::From)),
+    }?;
+    plan.steps.append(&mut plan.after);
+    Ok(plan.steps)
 }
 
 /// The buffers of a collective node.
@@ -98,6 +93,11 @@ impl Parts {
 
     fn n(&self) -> u64 {
         self.slots.len() as u64
+    }
+
+    /// This rank's place in the order of the group's ranks.
+    fn own_slot(&self) -> usize {
+        self.slots[self.position as usize]
     }
 
     fn is_in_order(&self) -> bool {
@@ -149,60 +149,85 @@ struct Plan<'a> {
     device: &'a dyn Device,
     parts: Parts,
     workspace: Option<Span>,
-    /// Bytes of the f32 copies at the start of the workspace.
-    widened_bytes: u64,
-    before: Vec<Box<dyn Kernel>>,
-    after: Vec<Box<dyn Kernel>>,
+    /// Bytes at the start of the workspace in which sums of bf16 receive.
+    room: u64,
+    steps: Vec<Step>,
+    /// Moves after all exchanges.
+    after: Vec<Step>,
 }
 
 impl Plan<'_> {
-    fn move_before(&mut self, spec: Move) -> Result<(), String> {
-        self.before.push(self.device.prepare_move(&spec)?);
+    fn move_now(&mut self, spec: Move) -> Result<(), String> {
+        self.steps.push(Step::Run(self.device.prepare_move(&spec)?));
         Ok(())
     }
 
     fn move_after(&mut self, spec: Move) -> Result<(), String> {
-        self.after.push(self.device.prepare_move(&spec)?);
+        self.after.push(Step::Run(self.device.prepare_move(&spec)?));
         Ok(())
     }
 
-    /// Room to pack messages, after the f32 copies.
+    fn exchange(&mut self, kind: ExchangeKind) {
+        self.steps.push(Step::Exchange(Exchange { kind, group: self.parts.group }));
+    }
+
+    /// A part of the workspace.
+    fn part(&self, first: u64, bytes: u64) -> Result<Span, String> {
+        let at = self.workspace.filter(|ws| ws.bytes >= first + bytes);
+        let at = at.map(|ws| Span { offset: ws.offset + first, bytes });
+        at.ok_or_else(|| format!("it needs {} bytes of workspace", first + bytes))
+    }
+
+    /// Room to pack messages, after that in which sums receive.
     fn scratch(&self, bytes: u64) -> Result<Span, String> {
-        let widened = self.widened_bytes;
-        let at = self.workspace.filter(|ws| ws.bytes >= widened + bytes);
-        let at = at.map(|ws| Span { offset: ws.offset + widened, bytes });
-        at.ok_or_else(|| format!("it needs {} bytes of workspace", widened + bytes))
+        self.part(self.room, bytes)
     }
 
-    /// Room for the f32 copies of sums of bf16.
-    fn widening(&self) -> Result<Option<Span>, String> {
-        let bytes = self.widened_bytes;
-        if bytes == 0 {
-            return Ok(None);
-        }
-        let at = self.workspace.filter(|ws| ws.bytes >= bytes);
-        at.map(|ws| Some(Span { bytes, ..ws })).ok_or_else(|| format!("it needs {bytes} bytes of workspace"))
-    }
-
-    fn all_reduce(&mut self, args: &[BufferSpec], results: &[BufferSpec]) -> Result<ExchangeKind, String> {
+    fn all_reduce(&mut self, args: &[BufferSpec], results: &[BufferSpec]) -> Result<(), String> {
         check_floats(args)?;
+        let dtype = args[0].ty.dtype;
         if let ([x], [y]) = (args, results) {
             if x.offset != y.offset {
-                self.move_before(Move::whole(&x.ty, x.offset, y.offset))?;
+                self.move_now(Move::whole(&x.ty, x.offset, y.offset))?;
             }
-            return Ok(ExchangeKind::AllReduce(y.span()));
+            return self.sum_everywhere(y.span(), dtype);
         }
         let bucket = self.scratch(args.iter().map(|a| a.ty.bytes()).sum())?;
         let mut offset = bucket.offset;
         for (x, y) in args.iter().zip(results) {
-            self.move_before(Move::whole(&x.ty, x.offset, offset))?;
+            self.move_now(Move::whole(&x.ty, x.offset, offset))?;
             self.move_after(Move::whole(&y.ty, offset, y.offset))?;
             offset += x.ty.bytes();
         }
-        Ok(ExchangeKind::AllReduce(bucket))
+        self.sum_everywhere(bucket, dtype)
     }
 
-    fn reduce_scatter(&mut self, x: &BufferSpec, y: &BufferSpec, dim: usize) -> Result<ExchangeKind, String> {
+    /// Replaces elements by their sum over the group.
+    fn sum_everywhere(&mut self, at: Span, dtype: DType) -> Result<(), String> {
+        if dtype != DType::Bf16 {
+            self.exchange(ExchangeKind::AllReduce(at));
+            return Ok(());
+        }
+        let n = self.parts.n();
+        let sums = SumParts::new(at.bytes / dtype.bytes(), n);
+        let front = Span { bytes: sums.scattered * dtype.bytes(), ..at };
+        let rest = Span { offset: at.offset + front.bytes, bytes: at.bytes - front.bytes };
+        if front.bytes > 0 {
+            let received = self.part(0, front.bytes)?;
+            let own = front.chunk(self.parts.own_slot() as u64, n);
+            self.exchange(ExchangeKind::AllToAll { input: front, output: received });
+            self.move_now(Move::Sum { parts: received, to: own })?;
+            self.exchange(ExchangeKind::AllGather { input: own, output: front });
+        }
+        if rest.bytes > 0 {
+            let copies = self.part(sums.received_bytes(), n * rest.bytes)?;
+            self.exchange(ExchangeKind::AllGather { input: rest, output: copies });
+            self.move_now(Move::Sum { parts: copies, to: rest })?;
+        }
+        Ok(())
+    }
+
+    fn reduce_scatter(&mut self, x: &BufferSpec, y: &BufferSpec, dim: usize) -> Result<(), String> {
         check_floats(std::slice::from_ref(x))?;
         apart(x, y)?;
         let (mut input, output) = (x.span(), y.span());
@@ -210,15 +235,21 @@ impl Plan<'_> {
             input = self.scratch(input.bytes)?;
             self.pack(x, &y.ty, dim, input)?;
         } else if !self.parts.is_in_order() {
-            self.move_before(Move::Permute { at: input, to: self.parts.slots.clone() })?;
+            self.move_now(Move::Permute { at: input, to: self.parts.slots.clone() })?;
             self.move_after(Move::Permute { at: input, to: self.parts.positions() })?;
         }
-        Ok(ExchangeKind::ReduceScatter { input, output })
+        if x.ty.dtype == DType::Bf16 {
+            let received = self.part(0, input.bytes)?;
+            self.exchange(ExchangeKind::AllToAll { input, output: received });
+            return self.move_now(Move::Sum { parts: received, to: output });
+        }
+        self.exchange(ExchangeKind::ReduceScatter { input, output });
+        Ok(())
     }
 
-    fn all_gather(&mut self, x: &BufferSpec, y: &BufferSpec, dim: usize) -> Result<ExchangeKind, String> {
+    fn all_gather(&mut self, x: &BufferSpec, y: &BufferSpec, dim: usize) -> Result<(), String> {
         let (input, mut output) = (x.span(), y.span());
-        let slot = self.parts.slots[self.parts.position as usize];
+        let slot = self.parts.own_slot();
         if !is_leading(y, dim) {
             apart(x, y)?;
             output = self.scratch(output.bytes)?;
@@ -229,10 +260,11 @@ impl Plan<'_> {
         if is_leading(y, dim) && !self.parts.is_in_order() {
             self.move_after(Move::Permute { at: output, to: self.parts.positions() })?;
         }
-        Ok(ExchangeKind::AllGather { input, output })
+        self.exchange(ExchangeKind::AllGather { input, output });
+        Ok(())
     }
 
-    fn all_to_all(&mut self, x: &BufferSpec, y: &BufferSpec, from: usize, to: usize) -> Result<ExchangeKind, String> {
+    fn all_to_all(&mut self, x: &BufferSpec, y: &BufferSpec, from: usize, to: usize) -> Result<(), String> {
         apart(x, y)?;
         let mut chunk = x.ty.clone();
         chunk.shape[to] /= self.parts.n();
@@ -246,14 +278,15 @@ impl Plan<'_> {
             output = scratch.chunk(1, 2);
             self.unpack(y, &chunk, from, output)?;
         }
-        Ok(ExchangeKind::AllToAll { input, output })
+        self.exchange(ExchangeKind::AllToAll { input, output });
+        Ok(())
     }
 
     /// Packs the chunks along `dim` of `x` in the order of the group.
     fn pack(&mut self, x: &BufferSpec, chunk: &TensorType, dim: usize, at: Span) -> Result<(), String> {
         for (p, slot) in self.parts.slots.clone().into_iter().enumerate() {
             let packed = Packed { offset: at.chunk(slot as u64, self.parts.n()).offset, ty: chunk.clone() };
-            self.move_before(block(x, packed, dim, p as u64, Side::From))?;
+            self.move_now(block(x, packed, dim, p as u64, Side::From))?;
         }
         Ok(())
     }
@@ -277,12 +310,12 @@ fn check_floats(buffers: &[BufferSpec]) -> Result<(), String> {
     }
 }
 
-/// Bytes of the f32 copies that a sum of bf16 needs.
-fn widening_bytes(step: &ReshardStep, args: &[BufferSpec], results: &[BufferSpec]) -> u64 {
-    let bytes = |buffers: &[BufferSpec]| buffers.iter().map(|b| widened_bytes(&b.ty)).sum::<u64>();
+/// Bytes at the start of the workspace in which a sum of bf16 over `n` ranks receives.
+fn room_bytes(step: &ReshardStep, args: &[BufferSpec], n: u64) -> u64 {
+    let types: Vec<&TensorType> = args.iter().map(|arg| &arg.ty).collect();
     match step {
-        ReshardStep::AllReduce { .. } => bytes(args),
-        ReshardStep::ReduceScatter { .. } => bytes(args) + bytes(results),
+        ReshardStep::AllReduce { .. } => sum_bytes(&types, n),
+        ReshardStep::ReduceScatter { .. } => scattered_sum_bytes(types[0]),
         _ => 0,
     }
 }

@@ -10,11 +10,11 @@ use galvatron_ir::{NodeId, ValueId};
 
 use super::RunOptions;
 use super::data::{DataSource, Load};
-use super::exchange::{self, Buffers, Collected};
+use super::exchange::{self, Buffers, Step};
 use super::layout::Layout;
 use super::observe::Ends;
 use crate::comm::Collective;
-use crate::device::{BufferSpec, Device, Exchange, Kernel, Move, NodeSpec, Readout, Span};
+use crate::device::{BufferSpec, Device, Kernel, Move, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
 
 /// One node of one rank.
@@ -43,10 +43,8 @@ pub(super) enum Work {
     /// One kernel for this node and the next ones, which have nothing left to do; `first` the first time in a step, if
     /// accumulators are written for the first time.
     Group { first: Option<Box<dyn Kernel>>, kernel: Box<dyn Kernel> },
-    /// Moves around an exchange.
-    Exchange { before: Vec<Box<dyn Kernel>>, exchange: Exchange, after: Vec<Box<dyn Kernel>> },
-    /// Moves alone.
-    Moves(Vec<Box<dyn Kernel>>),
+    /// Moves and exchanges, in order.
+    Collective(Vec<Step>),
     /// Data from the host.
     Load(Box<Load>),
     /// The learning rate.
@@ -156,7 +154,7 @@ impl Builder<'_> {
         if let Some(step) = step_of_op(&node.op) {
             let buffers = Buffers { args, results, workspace };
             let collected = exchange::prepare(&step, self.layout, self.device, self.comm, buffers);
-            return Ok(collected.map(work_of_collective));
+            return Ok(collected.map(Work::Collective));
         }
         let spec = NodeSpec { op: &node.op, args, results, workspace };
         Ok(match &node.op {
@@ -191,14 +189,6 @@ pub(super) fn is_same_place(spec: &NodeSpec<'_>) -> bool {
         None => (&spec.args[0], &spec.args[1]),
     };
     to.span() == from.span()
-}
-
-fn work_of_collective(collected: Collected) -> Work {
-    let Collected { before, exchange, after } = collected;
-    match exchange {
-        Some(exchange) => Work::Exchange { before, exchange, after },
-        None => Work::Moves(before),
-    }
 }
 
 /// The value of a chunk that holds an output of the program: the last one that is whole on every rank.

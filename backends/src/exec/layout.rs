@@ -1,5 +1,6 @@
 //! What one rank holds of each value of the plan, and where in its arena.
 
+use galvatron_ir::cluster::DeviceKind;
 use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Module;
@@ -24,6 +25,22 @@ pub(super) struct Layout<'a> {
 /// Bytes of an arena with both regions.
 pub(super) fn arena_bytes(arena: &Arena) -> u64 {
     transient_start(arena) + arena.transient
+}
+
+/// Bytes of the largest f32 copies of a node of a rank that has no kernels for bf16, where the plan is for devices that have:
+/// then it has no room for them.
+pub(super) fn scratch_bytes(module: &Module) -> u64 {
+    if module.mesh.device() == DeviceKind::Cpu {
+        return 0;
+    }
+    let bytes = |chunk: &Chunk, id| {
+        let node = chunk.graph.node(id);
+        let (args, results) =
+            (chunk.local_types(&node.args, &module.mesh), chunk.local_types(&node.results, &module.mesh));
+        node.op.widening_bytes(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>())
+    };
+    let nodes = module.chunks.iter().flat_map(|chunk| chunk.nodes().map(move |(_, id)| bytes(chunk, id)));
+    nodes.max().unwrap_or(0)
 }
 
 fn transient_start(arena: &Arena) -> u64 {
@@ -72,7 +89,7 @@ impl<'a> Layout<'a> {
     ) -> Result<Option<Span>, RunFault> {
         let types = |buffers: &'_ [BufferSpec]| buffers.iter().map(|b| b.ty.clone()).collect::<Vec<TensorType>>();
         let (args, results) = (types(args), types(results));
-        let bytes = node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>());
+        let bytes = node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>(), self.mesh);
         if bytes == 0 {
             return Ok(None);
         }

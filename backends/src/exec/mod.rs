@@ -160,11 +160,11 @@ pub fn run_ranks(
 ) -> Result<RunReport, RunFault> {
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_threads = (options.threads.unwrap_or_else(cores) / comms.len().max(1)).max(1);
-    let bytes = arena_bytes(module);
+    let (bytes, scratch) = (arena_bytes(module), layout::scratch_bytes(module));
     let mut world: World = Vec::new();
     for comm in comms {
         let fault = || RunFault::Memory { rank: comm.rank(), bytes };
-        let device = Cpu::new(bytes, n_threads).ok_or_else(fault);
+        let device = Cpu::with_scratch(bytes, scratch, n_threads).ok_or_else(fault);
         let device = device.inspect_err(|fault| comm.abort(&fault.to_string()))?;
         world.push((Box::new(device), comm));
     }

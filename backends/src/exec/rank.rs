@@ -11,12 +11,13 @@ use super::RunOptions;
 use super::collect::Gather;
 use super::data::DataSource;
 use super::deliver::{END_OF_STEP, Expected};
+use super::exchange::Step;
 use super::gate::{Flow, Gate};
 use super::instr::{Instr, Phases, Report, Work, phase_index};
 use super::observe::Observed;
 use super::trace::TraceEvent;
 use crate::comm::{Collective, CommFault, GroupId, Site, Stats};
-use crate::device::{BufferSpec, Device, Kernel, Span};
+use crate::device::{BufferSpec, Device, Span};
 use crate::fault::RunFault;
 
 /// What all ranks share.
@@ -269,13 +270,17 @@ impl Context<'_> {
             Work::Accumulate { add, .. } => add.run()?,
             Work::Group { first: Some(first), .. } if self.entry.is_first => first.run()?,
             Work::Group { kernel, .. } => kernel.run()?,
-            Work::Exchange { before, exchange, after } => {
-                run_all(before)?;
+            Work::Collective(steps) => {
                 let site = Site { node: &instr.name, step: self.step };
-                self.device.exchange(&mut *self.comm, exchange, &site).map_err(Failure::Comm)?;
-                run_all(after)?;
+                for step in steps {
+                    match step {
+                        Step::Run(kernel) => kernel.run()?,
+                        Step::Exchange(exchange) => {
+                            self.device.exchange(&mut *self.comm, exchange, &site).map_err(Failure::Comm)?;
+                        }
+                    }
+                }
             }
-            Work::Moves(moves) => run_all(moves)?,
             Work::Load(load) => {
                 let micro_batch = self.entry.micro_batch.unwrap_or(0) as usize;
                 load.run(self.device, self.shared.data, self.step, micro_batch)?;
@@ -304,8 +309,4 @@ impl Context<'_> {
 /// Learning rate of a step (from 1).
 pub(super) fn learning_rate(train: &TrainInfo, step: u64) -> f64 {
     train.schedule.lr_at(train.lr, step)
-}
-
-fn run_all(kernels: &[Box<dyn Kernel>]) -> Result<(), String> {
-    kernels.iter().try_for_each(|kernel| kernel.run())
 }

@@ -1,5 +1,6 @@
 //! The mesh: named axes, ranks and the groups of ranks along some axes.
 
+use crate::cluster::DeviceKind;
 use crate::id::AxisId;
 
 /// One axis of the mesh.
@@ -13,17 +14,18 @@ pub struct MeshAxis {
     pub level: Option<u32>,
 }
 
-/// A mesh: axis 0 is the temporal axis `mb`, the others are spatial, slowest link first.
+/// A mesh of equal devices: axis 0 is the temporal axis `mb`, the others are spatial, slowest link first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mesh {
     axes: Vec<MeshAxis>,
+    device: DeviceKind,
 }
 
 impl Mesh {
     /// The temporal axis of micro-batches.
     pub const MB: AxisId = AxisId(0);
 
-    /// A mesh of the given link levels (slowest first) whose sizes are split into prime factors, and a number of micro-batches.
+    /// A mesh of CPUs of the given link levels (slowest first) whose sizes are split into prime factors, and a number of micro-batches.
     pub fn from_levels(level_sizes: &[u32], micro_batches: u32) -> Mesh {
         let mut axes = vec![MeshAxis { name: "mb".into(), size: micro_batches, level: None }];
         for (level, &size) in level_sizes.iter().enumerate() {
@@ -32,14 +34,24 @@ impl Mesh {
                 axes.push(MeshAxis { name, size: prime, level: Some(level as u32) });
             }
         }
-        Mesh { axes }
+        Mesh { axes, device: DeviceKind::Cpu }
     }
 
-    /// A mesh with the given spatial axes.
+    /// A mesh of CPUs with the given spatial axes.
     pub fn new(micro_batches: u32, spatial: Vec<MeshAxis>) -> Mesh {
         let mut axes = vec![MeshAxis { name: "mb".into(), size: micro_batches, level: None }];
         axes.extend(spatial);
-        Mesh { axes }
+        Mesh { axes, device: DeviceKind::Cpu }
+    }
+
+    /// The same mesh of devices of another kind.
+    pub fn of(self, device: DeviceKind) -> Mesh {
+        Mesh { device, ..self }
+    }
+
+    /// The kind of the devices; CPUs unless it was said. Any backend may run the plan all the same.
+    pub fn device(&self) -> DeviceKind {
+        self.device
     }
 
     /// All axes, the temporal one first.

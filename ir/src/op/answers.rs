@@ -20,7 +20,12 @@ macro_rules! pure {
             $crate::op::Effects::Pure
         }
 
-        fn workspace(&self, _args: &[&$crate::types::TensorType], _results: &[&$crate::types::TensorType]) -> u64 {
+        fn workspace(
+            &self,
+            _args: &[&$crate::types::TensorType],
+            _results: &[&$crate::types::TensorType],
+            _mesh: &$crate::mesh::Mesh,
+        ) -> u64 {
             0
         }
     };

@@ -20,7 +20,8 @@ pub use gradient::{GradCx, NoGradient};
 pub use sample::{Fill, Sample};
 pub use widen::widened_bytes;
 
-use crate::mesh::ShardingRule;
+use crate::cluster::DeviceKind;
+use crate::mesh::{Mesh, ShardingRule};
 use crate::types::TensorType;
 
 /// Work of one execution, from local types; never seconds.
@@ -91,8 +92,8 @@ pub trait OpDef: Sized {
     fn effects(&self) -> Effects;
     /// Sharing of memory.
     fn alias(&self) -> Alias;
-    /// Bytes of scratch memory that any backend may use.
-    fn workspace(&self, args: &[&TensorType], results: &[&TensorType]) -> u64;
+    /// Bytes of scratch memory that any backend may use; a collective's depend on the number of its ranks.
+    fn workspace(&self, args: &[&TensorType], results: &[&TensorType], mesh: &Mesh) -> u64;
     /// Attributes for the text format.
     fn attrs(&self) -> Attrs;
     /// Reads the attributes of the op of that mnemonic.
@@ -157,10 +158,11 @@ macro_rules! ops {
             pub fn alias(&self) -> Alias {
                 match self { $(Op::$name(op) => op.alias(),)* }
             }
-            /// See [`OpDef::workspace`]; with the f32 copies of bf16 tensors, which come first.
-            pub fn workspace(&self, args: &[&TensorType], results: &[&TensorType]) -> u64 {
-                let own = match self { $(Op::$name(op) => op.workspace(args, results),)* };
-                self.widening_bytes(args, results) + own
+            /// See [`OpDef::workspace`]; in plans for devices without kernels for bf16 the f32 copies of tensors come first.
+            pub fn workspace(&self, args: &[&TensorType], results: &[&TensorType], mesh: &Mesh) -> u64 {
+                let own = match self { $(Op::$name(op) => op.workspace(args, results, mesh),)* };
+                let is_widened = mesh.device() == DeviceKind::Cpu;
+                if is_widened { self.widening_bytes(args, results) + own } else { own }
             }
             /// See [`OpDef::attrs`].
             pub fn attrs(&self) -> Attrs {

@@ -1,5 +1,5 @@
 //! Arithmetic is in f32: operands and results of bf16 pass through f32 copies, which lie in the workspace of the node on
-//! backends without kernels for bf16. Ops that only move elements take bf16 as it is.
+//! devices without kernels for bf16, which are CPUs. Ops that only move elements take bf16 as it is.
 
 use super::Op;
 use crate::types::{DType, TensorType};

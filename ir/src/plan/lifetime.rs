@@ -235,7 +235,7 @@ fn viewed(op: &Op, result: usize) -> Option<usize> {
 pub fn workspace_bytes(chunk: &Chunk, node: NodeId, mesh: &Mesh) -> u64 {
     let node = chunk.graph.node(node);
     let (args, results) = (chunk.local_types(&node.args, mesh), chunk.local_types(&node.results, mesh));
-    node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>())
+    node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>(), mesh)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::VERSION;
 use super::lexer::quote;
+use crate::cluster::DeviceKind;
 use crate::graph::{Graph, Node, Value};
 use crate::id::{AxisId, NodeId, ValueId};
 use crate::mesh::Mesh;
@@ -64,7 +65,11 @@ fn write_mesh(out: &mut String, mesh: &Mesh) -> Result {
         write!(f, "{}={}", axis.name, axis.size)?;
         axis.level.map_or(Ok(()), |level| write!(f, "@{level}"))
     });
-    writeln!(out, "  mesh [{axes}]")
+    write!(out, "  mesh [{axes}]")?;
+    if mesh.device() != DeviceKind::Cpu {
+        write!(out, " of {}", mesh.device().name())?;
+    }
+    out.write_str("\n")
 }
 
 fn write_train(out: &mut String, train: &TrainInfo) -> Result {

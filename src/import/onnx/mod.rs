@@ -12,7 +12,9 @@ pub mod weights;
 
 use std::path::Path;
 
+use galvatron_ir::Module;
 use galvatron_ir::diagnostic::Checked;
+use galvatron_ir::recipe::Recipe;
 
 use super::{ImportOptions, Imported};
 use reader::OnnxModel;
@@ -46,7 +48,7 @@ pub fn import_model(model: &OnnxModel, options: &ImportOptions<'_>) -> Checked<I
 /// As [`import`], without those of the batch.
 pub fn import_fixed(model: &OnnxModel) -> Checked<Module> {
     let bindings = bind::fixed(model)?;
-    let parameters = parameters::choose(model, &Recipe::default())?;
+    let parameters = parameters::choose(model, &Recipe::default(), false)?;
     lower::lower(model, &bindings, &parameters)
 }
 

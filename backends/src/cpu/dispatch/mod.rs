@@ -27,17 +27,17 @@ use crate::device::{BufferSpec, Kernel, NodeSpec, Span};
 /// What `prepare` makes of a node: its kernel, or why there is none.
 type Prepared = Result<Box<dyn Kernel>, String>;
 
-/// Prepares a compute node.
+/// Prepares a compute node; f32 copies for which it has no workspace lie in `scratch`, which all nodes share.
 ///
 /// # Errors
 /// When no kernel fits the op, its element types or the overlap of its buffers.
-pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, spec: &NodeSpec<'_>) -> Prepared {
+pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, scratch: Span, spec: &NodeSpec<'_>) -> Prepared {
     let cx = Cx { arena, threads, op: spec.op, args: buffers(spec.args), results: buffers(spec.results) };
     cx.check_overlaps()?;
     let types = |specs: &'_ [BufferSpec]| specs.iter().map(|s| s.ty.clone()).collect::<Vec<_>>();
     let (args, results) = (types(spec.args), types(spec.results));
     match spec.op.is_widened(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>()) {
-        true => widen::prepare(&cx, spec.workspace),
+        true => widen::prepare(&cx, spec.workspace, scratch),
         false => dispatch(spec.op, &cx),
     }
 }

@@ -12,9 +12,13 @@ use galvatron_ir::types::bf16;
 /// Elements that a task converts.
 const GRAIN: usize = 1 << 14;
 
-/// Prepares a node with bf16 operands or results; its f32 copies lie at the start of its workspace.
-pub(super) fn prepare(cx: &Cx<'_>, workspace: Option<Span>) -> Prepared {
-    let mut at = workspace.ok_or("its f32 copies need workspace")?.offset;
+/// Prepares a node with bf16 operands or results; its f32 copies lie at the start of its workspace, or in the device's scratch
+/// memory where the plan has no room for them.
+pub(super) fn prepare(cx: &Cx<'_>, workspace: Option<Span>, scratch: Span) -> Prepared {
+    let halves = cx.args.iter().chain(&cx.results).filter(|buffer| buffer.dtype == DType::Bf16);
+    let bytes: u64 = halves.map(|b| widened_bytes(&TensorType::new(DType::Bf16, [b.len as u64]))).sum();
+    let room = workspace.into_iter().chain([scratch]).find(|room| room.bytes >= bytes);
+    let mut at = room.ok_or_else(|| format!("its f32 copies need {bytes} bytes of workspace"))?.offset;
     let mut copies = Vec::new();
     let mut wide = |buffers: &[Buffer], is_arg: bool| {
         let copy = |buffer: &Buffer| {

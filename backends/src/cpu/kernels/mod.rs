@@ -17,6 +17,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod shape;
 pub mod softmax;
+pub mod sum_parts;
 pub mod tile;
 pub mod top_k;
 pub mod unary;

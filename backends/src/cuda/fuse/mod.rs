@@ -11,7 +11,7 @@ mod tests;
 
 use expression::Expression;
 
-use super::command::{Accesses, Program};
+use super::command::{Accesses, Program, Stream};
 use super::table;
 use crate::device::RunNode;
 
@@ -45,7 +45,7 @@ fn elementwise(group: &[RunNode<'_>]) -> Option<Program> {
     let reads = whole.loads.iter().map(|load| load.at).collect();
     let writes = stores.iter().map(|store| store.at).collect();
     let commands = if stores.is_empty() { Vec::new() } else { vec![source::launch(&whole, &stores)] };
-    Some(Program { name: name(group), commands, accesses: Accesses { reads, writes } })
+    Some(Program { name: name(group), stream: Stream::Compute, commands, accesses: Accesses { reads, writes } })
 }
 
 /// The mnemonics of a group's nodes.

@@ -23,18 +23,27 @@ fn typed(offset: u64, ty: TensorType) -> BufferSpec {
 
 /// A run under construction.
 #[derive(Default)]
-struct Run(Vec<(Op, Vec<BufferSpec>, Vec<BufferSpec>, Vec<Option<usize>>)>);
+struct Run(Vec<Member>);
+
+/// An op with operands, results, and for each result its last reader.
+type Member = (Op, Vec<BufferSpec>, Vec<BufferSpec>, Vec<Option<usize>>);
 
 impl Run {
     /// Adds a node with one result.
-    fn node(mut self, op: impl Into<Op>, args: &[BufferSpec], result: BufferSpec, last_reader: Option<usize>) -> Run {
-        self.0.push((op.into(), args.to_vec(), vec![result], vec![last_reader]));
+    fn node(
+        mut self,
+        op: impl Into<Op>,
+        args: impl Into<Vec<BufferSpec>>,
+        result: BufferSpec,
+        last_reader: Option<usize>,
+    ) -> Run {
+        self.0.push((op.into(), args.into(), vec![result], vec![last_reader]));
         self
     }
 
     /// Adds a node without results.
-    fn write(mut self, op: impl Into<Op>, args: &[BufferSpec]) -> Run {
-        self.0.push((op.into(), args.to_vec(), Vec::new(), Vec::new()));
+    fn write(mut self, op: impl Into<Op>, args: impl Into<Vec<BufferSpec>>) -> Run {
+        self.0.push((op.into(), args.into(), Vec::new(), Vec::new()));
         self
     }
 
@@ -69,9 +78,9 @@ fn offsets(spans: &[crate::device::Span]) -> Vec<u64> {
 fn bias_relu(last_reader: Option<usize>) -> Run {
     let (x, bias) = (at(0, &[4, 8]), at(128, &[8]));
     let sum = x.clone();
-    Run::default().node(Binary::ADD, &[x, bias], sum.clone(), last_reader).node(
+    Run::default().node(Binary::ADD, [x, bias], sum.clone(), last_reader).node(
         RELU,
-        &[sum],
+        [sum],
         at(192, &[4, 8]),
         READ_LATER,
     )
@@ -94,9 +103,9 @@ fn equal_computations_share_a_kernel_wherever_they_lie() {
     };
     let shape = [16, 24];
     let (x, bias) = (at(4096, &shape), at(8192, &[24]));
-    let elsewhere = Run::default().node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1)).node(
+    let elsewhere = Run::default().node(Binary::ADD, [x.clone(), bias], x.clone(), Some(1)).node(
         RELU,
-        &[x],
+        [x],
         at(12288, &shape),
         READ_LATER,
     );
@@ -108,9 +117,9 @@ fn equal_computations_share_a_kernel_wherever_they_lie() {
 fn element_i_may_be_written_over_element_i() {
     let (x, y) = (at(0, &[8]), at(64, &[8]));
     let run = Run::default()
-        .node(RELU, &[x.clone()], x.clone(), READ_LATER)
-        .node(Binary::MUL, &[x.clone(), y.clone()], y, READ_LATER)
-        .node(NEG, &[x.clone()], x, READ_LATER);
+        .node(RELU, [x.clone()], x.clone(), READ_LATER)
+        .node(Binary::MUL, [x.clone(), y.clone()], y, READ_LATER)
+        .node(NEG, [x.clone()], x, READ_LATER);
     assert_eq!(run.groups(), [3]);
     // The first result is covered by the last one.
     assert_eq!(offsets(&run.lowered().accesses.writes), [64, 0]);
@@ -119,9 +128,9 @@ fn element_i_may_be_written_over_element_i() {
 #[test]
 fn a_result_over_a_repeated_operand_is_not_fused() {
     let (x, bias) = (at(0, &[4, 8]), at(128, &[8]));
-    let over_bias = Run::default().node(Binary::ADD, &[x.clone(), bias], x.clone(), Some(1)).node(
+    let over_bias = Run::default().node(Binary::ADD, [x.clone(), bias], x.clone(), Some(1)).node(
         RELU,
-        &[x],
+        [x],
         at(128, &[4, 8]),
         READ_LATER,
     );
@@ -132,17 +141,12 @@ fn a_result_over_a_repeated_operand_is_not_fused() {
 fn a_result_over_other_elements_of_an_operand_is_not_fused() {
     let (x, y) = (at(0, &[32]), at(128, &[32]));
     let shifted = |offset| {
-        Run::default().node(RELU, &[x.clone()], y.clone(), Some(1)).node(
-            NEG,
-            &[y.clone()],
-            at(offset, &[32]),
-            READ_LATER,
-        )
+        Run::default().node(RELU, [x.clone()], y.clone(), Some(1)).node(NEG, [y.clone()], at(offset, &[32]), READ_LATER)
     };
     assert_eq!(shifted(0).groups(), [2]);
     assert_eq!(shifted(64).groups(), [1, 1]);
     // Nobody reads it: nothing is written there.
-    let dead = Run::default().node(RELU, &[x], y.clone(), Some(1)).node(NEG, &[y], at(64, &[32]), None);
+    let dead = Run::default().node(RELU, [x], y.clone(), Some(1)).node(NEG, [y], at(64, &[32]), None);
     assert_eq!(dead.groups(), [2]);
 }
 
@@ -151,9 +155,9 @@ fn elements_of_another_width_are_other_elements() {
     let half = |offset| typed(offset, TensorType::new(DType::Bf16, [32]));
     let cast = Cast { to: DType::F32 };
     let run = |to| {
-        Run::default().node(cast, &[half(0)], at(to, &[32]), READ_LATER).node(
+        Run::default().node(cast, [half(0)], at(to, &[32]), READ_LATER).node(
             NEG,
-            &[at(to, &[32])],
+            [at(to, &[32])],
             at(256, &[32]),
             READ_LATER,
         )
@@ -165,14 +169,14 @@ fn elements_of_another_width_are_other_elements() {
 #[test]
 fn a_part_of_an_earlier_result_is_not_an_operand_of_its_kernel() {
     let (x, y) = (at(0, &[32]), at(128, &[32]));
-    let run = Run::default().node(RELU, &[x], y, READ_LATER).node(NEG, &[at(192, &[32])], at(512, &[32]), READ_LATER);
+    let run = Run::default().node(RELU, [x], y, READ_LATER).node(NEG, [at(192, &[32])], at(512, &[32]), READ_LATER);
     assert_eq!(run.groups(), [1, 1]);
 }
 
 #[test]
 fn results_that_share_some_bytes_are_not_fused() {
     let x = at(0, &[32]);
-    let run = Run::default().node(RELU, &[x.clone()], at(128, &[32]), None).node(NEG, &[x], at(192, &[32]), READ_LATER);
+    let run = Run::default().node(RELU, [x.clone()], at(128, &[32]), None).node(NEG, [x], at(192, &[32]), READ_LATER);
     assert_eq!(run.groups(), [1, 1]);
 }
 
@@ -183,13 +187,8 @@ fn a_kernel_has_no_more_buffers_than_fit_into_registers() {
     let run = |n: usize| {
         Run::default()
             .node(AddN, &terms[..n], sum.clone(), READ_LATER)
-            .node(AddN, &[&[sum.clone()][..], &terms[..3]].concat(), end.clone(), READ_LATER)
-            .node(
-                AddN,
-                &[&[end.clone()][..], &[at(8192, &[32]), at(8320, &[32])]].concat(),
-                at(8448, &[32]),
-                READ_LATER,
-            )
+            .node(AddN, [&[sum.clone()][..], &terms[..3]].concat(), end.clone(), READ_LATER)
+            .node(AddN, [&[end.clone()][..], &[at(8192, &[32]), at(8320, &[32])]].concat(), at(8448, &[32]), READ_LATER)
     };
     assert_eq!(run(11).groups(), [3]);
     assert_eq!(run(12).groups(), [2, 1]);
@@ -198,7 +197,7 @@ fn a_kernel_has_no_more_buffers_than_fit_into_registers() {
 #[test]
 fn an_accumulator_is_written_whoever_reads_it() {
     let (x, sum) = (at(0, &[32]), at(128, &[32]));
-    let run = Run::default().node(NEG, &[x.clone()], x.clone(), Some(1)).write(Accumulate, &[sum, x]);
+    let run = Run::default().node(NEG, [x.clone()], x.clone(), Some(1)).write(Accumulate, [sum, x]);
     assert_eq!(run.groups(), [2]);
     assert_eq!(offsets(&run.lowered().accesses.writes), [128]);
 }
@@ -207,10 +206,10 @@ fn an_accumulator_is_written_whoever_reads_it() {
 fn other_ops_and_other_sizes_end_a_group() {
     let (x, y, z) = (at(0, &[32]), at(128, &[32]), at(256, &[16]));
     let run = Run::default()
-        .node(RELU, &[x], y.clone(), READ_LATER)
-        .node(NEG, &[z.clone()], z.clone(), READ_LATER)
-        .node(NEG, &[z.clone()], z.clone(), READ_LATER)
-        .node(galvatron_ir::op::compute::SumSquares, &[z], at(384, &[]), READ_LATER)
-        .node(NEG, &[y.clone()], y, READ_LATER);
+        .node(RELU, [x], y.clone(), READ_LATER)
+        .node(NEG, [z.clone()], z.clone(), READ_LATER)
+        .node(NEG, [z.clone()], z.clone(), READ_LATER)
+        .node(galvatron_ir::op::compute::SumSquares, [z], at(384, &[]), READ_LATER)
+        .node(NEG, [y.clone()], y, READ_LATER);
     assert_eq!(run.groups(), [1, 2, 1, 1]);
 }

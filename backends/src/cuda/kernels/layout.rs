@@ -5,7 +5,7 @@ use galvatron_ir::types::DType;
 
 use super::super::command::{Arg, Command, Launch, Place};
 use super::super::walk::{Walk, row_major};
-use super::{Cx, Family, Lowered, at, elements};
+use super::{Cx, Family, Lowered, at, elements, reduce};
 use crate::device::{BufferSpec, Corner, Move, Span};
 
 const FAMILY: Family = Family::Layout;
@@ -161,6 +161,7 @@ pub(in super::super) fn moved(spec: &Move) -> Lowered {
             copy(dtype.bytes(), extents, corner(from, *dtype), corner(to, *dtype))
         }
         Move::Permute { at, to } => permute(*at, to),
+        Move::Sum { parts, to } => reduce::sum_parts(*parts, *to),
     }
 }
 

@@ -116,7 +116,8 @@ impl PlanBuilder {
         let arg_types = self.chunk.local_types(args, &self.module.mesh);
         let result_types = self.chunk.local_types(&results, &self.module.mesh);
         let op = self.chunk.graph.node(node).op.clone();
-        let bytes = op.workspace(&arg_types.iter().collect::<Vec<_>>(), &result_types.iter().collect::<Vec<_>>());
+        let (arg_types, result_types) = (arg_types.iter().collect::<Vec<_>>(), result_types.iter().collect::<Vec<_>>());
+        let bytes = op.workspace(&arg_types, &result_types, &self.module.mesh);
         if bytes > 0 {
             self.chunk.graph.node_mut(node).workspace = Some(self.allocate(Region::Transient, bytes));
         }

@@ -3,10 +3,14 @@
 //! `reshard` stands for a list of collectives until the pass `lower-reshards`; all others name their axes. An
 //! `all_reduce` may carry several operands (a bucket), each resolved by itself.
 
+mod sums;
+
 use crate::id::AxisId;
-use crate::mesh::{ReshardStep, RuleBuilder, ShardingRule};
-use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args, widened_bytes};
+use crate::mesh::{Mesh, ReshardStep, RuleBuilder, ShardingRule};
+use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args};
 use crate::types::TensorType;
+
+pub use sums::{SumParts, scattered_sum_bytes, sum_bytes};
 
 /// The answers that all collectives share: types pass through, there is no factor rule and no gradient.
 macro_rules! collective {
@@ -51,7 +55,7 @@ impl OpDef for Reshard {
     collective!("comm.reshard");
     no_attrs!(Reshard);
 
-    fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType]) -> u64 {
+    fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType], _mesh: &Mesh) -> u64 {
         0
     }
 }
@@ -90,10 +94,10 @@ impl OpDef for AllReduce {
         crate::op::Alias::MayReuseEach
     }
 
-    /// Several operands travel as one message, packed one after the other. Sums are of f32.
-    fn workspace(&self, args: &[&TensorType], _results: &[&TensorType]) -> u64 {
+    /// Several operands travel as one message, packed one after the other.
+    fn workspace(&self, args: &[&TensorType], _results: &[&TensorType], mesh: &Mesh) -> u64 {
         let packed: u64 = if args.len() == 1 { 0 } else { args.iter().map(|t| t.bytes()).sum() };
-        packed + args.iter().map(|t| widened_bytes(t)).sum::<u64>()
+        sum_bytes(args, mesh.product(&self.axes)) + packed
     }
 
     fn attrs(&self) -> Attrs {
@@ -123,7 +127,7 @@ macro_rules! along_dim {
         impl OpDef for $name {
             collective!($mnemonic);
 
-            fn workspace(&self, args: &[&TensorType], results: &[&TensorType]) -> u64 {
+            fn workspace(&self, args: &[&TensorType], results: &[&TensorType], _mesh: &Mesh) -> u64 {
                 let bytes: fn(usize, &TensorType, &TensorType) -> u64 = $workspace;
                 bytes(self.dim, args[0], results[0])
             }
@@ -141,7 +145,7 @@ macro_rules! along_dim {
 
 along_dim!(
     /// Sums partial values over `axes`; each rank keeps its part of `dim`.
-    ReduceScatter, "comm.reduce_scatter", |dim, from, to| packing(dim, from) + widened_bytes(from) + widened_bytes(to)
+    ReduceScatter, "comm.reduce_scatter", |dim, from, _| scattered_sum_bytes(from) + packing(dim, from)
 );
 along_dim!(
     /// Joins the parts of `dim` that the minor axes `axes` hold.
@@ -166,7 +170,7 @@ pub struct AllToAll {
 impl OpDef for AllToAll {
     collective!("comm.all_to_all");
 
-    fn workspace(&self, args: &[&TensorType], _results: &[&TensorType]) -> u64 {
+    fn workspace(&self, args: &[&TensorType], _results: &[&TensorType], _mesh: &Mesh) -> u64 {
         2 * args[0].bytes()
     }
 

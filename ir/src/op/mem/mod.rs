@@ -18,7 +18,7 @@ macro_rules! memory_op {
             Work { matmul_flops: 0, flops: 0, bytes: traffic(args, results) }
         }
 
-        fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType]) -> u64 {
+        fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType], _mesh: &crate::mesh::Mesh) -> u64 {
             0
         }
 

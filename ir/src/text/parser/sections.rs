@@ -4,6 +4,7 @@ use super::Parser;
 use super::cursor::Parsed;
 use super::fields::Fields;
 use super::types::tensor_type;
+use crate::cluster::DeviceKind;
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
 use crate::module::{Initializer, Normal, TrainInfo};
@@ -15,7 +16,7 @@ use crate::text::printer::{SCHEDULES, SHIFTS};
 use std::ops::Range;
 
 impl<'t> Parser<'t> {
-    /// `mesh [mb=2, a0=2@0]`; the first word was taken.
+    /// `mesh [mb=2, a0=2@0] of cuda`; the first word was taken.
     pub fn mesh(&mut self, first: Token) -> Parsed<()> {
         self.cursor.sign('[')?;
         let axes = self.cursor.items(']', |c| {
@@ -25,14 +26,26 @@ impl<'t> Parser<'t> {
             let level = if c.eats('@') { Some(c.unsigned32("the link level of the axis")?) } else { None };
             Ok((MeshAxis { name: c.text_of(name).to_string(), size, level }, c.span_from(name)))
         })?;
+        let device = if self.cursor.eats_word("of") { self.device()? } else { DeviceKind::Cpu };
         self.map.mesh = self.cursor.span_from(first);
         if let Err((message, span)) = check_axes(&axes, &self.map.mesh) {
             return Err(self.cursor.report(Diagnostic::new(fault::MESH, message).at(span)));
         }
         let mut axes = axes.into_iter().map(|(axis, _)| axis);
         let micro_batches = axes.next().map_or(1, |mb| mb.size);
-        self.module.mesh = Mesh::new(micro_batches, axes.collect());
+        self.module.mesh = Mesh::new(micro_batches, axes.collect()).of(device);
         Ok(())
+    }
+
+    /// The kind of the devices of a mesh.
+    fn device(&mut self) -> Parsed<DeviceKind> {
+        let token = self.cursor.word("a kind of devices")?;
+        let word = self.cursor.text_of(token);
+        if let Some(&(kind, _)) = DeviceKind::ALL.iter().find(|(_, name)| *name == word) {
+            return Ok(kind);
+        }
+        let known = DeviceKind::ALL.iter().map(|(_, name)| *name);
+        Err(self.cursor.report(fault::unknown((fault::KEYWORD, "kind of devices"), word, known, token.span())))
     }
 
     /// `train {…}`; the first word was taken.

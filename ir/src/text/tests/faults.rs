@@ -92,6 +92,8 @@ fn placements_are_checked() {
 fn meshes_are_checked() {
     let bad = |to, at, says| check(GRAPH, ("level=graph {", to), fault::MESH, at, says);
     bad("level=graph {\n mesh []", "mesh []", "at least");
+    let unknown = "level=graph {\n mesh [mb=1] of tpu";
+    check(GRAPH, ("level=graph {", unknown), fault::KEYWORD, "tpu", "unknown kind of devices");
     bad("level=graph {\n mesh [a0=2]", "a0=2", "first axis");
     bad("level=graph {\n mesh [mb=1, a0=0]", "a0=0", "no positions");
     bad("level=graph {\n mesh [mb=1, a0=2, a0=2]", "a0=2", "twice");

@@ -47,7 +47,7 @@ module @mlp level=training {
 
 pub const SHARDED: &str = r#"gir 1
 module @mlp level=sharded {
-  mesh [mb=1, a0=2@0, a1=2]
+  mesh [mb=1, a0=2@0, a1=2] of cuda
   initializer "w" = {file="mlp.onnx", offset=0} f32[16, 8]
   program {
     input %x = "x": f32[4, 16]

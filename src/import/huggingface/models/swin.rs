@@ -154,9 +154,9 @@ impl Swin {
         let is_shifted = block % 2 == 1 && stage.grid.iter().min() > Some(&self.window);
         let shift = if is_shifted { self.window / 2 } else { 0 };
         let h = b.layer_norm(&format!("{name}.layernorm_before"), x, self.eps)?;
-        let windows = self.to_windows(b, h, stage, shift)?;
+        let windows = self.split_windows(b, h, stage, shift)?;
         let h = self.attention(b, &format!("{name}.attention"), windows, stage, shift)?;
-        let h = self.from_windows(b, h, stage, shift)?;
+        let h = self.join_windows(b, h, stage, shift)?;
         let x = b.add(x, h)?;
         let h = b.layer_norm(&format!("{name}.layernorm_after"), x, self.eps)?;
         let inner = (stage.width as f64 * self.inner) as u64;
@@ -167,7 +167,7 @@ impl Swin {
     }
 
     /// [batch, patches, width], turned back by `shift` along both sides, as [batch, windows, window², width].
-    fn to_windows(&self, b: &mut Builder, x: ValueId, stage: Stage, shift: u64) -> Built {
+    fn split_windows(&self, b: &mut Builder, x: ValueId, stage: Stage, shift: u64) -> Built {
         let (w, [height, width]) = (self.window, stage.grid);
         let (batch, depth) = (b.shape(x)[0], stage.width);
         let mut x = b.reshape(x, &[batch, height, width, depth])?;
@@ -179,8 +179,8 @@ impl Swin {
         b.reshape(windows, &[batch, height * width / (w * w), w * w, depth])
     }
 
-    /// Undoes [`Swin::to_windows`].
-    fn from_windows(&self, b: &mut Builder, x: ValueId, stage: Stage, shift: u64) -> Built {
+    /// Undoes [`Swin::split_windows`].
+    fn join_windows(&self, b: &mut Builder, x: ValueId, stage: Stage, shift: u64) -> Built {
         let (w, [height, width]) = (self.window, stage.grid);
         let (batch, depth) = (b.shape(x)[0], stage.width);
         let split = b.reshape(x, &[batch, height / w, width / w, w, w, depth])?;
