@@ -1,3 +1,5 @@
+//! Weights by any spelling of their names, from files and from a seed.
+
 use super::archive::PIECE;
 use super::*;
 use galvatron_backends::exec::WeightSource;

@@ -1,3 +1,5 @@
+//! Configurations become models, or are refused by name.
+
 use super::*;
 use galvatron_ir::op::Op;
 use std::sync::atomic::{AtomicUsize, Ordering};
