@@ -177,14 +177,14 @@ impl Expression {
     /// lie over an operand only where element i lies over element i. A result that a later one covers is not written.
     pub(super) fn stores(&self, end: usize) -> Option<Vec<Store>> {
         let mut stores = Vec::new();
+        let is_written = |target: &Target| target.last_reader.is_some_and(|reader| reader >= end);
         for (step, target) in self.targets.iter().enumerate() {
-            let mut later = self.targets[step + 1..].iter().filter(|other| other.at.overlaps(&target.at));
+            let later = self.targets[step + 1..].iter();
+            let mut later = later.filter(|other| is_written(other) && other.at.overlaps(&target.at));
             match later.next() {
                 Some(other) if other.at == target.at => continue,
                 Some(_) => return None,
-                None if target.last_reader.is_some_and(|reader| reader >= end) => {
-                    stores.push(Store { step, at: target.at, dtype: target.dtype });
-                }
+                None if is_written(target) => stores.push(Store { step, at: target.at, dtype: target.dtype }),
                 None => {}
             }
         }
