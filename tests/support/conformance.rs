@@ -236,6 +236,18 @@ pub fn contractions_are_products_whatever_their_labels(make: Make) {
     );
 }
 
+/// Products with one matrix whose rows start anywhere: the result, the left operand by rows and by columns.
+pub fn rows_that_start_anywhere_are_multiplied(make: Make) {
+    check(
+        make,
+        &[
+            einsum("mk,nk->mn", &[&[128, 256], &[129, 256]]),
+            einsum("mk,kn->mn", &[&[128, 257], &[257, 128]]),
+            einsum("km,kn->mn", &[&[256, 129], &[256, 128]]),
+        ],
+    );
+}
+
 /// Attention crosses tiles and takes wide heads.
 pub fn attention_crosses_tiles_and_takes_wide_heads(make: Make) {
     let op = |causal| compute::Attention { scale: Scalar::new(0.3), causal };
@@ -293,12 +305,19 @@ pub fn long_rows_and_many_rows_are_summed(make: Make) {
         make,
         &[
             uniform(layer_norm, &[&[5, 300], &[300], &[300]]),
+            uniform(layer_norm, &[&[33, 40], &[40], &[40]]),
+            uniform(layer_norm, &[&[3, 2304], &[2304], &[2304]]),
+            uniform(compute::LayerNormGrad, &[&[3, 2304], &[2304], &[3], &[3], &[3, 2304]]),
             uniform(compute::LayerNormGrad, &[&[5, 300], &[300], &[5], &[5], &[5, 300]]),
             uniform(compute::LayerNormParamGrad, &[&[700, 70], &[700], &[700], &[700, 70]]),
             uniform(rms_norm, &[&[5, 300], &[300]]),
+            uniform(rms_norm, &[&[3, 2304], &[2304]]),
+            uniform(compute::RmsNormGrad, &[&[3, 2304], &[2304], &[3], &[3, 2304]]),
             uniform(compute::RmsNormGrad, &[&[5, 300], &[300], &[5], &[5, 300]]),
             uniform(compute::RmsNormParamGrad, &[&[700, 70], &[700], &[700, 70]]),
             uniform(sum(&[0]), &[&[700, 70]]),
+            uniform(sum(&[0, 1]), &[&[7, 100, 304]]),
+            uniform(sum(&[0]), &[&[70, 304]]),
             uniform(sum(&[0, 2]), &[&[70, 40, 9]]),
             uniform(sum(&[1]), &[&[3, 500, 33]]),
             uniform(sum(&[0, 1]), &[&[70, 90]]),
@@ -320,6 +339,12 @@ pub fn many_classes_and_many_indices_are_taken(make: Make) {
         make,
         &[
             Sample::new(ce, vec![float(&[9, 1000]), labels(&[9], 1000)]),
+            Sample::new(ce, vec![float(&[9, 1001]), labels(&[9], 1001)]),
+            Sample::new(ce, vec![float(&[9, 3]), labels(&[9], 3)]),
+            Sample::new(
+                compute::CrossEntropyGrad { ignore: 3 },
+                vec![float(&[9, 1001]), labels(&[9], 1001), float(&[9]), float(&[])],
+            ),
             Sample::new(compute::CountLabels { ignore: 3 }, vec![labels(&[90, 100], 8)]),
             Sample::new(compute::Embedding, vec![float(&[50, 20]), ids.clone()]),
             Sample::new(compute::Embedding, vec![float(&[50, 3]), ids.clone()]),
@@ -345,6 +370,10 @@ pub fn elements_are_moved_in_tiles_runs_and_one_by_one(make: Make) {
             uniform(compute::Concat { dim: 0 }, &[&[3, 5], &[2, 5]]),
             uniform(compute::Binary::ADD, &[&[6, 5, 7], &[7]]),
             uniform(compute::Binary::MUL, &[&[6, 1, 7], &[5, 1]]),
+            uniform(compute::Binary::ADD, &[&[6, 5, 16], &[16]]),
+            uniform(compute::Binary::MUL, &[&[6, 5, 16], &[5, 1]]),
+            uniform(compute::AddN, &[&[9u64, 16][..]; 17]),
+            uniform(compute::Slice { dim: 1, start: 3, len: 3001 }, &[&[6, 3010]]),
             uniform(compute::AddN, &[&[3u64, 7][..]; 17]),
         ],
     );
@@ -367,6 +396,7 @@ macro_rules! conformance_tests {
         conformance_tests!(@each $make, every_sample_agrees_with_the_reference,
             every_sample_gives_the_same_bits_in_place,
             contractions_are_products_whatever_their_labels,
+            rows_that_start_anywhere_are_multiplied,
             attention_crosses_tiles_and_takes_wide_heads,
             the_gradient_of_attention_crosses_tiles,
             long_rows_and_many_rows_are_summed,

@@ -10,6 +10,7 @@ use galvatron_ir::types::DType;
 use super::command::{Command, Matmul, Matrix, Place};
 use super::kernels::layout::{Side, copy};
 use super::kernels::{Cx, Lowered, scratch};
+use super::pitched;
 use super::walk::row_major;
 use crate::device::BufferSpec;
 
@@ -143,7 +144,7 @@ pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Lowered {
             out.packed(at)
         }
     };
-    commands.push(Command::Matmul(Matmul { dtype, m, n, k, batch, a, b, c }));
+    commands.extend(pitched::product(Matmul { dtype, m, n, k, batch, a, b, c })?);
     commands.extend(after);
     Ok(commands)
 }

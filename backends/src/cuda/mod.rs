@@ -28,6 +28,7 @@ mod nvrtc;
 pub mod order;
 #[cfg(feature = "cuda")]
 mod pinned;
+mod pitched;
 #[cfg(feature = "cuda")]
 pub mod probe;
 pub mod race;

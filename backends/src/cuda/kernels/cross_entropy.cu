@@ -16,7 +16,7 @@ __device__ __forceinline__ void losses(const T* logits, const i64* labels, float
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = logits + row * classes;
         float largest = NEG_INFINITY, sum = 0.0f;
-        for_row<Pack<T>::N>(classes, is_vector(from), [&](i64 i, auto count) {
+        for_ragged_row(classes, [&](i64 i, auto count) {
             float group[decltype(count)::value];
             load(group, from + i);
             for (float v : group) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void losses(const T* logits, const i64* labels, float
                     sum += expf(v - largest);
                 }
             }
-        });
+        }, from);
         for (int offset = 16; offset > 0; offset >>= 1) {
             float other = __shfl_xor_sync(0xffffffffu, largest, offset);
             float other_sum = __shfl_xor_sync(0xffffffffu, sum, offset);
@@ -61,7 +61,7 @@ __device__ __forceinline__ void losses_grad(const T* logits, const i64* labels, 
         T* to = out + row * classes;
         i64 label = labels[row];
         float total = lse[row];
-        for_row<Pack<T>::N>(classes, are_vectors(from, to), [&](i64 i, auto count) {
+        for_ragged_row(classes, [&](i64 i, auto count) {
             constexpr int M = decltype(count)::value;
             float v[M];
             load(v, from + i);
@@ -70,7 +70,7 @@ __device__ __forceinline__ void losses_grad(const T* logits, const i64* labels, 
                 v[k] = label == ignored ? 0.0f : (i + k == label ? p - scale : p);
             }
             store(to + i, v);
-        });
+        }, from, to);
     }
 }
 

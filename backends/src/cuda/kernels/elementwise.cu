@@ -27,13 +27,31 @@ template <class F, class T> __device__ __forceinline__ void map2(const T* a, con
     }
 }
 
+// Neighbours of the operand at `at`: the same element N times where the innermost step is 0.
+template <int N, class T> __device__ __forceinline__ void spread(float (&v)[N], const T* from, i64 step) {
+    if (step == 1) {
+        load(v, from);
+    } else {
+        for (float& e : v) e = wide(*from);
+    }
+}
+
 template <class F, class T>
 __device__ __forceinline__ void map2_walk(const T* a, const T* b, T* y, i64 n, const Walk<2>& walk) {
-    FOR_EACH(i, n) {
+    constexpr int N = Pack<T>::N;
+    int last = (int)walk.rank - 1;
+    i64 steps[2] = {last < 0 ? 0 : walk.step[0][last], last < 0 ? 0 : walk.step[1][last]};
+    bool groups = last >= 0 && are_vectors(a, b, y) && walks_packs(walk, N);
+    for_groups<N>(n, groups, [&](i64 i, auto count) {
+        constexpr int M = decltype(count)::value;
         i64 at[2];
         places(walk, i, at);
-        y[i] = narrow<T>(F::of(wide(a[at[0]]), wide(b[at[1]])));
-    }
+        float u[M], v[M];
+        spread(u, a + at[0], M == 1 ? 1 : steps[0]);
+        spread(v, b + at[1], M == 1 ? 1 : steps[1]);
+        for (int k = 0; k < M; k++) v[k] = F::of(u[k], v[k]);
+        store(y + i, v);
+    });
 }
 
 #define UNARY(NAME)                                                                 \
@@ -139,13 +157,19 @@ INTEGER(rem, integer_rest((i64)a, (i64)b))
 // The sum of n_terms of eight operands, in their order. A partial sum that another launch goes on with is of f32.
 template <class T, class P, class Y>
 __device__ __forceinline__ void sum_terms(Y* y, i64 n, i64 n_terms, const P* first, const T* const (&rest)[7]) {
-    FOR_EACH(i, n) {
-        float sum = wide(first[i]);
+    bool vectors = are_vectors(y, first, rest[0], rest[1], rest[2], rest[3], rest[4], rest[5], rest[6]);
+    for_groups<8>(n, vectors, [&](i64 i, auto count) {
+        constexpr int M = decltype(count)::value;
+        float sum[M], v[M];
+        load(sum, first + i);
 #pragma unroll
         for (int t = 1; t < 8; t++)
-            if (t < n_terms) sum += wide(rest[t - 1][i]);
-        y[i] = narrow<Y>(sum);
-    }
+            if (t < n_terms) {
+                load(v, rest[t - 1] + i);
+                for (int k = 0; k < M; k++) sum[k] += v[k];
+            }
+        store(y + i, sum);
+    });
 }
 
 #define ADD_N(NAME, T, P, Y)                                                                                            \

@@ -54,7 +54,7 @@ pub(in super::super) fn binary_name(kind: BinaryKind) -> &'static str {
 
 /// Work items of a kernel that takes the elements of 16 bytes at once.
 fn packs(float: &Float<'_>, n: i64) -> u64 {
-    (n as u64).div_ceil(if float.is_half() { 8 } else { 4 })
+    (n as u64).div_ceil(float.pack())
 }
 
 pub(in super::super) fn unary(op: &Unary, cx: &Cx<'_>) -> Lowered {
@@ -96,7 +96,7 @@ pub(in super::super) fn binary(op: &Binary, cx: &Cx<'_>) -> Lowered {
         return Ok(vec![Launch::of(FAMILY, float.entry(&format!("binary_{name}")), packs(&float, n), args)]);
     }
     args.push(walk.arg()?);
-    Ok(vec![Launch::of(FAMILY, float.entry(&format!("binary_{name}_walk")), n as u64, args)])
+    Ok(vec![Launch::of(FAMILY, float.entry(&format!("binary_{name}_walk")), packs(&float, n), args)])
 }
 
 /// The sum of the operands: the first eight, then seven more a launch. Sums of bf16 go on in f32 from launch to launch.
@@ -125,7 +125,7 @@ pub(in super::super) fn add_n(cx: &Cx<'_>) -> Lowered {
         let mut args = vec![sum.clone(), Arg::Int(n), Arg::Int(terms.len() as i64)];
         let unused = vec![terms[terms.len() - 1].clone(); TERMS - terms.len()];
         args.extend(terms.into_iter().chain(unused));
-        commands.push(Launch::of(FAMILY, float.entry("add_n") + place, n as u64, args));
+        commands.push(Launch::of(FAMILY, float.entry("add_n") + place, (n as u64).div_ceil(8), args));
         terms = if rest.is_empty() { rest } else { std::iter::once(between.clone()).chain(rest).collect() };
     }
     Ok(commands)

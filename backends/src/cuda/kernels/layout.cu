@@ -14,6 +14,32 @@ KERNEL copy_4(const u32* from, u32* to, i64 n, Walk<2> walk) { strided(from, to,
 KERNEL copy_8(const u64* from, u64* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
 KERNEL copy_16(const float4* from, float4* to, i64 n, Walk<2> walk) { strided(from, to, n, walk); }
 
+// Rows with other rooms between them than where they go to, and no common alignment; a segment of 2048 elements a block.
+template <class T>
+__device__ __forceinline__ void segments(const T* from, T* to, i64 rows, i64 columns, i64 from_step, i64 to_step,
+                                         i64 n_segments) {
+    constexpr int N = 8;
+    for (i64 index = blockIdx.x; index < rows * n_segments; index += gridDim.x) {
+        i64 row = index / n_segments, first = index % n_segments * (N * (i64)blockDim.x) + threadIdx.x;
+        const T* source = from + row * from_step;
+        T* target = to + row * to_step;
+        T v[N];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (first + i * blockDim.x < columns) v[i] = source[first + i * blockDim.x];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (first + i * blockDim.x < columns) target[first + i * blockDim.x] = v[i];
+    }
+}
+
+KERNEL rows_2(const u16* from, u16* to, i64 rows, i64 columns, i64 from_step, i64 to_step, i64 n_segments) {
+    segments(from, to, rows, columns, from_step, to_step, n_segments);
+}
+KERNEL rows_4(const u32* from, u32* to, i64 rows, i64 columns, i64 from_step, i64 to_step, i64 n_segments) {
+    segments(from, to, rows, columns, from_step, to_step, n_segments);
+}
+
 // Planes [planes, rows, columns] to [planes, columns, rows], by tiles of 32 x 32. A row of a tile is an odd number of words
 // from the next, so that the elements of a column lie in different banks.
 template <class T>

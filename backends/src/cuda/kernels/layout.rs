@@ -5,7 +5,7 @@ use galvatron_ir::types::DType;
 
 use super::super::command::{Arg, Command, Launch, Place};
 use super::super::walk::{Walk, row_major};
-use super::{Cx, Family, Lowered, at, elements, reduce};
+use super::{Cx, Family, Lowered, at, elements, reduce, row_grid};
 use crate::device::{BufferSpec, Corner, Move, Span};
 
 const FAMILY: Family = Family::Layout;
@@ -13,8 +13,11 @@ const FAMILY: Family = Family::Layout;
 /// Chunks that one launch permutes.
 const MAX_CHUNKS: usize = 64;
 
+/// Elements of a row that one block of the kernels of rows moves.
+const SEGMENT: u64 = 2048;
+
 /// One side of a strided copy: its first element and its steps, in bytes and elements.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(in super::super) struct Side {
     pub(in super::super) place: Place,
     pub(in super::super) steps: Vec<u64>,
@@ -33,6 +36,15 @@ pub(in super::super) fn copy(element_bytes: u64, shape: &[u64], from: Side, to: 
         return Ok(vec![launch]);
     }
     let (walk, unit) = widen(walk, element_bytes, [from.place, to.place]);
+    if let ([rows, columns], [[from_step, 1], [to_step, 1]]) =
+        (&walk.shape[..], [&walk.steps[0][..], &walk.steps[1][..]])
+        && matches!(unit, 2 | 4)
+    {
+        let n_segments = columns.div_ceil(SEGMENT);
+        let numbers = [*rows, *columns, *from_step, *to_step, n_segments].map(|v| Arg::Int(v as i64));
+        let args = [from.place, to.place].map(Arg::At).into_iter().chain(numbers).collect();
+        return Ok(vec![Launch::grid(FAMILY, format!("rows_{unit}"), row_grid(rows * n_segments), args)]);
+    }
     let args = vec![Arg::At(from.place), Arg::At(to.place), Arg::Int(walk.len() as i64), walk.arg()?];
     Ok(vec![Launch::of(FAMILY, format!("copy_{unit}"), walk.len(), args)])
 }

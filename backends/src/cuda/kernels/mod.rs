@@ -148,6 +148,11 @@ impl<'a> Float<'a> {
         self.dtype == DType::Bf16
     }
 
+    /// Elements that 16 bytes hold.
+    pub(super) fn pack(&self) -> u64 {
+        16 / self.dtype.bytes()
+    }
+
     /// Pointer to an operand of the type.
     pub(super) fn arg(&self, index: usize) -> Result<Arg, String> {
         typed(self.cx.arg(index), self.dtype, "operand", index)

@@ -1,28 +1,28 @@
 // Layer norm and rms norm over the last dimension and their gradients; softmax over the last dimension and its gradient.
 
-// One row a block. x, y [rows, h]  gamma, beta [h]  mean, rstd [rows]
-template <class T>
+// One row a team. x, y [rows, h]  gamma, beta [h]  mean, rstd [rows]
+template <class Team, class T>
 __device__ __forceinline__ void normalise(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd,
                                           i64 rows, i64 h, float eps) {
     constexpr int N = Pack<T>::N;
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (i64 row = Team::first(); row < rows; row += Team::stride()) {
         const T* from = x + row * h;
         T* to = y + row * h;
         bool vectors = are_vectors(from, to, gamma, beta);
         float sum = 0.0f, squares = 0.0f;
-        for_row<N>(h, vectors, [&](i64 i, auto count) {
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
             float v[decltype(count)::value];
             load(v, from + i);
             for (float e : v) sum += e;
         });
-        float mu = block_sum(sum) / (float)h;
-        for_row<N>(h, vectors, [&](i64 i, auto count) {
+        float mu = Team::sum(sum) / (float)h;
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
             float v[decltype(count)::value];
             load(v, from + i);
             for (float e : v) squares += (e - mu) * (e - mu);
         });
-        float scale = 1.0f / sqrtf(block_sum(squares) / (float)h + eps);
-        for_row<N>(h, vectors, [&](i64 i, auto count) {
+        float scale = 1.0f / sqrtf(Team::sum(squares) / (float)h + eps);
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
             constexpr int M = decltype(count)::value;
             float v[M], gain[M], bias[M];
             load(v, from + i);
@@ -31,7 +31,7 @@ __device__ __forceinline__ void normalise(const T* x, const float* gamma, const 
             for (int k = 0; k < M; k++) v[k] = (v[k] - mu) * scale * gain[k] + bias[k];
             store(to + i, v);
         });
-        if (threadIdx.x == 0) {
+        if (Team::lane() == 0) {
             mean[row] = mu;
             rstd[row] = scale;
         }
@@ -39,16 +39,16 @@ __device__ __forceinline__ void normalise(const T* x, const float* gamma, const 
 }
 
 // dx = rstd (g dy - mean(g dy) - n mean(g dy n)), n the normalised row
-template <class T>
+template <class Team, class T>
 __device__ __forceinline__ void normalise_grad(const T* x, const float* gamma, const float* mean, const float* rstd,
                                                const T* dy, T* dx, i64 rows, i64 h) {
     constexpr int N = Pack<T>::N;
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (i64 row = Team::first(); row < rows; row += Team::stride()) {
         const T *from = x + row * h, *grad = dy + row * h;
         T* to = dx + row * h;
         bool vectors = are_vectors(from, grad, to, gamma);
         float mu = mean[row], scale = rstd[row], sum = 0.0f, dot = 0.0f;
-        for_row<N>(h, vectors, [&](i64 i, auto count) {
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
             constexpr int M = decltype(count)::value;
             float v[M], gain[M], d[M];
             load(v, from + i);
@@ -60,9 +60,9 @@ __device__ __forceinline__ void normalise_grad(const T* x, const float* gamma, c
                 dot += g * ((v[k] - mu) * scale);
             }
         });
-        sum = block_sum(sum) / (float)h;
-        dot = block_sum(dot) / (float)h;
-        for_row<N>(h, vectors, [&](i64 i, auto count) {
+        sum = Team::sum(sum) / (float)h;
+        dot = Team::sum(dot) / (float)h;
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
             constexpr int M = decltype(count)::value;
             float v[M], gain[M], d[M];
             load(v, from + i);
@@ -106,11 +106,13 @@ __device__ __forceinline__ void param_grad(const T* x, const float* mean, const 
 #define LAYER_NORM(T, SUFFIX)                                                                                              \
     KERNEL layer_norm##SUFFIX(const T* x, const float* gamma, const float* beta, T* y, float* mean, float* rstd, i64 rows, \
                               i64 h, float eps) {                                                                          \
-        normalise(x, gamma, beta, y, mean, rstd, rows, h, eps);                                                            \
+        if (h <= SHORT_ROW) normalise<Warp>(x, gamma, beta, y, mean, rstd, rows, h, eps);                                  \
+        else normalise<Block>(x, gamma, beta, y, mean, rstd, rows, h, eps);                                                \
     }                                                                                                                      \
     KERNEL layer_norm_grad##SUFFIX(const T* x, const float* gamma, const float* mean, const float* rstd, const T* dy,      \
                                    T* dx, i64 rows, i64 h) {                                                               \
-        normalise_grad(x, gamma, mean, rstd, dy, dx, rows, h);                                                             \
+        if (h <= SHORT_ROW) normalise_grad<Warp>(x, gamma, mean, rstd, dy, dx, rows, h);                                   \
+        else normalise_grad<Block>(x, gamma, mean, rstd, dy, dx, rows, h);                                                 \
     }                                                                                                                      \
     KERNEL layer_norm_param_grad##SUFFIX(const T* x, const float* mean, const float* rstd, const T* dy, float* partial,    \
                                          i64 rows, i64 h) {                                                                \
@@ -190,30 +192,61 @@ template <class T> __device__ __forceinline__ void softmax_rows_grad(const T* y,
 
 FOR_FLOATS(SOFTMAX)
 
-// One row a block. x, y [rows, h]  rstd [rows]
-template <class T>
+// One row a team. x, y [rows, h]  rstd [rows]
+template <class Team, class T>
 __device__ __forceinline__ void rms_normalise(const T* x, const float* gamma, T* y, float* rstd, i64 rows, i64 h, float eps) {
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    constexpr int N = Pack<T>::N;
+    for (i64 row = Team::first(); row < rows; row += Team::stride()) {
         const T* from = x + row * h;
+        T* to = y + row * h;
+        bool vectors = are_vectors(from, to, gamma);
         float squares = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) squares += wide(from[i]) * wide(from[i]);
-        float scale = 1.0f / sqrtf(block_sum(squares) / (float)h + eps);
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) y[row * h + i] = narrow<T>(wide(from[i]) * scale * gamma[i]);
-        if (threadIdx.x == 0) rstd[row] = scale;
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
+            float v[decltype(count)::value];
+            load(v, from + i);
+            for (float e : v) squares += e * e;
+        });
+        float scale = 1.0f / sqrtf(Team::sum(squares) / (float)h + eps);
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            for (int k = 0; k < M; k++) v[k] = v[k] * scale * gain[k];
+            store(to + i, v);
+        });
+        if (Team::lane() == 0) rstd[row] = scale;
     }
 }
 
 // dx = rstd (g dy - n mean(g dy n)), n the normalised row
-template <class T>
+template <class Team, class T>
 __device__ __forceinline__ void rms_normalise_grad(const T* x, const float* gamma, const float* rstd, const T* dy, T* dx,
                                                    i64 rows, i64 h) {
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    constexpr int N = Pack<T>::N;
+    for (i64 row = Team::first(); row < rows; row += Team::stride()) {
         const T *from = x + row * h, *grad = dy + row * h;
+        T* to = dx + row * h;
+        bool vectors = are_vectors(from, grad, to, gamma);
         float scale = rstd[row], dot = 0.0f;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x) dot += gamma[i] * wide(grad[i]) * (wide(from[i]) * scale);
-        dot = block_sum(dot) / (float)h;
-        for (i64 i = threadIdx.x; i < h; i += blockDim.x)
-            dx[row * h + i] = narrow<T>(scale * (gamma[i] * wide(grad[i]) - wide(from[i]) * scale * dot));
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M], d[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) dot += gain[k] * d[k] * (v[k] * scale);
+        });
+        dot = Team::sum(dot) / (float)h;
+        for_row<N, Team>(h, vectors, [&](i64 i, auto count) {
+            constexpr int M = decltype(count)::value;
+            float v[M], gain[M], d[M];
+            load(v, from + i);
+            load(gain, gamma + i);
+            load(d, grad + i);
+            for (int k = 0; k < M; k++) d[k] = scale * (gain[k] * d[k] - v[k] * scale * dot);
+            store(to + i, d);
+        });
     }
 }
 
@@ -239,11 +272,13 @@ __device__ __forceinline__ void rms_param_grad(const T* x, const float* rstd, co
 
 #define RMS_NORM(T, SUFFIX)                                                                                             \
     KERNEL rms_norm##SUFFIX(const T* x, const float* gamma, T* y, float* rstd, i64 rows, i64 h, float eps) {             \
-        rms_normalise(x, gamma, y, rstd, rows, h, eps);                                                                 \
+        if (h <= SHORT_ROW) rms_normalise<Warp>(x, gamma, y, rstd, rows, h, eps);                                       \
+        else rms_normalise<Block>(x, gamma, y, rstd, rows, h, eps);                                                     \
     }                                                                                                                   \
     KERNEL rms_norm_grad##SUFFIX(const T* x, const float* gamma, const float* rstd, const T* dy, T* dx, i64 rows,        \
                                  i64 h) {                                                                               \
-        rms_normalise_grad(x, gamma, rstd, dy, dx, rows, h);                                                            \
+        if (h <= SHORT_ROW) rms_normalise_grad<Warp>(x, gamma, rstd, dy, dx, rows, h);                                  \
+        else rms_normalise_grad<Block>(x, gamma, rstd, dy, dx, rows, h);                                                \
     }                                                                                                                   \
     KERNEL rms_norm_param_grad##SUFFIX(const T* x, const float* rstd, const T* dy, float* partial, i64 rows, i64 h) {    \
         rms_param_grad(x, rstd, dy, partial, rows, h);                                                                  \

@@ -98,13 +98,6 @@ template <int N, class F> __device__ __forceinline__ void for_groups(i64 n, bool
     FOR_EACH(j, n - N * n_groups) f(N * n_groups + j, Count<1>());
 }
 
-// The same for the threads of a block, which share a row.
-template <int N, class F> __device__ __forceinline__ void for_row(i64 n, bool vectors, F f) {
-    i64 n_groups = vectors ? n / N : 0;
-    for (i64 i = threadIdx.x; i < n_groups; i += blockDim.x) f(N * i, Count<N>());
-    for (i64 i = N * n_groups + threadIdx.x; i < n; i += blockDim.x) f(i, Count<1>());
-}
-
 // A loop over an index space with a step along each dimension for each of N tensors.
 template <int N> struct Walk {
     i64 rank;
@@ -131,6 +124,18 @@ template <int N> __device__ __forceinline__ void places(const Walk<N>& walk, i64
         rest /= extent;
         for (int t = 0; t < N; t++) at[t] += (i64)own * walk.step[t][d];
     }
+}
+
+// Whether groups of n neighbouring indices are neighbours, or one element, in every tensor, at multiples of n elements.
+template <int N> __device__ __forceinline__ bool walks_packs(const Walk<N>& walk, i64 n) {
+    int last = (int)walk.rank - 1;
+    bool fits = walk.size[last] % n == 0;
+    for (int t = 0; t < N; t++) {
+        i64 step = walk.step[t][last];
+        fits = fits && (step == 0 || step == 1);
+        for (int d = 0; d < last; d++) fits = fits && (step == 0 || walk.step[t][d] % n == 0);
+    }
+    return fits;
 }
 
 template <class T> __device__ __forceinline__ T warp_sum(T v) {
@@ -165,6 +170,44 @@ __device__ __forceinline__ float block_max(float v) {
     float largest = parts[0];
     for (u32 i = 1; i < blockDim.x / 32; i++) largest = fmaxf(largest, parts[i]);
     return largest;
+}
+
+// The threads that share a row of a tensor: those of a block.
+struct Block {
+    static __device__ __forceinline__ i64 first() { return blockIdx.x; }
+    static __device__ __forceinline__ i64 stride() { return gridDim.x; }
+    static __device__ __forceinline__ u32 lane() { return threadIdx.x; }
+    static __device__ __forceinline__ u32 size() { return blockDim.x; }
+    template <class T> static __device__ __forceinline__ T sum(T v) { return block_sum(v); }
+};
+
+// Those of a warp, for short rows: no thread waits for other warps.
+struct Warp {
+    static __device__ __forceinline__ i64 first() { return (blockIdx.x * (i64)blockDim.x + threadIdx.x) / 32; }
+    static __device__ __forceinline__ i64 stride() { return gridDim.x * (i64)blockDim.x / 32; }
+    static __device__ __forceinline__ u32 lane() { return threadIdx.x & 31; }
+    static __device__ __forceinline__ u32 size() { return 32; }
+    template <class T> static __device__ __forceinline__ T sum(T v) { return warp_sum(v); }
+};
+
+// Elements of a row that a warp has to itself, at most.
+#define SHORT_ROW 2048
+
+// As for_groups, for the threads that share a row of n elements.
+template <int N, class Team = Block, class F> __device__ __forceinline__ void for_row(i64 n, bool vectors, F f) {
+    i64 n_groups = vectors ? n / N : 0;
+    for (i64 i = Team::lane(); i < n_groups; i += Team::size()) f(N * i, Count<N>());
+    for (i64 i = N * n_groups + Team::lane(); i < n; i += Team::size()) f(i, Count<1>());
+}
+
+// As for_row of N elements of T, for rows that start anywhere, all at the same distance from a multiple of 16 bytes.
+template <class T, class F, class... P> __device__ __forceinline__ void for_ragged_row(i64 n, F f, const T* row, const P*... rest) {
+    constexpr int N = Pack<T>::N;
+    i64 head = (16 - ((u64)row & 15)) % 16 / sizeof(T);
+    bool agrees = (((((u64)row ^ (u64)rest) & 15) == 0) && ...);
+    if (!agrees || head > n) head = n;
+    for (i64 i = threadIdx.x; i < head; i += blockDim.x) f(i, Count<1>());
+    for_row<N>(n - head, true, [&](i64 i, auto count) { f(head + i, count); });
 }
 
 // What a kernel found wrong in its data: 0 nothing, 1 an index outside of a table, 2 a label that is no class.

@@ -42,6 +42,34 @@ __device__ __forceinline__ void columns_of(const T* x, Y* partial, i64 n_out, i6
     }
 }
 
+// The columns of a matrix x [n_in, n_out] as it lies, 16 bytes a thread: 32 packs a block, eight threads each; a slice of the rows
+// for each block along y. partial [slices, n_out]
+template <class T, class Y> __device__ __forceinline__ void packed_columns(const T* x, Y* partial, i64 n_out, i64 n_in) {
+    constexpr int N = Pack<T>::N;
+    __shared__ float parts[8][32 * N];
+    int lane = threadIdx.x & 31, part = threadIdx.x >> 5;
+    i64 first = blockIdx.x * 32ll * N, out = first + lane * N;
+    i64 per_slice = (n_in + gridDim.y - 1) / gridDim.y;
+    i64 start = blockIdx.y * per_slice, end = start + per_slice < n_in ? start + per_slice : n_in;
+    float sum[N] = {};
+    if (out < n_out) {
+#pragma unroll 4
+        for (i64 i = start + part; i < end; i += 8) {
+            float v[N];
+            load(v, x + i * n_out + out);
+            for (int k = 0; k < N; k++) sum[k] += v[k];
+        }
+    }
+    for (int k = 0; k < N; k++) parts[part][lane * N + k] = sum[k];
+    __syncthreads();
+    int column = threadIdx.x;
+    if (column < 32 * N && first + column < n_out) {
+        float total = parts[0][column];
+        for (int p = 1; p < 8; p++) total += parts[p][column];
+        partial[blockIdx.y * n_out + first + column] = narrow<Y>(total);
+    }
+}
+
 // y[i] = the sum of partial[.., i] over the slices
 template <class T> __device__ __forceinline__ void slices_of(const float* partial, T* y, i64 n_out, i64 n_slices) {
     FOR_EACH(i, n_out) {
@@ -60,6 +88,13 @@ template <class T> __device__ __forceinline__ void slices_of(const float* partia
     }                                                                                                                   \
     KERNEL sum_column_slices##SUFFIX(const T* x, float* partial, i64 n_out, i64 n_in, Walk<1> kept, Walk<1> summed) {    \
         columns_of(x, partial, n_out, n_in, kept, summed);                                                              \
+    }                                                                                                                   \
+    KERNEL sum_packed_columns##SUFFIX(const T* x, T* y, i64 n_out, i64 n_in) { packed_columns(x, y, n_out, n_in); }      \
+    KERNEL sum_packed_column_slices##SUFFIX(const T* x, float* partial, i64 n_out, i64 n_in) {                           \
+        packed_columns(x, partial, n_out, n_in);                                                                        \
+    }                                                                                                                   \
+    KERNEL sum_packed_slices##SUFFIX(const float* partial, T* y, i64 n_out, i64 n_slices) {                              \
+        packed_columns(partial, y, n_out, n_slices);                                                                    \
     }                                                                                                                   \
     KERNEL sum_slices##SUFFIX(const float* partial, T* y, i64 n_out, i64 n_slices) { slices_of(partial, y, n_out, n_slices); }
 FOR_FLOATS(SUMS)

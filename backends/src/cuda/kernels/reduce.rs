@@ -4,7 +4,7 @@ use galvatron_ir::op::compute::{CountLabels, ReduceSum};
 
 use super::super::command::{Arg, BLOCK, Command, Launch, Place};
 use super::super::walk::{Walk, row_major};
-use super::{Cx, Family, Lowered, at, elements, row_grid, scratch};
+use super::{Cx, Family, Float, Lowered, at, elements, row_grid, scratch};
 use crate::device::Span;
 
 const FAMILY: Family = Family::Reduce;
@@ -20,6 +20,9 @@ const COLUMN_BLOCKS: u64 = 1024;
 
 /// Rows that a slice has at least.
 const ROWS_PER_SLICE: u64 = 64;
+
+/// Elements of f32 that 16 bytes hold.
+const PACK_OF_F32: u64 = 4;
 
 /// How many slices `n_in` summed elements of `n_out` columns are cut into.
 pub(in super::super) fn slices(n_out: u64, n_in: u64) -> u64 {
@@ -42,6 +45,10 @@ pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
     if n_out == 0 {
         return Ok(Vec::new());
     }
+    let lies_as_matrix = kept.steps[0][..] == [1] && summed.steps[0][..] == [n_out];
+    if lies_as_matrix && n_out.is_multiple_of(float.pack()) && cx.arg(0).offset.is_multiple_of(16) {
+        return columns(&float, [x, y], n_out, n_in);
+    }
     let numbers = [Arg::Int(n_out as i64), Arg::Int(n_in as i64), kept.arg()?, summed.arg()?];
     let is_row = summed.steps[0].last() == Some(&1) || summed.shape.is_empty() || n_out == 1;
     if is_row {
@@ -60,6 +67,25 @@ pub(in super::super) fn reduce_sum(op: &ReduceSum, cx: &Cx<'_>) -> Lowered {
     Ok(vec![
         Launch::grid(FAMILY, float.entry("sum_column_slices"), grid, args),
         Launch::of(FAMILY, float.entry("sum_slices"), n_out, sum),
+    ])
+}
+
+/// The sums over the columns of a matrix [n_in, n_out] as it lies.
+fn columns(float: &Float<'_>, [x, y]: [Arg; 2], n_out: u64, n_in: u64) -> Lowered {
+    let across = |pack: u64| n_out.div_ceil(32 * pack);
+    let n_slices = n_in.div_ceil(2 * ROWS_PER_SLICE).min(COLUMN_BLOCKS.div_ceil(across(float.pack()))).max(1);
+    let numbers = |n: u64| [n_out, n].map(|v| Arg::Int(v as i64));
+    let launch = |entry: &str, [from, to]: [Arg; 2], pack, n: u64, n_slices: u64| {
+        let args = [from, to].into_iter().chain(numbers(n)).collect();
+        Launch::grid(FAMILY, float.entry(entry), [across(pack) as u32, n_slices as u32, 1], args)
+    };
+    if n_slices == 1 {
+        return Ok(vec![launch("sum_packed_columns", [x, y], float.pack(), n_in, 1)]);
+    }
+    let partial = Arg::At(scratch(0, 4 * n_slices * n_out)?);
+    Ok(vec![
+        launch("sum_packed_column_slices", [x, partial.clone()], float.pack(), n_in, n_slices),
+        launch("sum_packed_slices", [partial, y], PACK_OF_F32, n_slices, 1),
     ])
 }
 
