@@ -13,8 +13,9 @@ mod fixture;
 mod plan;
 
 use fixture::{Fixture, N_STEPS};
+use galvatron_backends::comm::{Collective, Site};
 use galvatron_backends::cuda::{Settings, probe, world};
-use galvatron_backends::device::Device;
+use galvatron_backends::device::{Device, Exchange, ExchangeKind, Span};
 use galvatron_backends::exec::{Flow, RunOptions, arena_bytes, launch};
 use galvatron_ir::types::DType;
 use plan::Order;
@@ -105,17 +106,82 @@ fn one_gpu_trains_in_bf16_like_the_cpu() {
     }
 }
 
-/// On one GPU this needs NCCL 2.30 and `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+/// Whether several ranks are asked for; on one GPU they need NCCL 2.30 and `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+fn several_ranks() -> Option<()> {
+    let asked = std::env::var_os("GALVATRON_GPU_RANKS");
+    if asked.is_none() {
+        eprintln!("SKIPPED: GALVATRON_GPU_RANKS is not set, nothing ran on several ranks");
+    }
+    asked.map(|_| ())
+}
+
 #[test]
 fn several_ranks_train_like_the_cpu() {
-    if std::env::var_os("GALVATRON_GPU_RANKS").is_none() {
-        eprintln!("SKIPPED: GALVATRON_GPU_RANKS is not set, nothing ran on several ranks");
+    if several_ranks().is_none() {
         return;
     }
     check("gpt2", "adamw", 2, "dp = 2\nzero = 3");
     check("gpt2", "adamw", 4, "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2");
     check_in((DType::Bf16, BF16_BAND), "gpt2", "adamw", 2, "tp = 2");
     check_in((DType::Bf16, BF16_BAND), "gpt2", "adamw", 4, "dp = 2\ntp = 2\nzero = 3\nmicro_batches = 2");
+}
+
+/// Bytes of an exchange whose bandwidth is measured.
+const EXCHANGED: u64 = 64 << 20;
+
+/// Exchanges that are measured together, after one more to warm up.
+const EXCHANGES: u32 = 10;
+
+/// Seconds of an exchange of `bytes` on one rank.
+fn exchange_seconds(
+    (device, mut comm): (Box<dyn Device>, Box<dyn Collective>),
+    kind: ExchangeKind,
+    n_ranks: usize,
+) -> f64 {
+    let (site, mut seconds) = (Site { node: "measured", step: 1 }, 0.0);
+    device.install(&mut || {
+        let group = comm.group(&(0..n_ranks).collect::<Vec<usize>>());
+        let exchange = Exchange { group, kind };
+        let mut run = |n| {
+            (0..n).for_each(|_| device.exchange(&mut *comm, &exchange, &site).expect("the ranks exchange"));
+            device.finish().expect("the exchanges end");
+        };
+        run(2);
+        let start = std::time::Instant::now();
+        run(EXCHANGES);
+        seconds = start.elapsed().as_secs_f64() / f64::from(EXCHANGES);
+    });
+    seconds
+}
+
+/// Prints the bus bandwidth of each collective, as NVIDIA's nccl-tests define it: what a link carries, whatever the number of
+/// ranks. Ranks on one GPU exchange through its own memory.
+#[test]
+fn bandwidth_between_ranks() {
+    let Some(libraries) = several_ranks().and_then(|()| libraries()) else { return };
+    for n_ranks in [2usize, 4] {
+        let (whole, part) = (Span { offset: 0, bytes: EXCHANGED }, EXCHANGED / n_ranks as u64);
+        let (output, input) = (Span { offset: EXCHANGED, bytes: part }, Span { offset: EXCHANGED, bytes: EXCHANGED });
+        let n = n_ranks as f64;
+        let kinds = [
+            ("all_reduce", ExchangeKind::AllReduce(whole), 2.0 * (n - 1.0) / n),
+            ("all_gather", ExchangeKind::AllGather { input: output, output: whole }, (n - 1.0) / n),
+            ("reduce_scatter", ExchangeKind::ReduceScatter { input: whole, output }, (n - 1.0) / n),
+            ("all_to_all", ExchangeKind::AllToAll { input: whole, output: input }, (n - 1.0) / n),
+        ];
+        for (name, kind, share) in kinds {
+            let timeout = Duration::from_secs(60);
+            let settings = Settings { arena_bytes: 2 * EXCHANGED, timeout, graphs: false, tf32: false };
+            let ranks = world(libraries, n_ranks, &settings).expect("the GPUs open");
+            let seconds = std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    ranks.into_iter().map(|rank| scope.spawn(move || exchange_seconds(rank, kind, n_ranks))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("the rank ends")).fold(0.0, f64::max)
+            });
+            let gb = EXCHANGED as f64 * share / seconds / 1e9;
+            println!("FIGURE {name} of 64 MiB by {n_ranks} ranks: {gb:.1} GB/s bus bandwidth, {:.3} ms", 1e3 * seconds);
+        }
+    }
 }
 
 conformance_tests!(device);

@@ -44,7 +44,7 @@ note() { # outcome, name, detail
     return 0
 }
 
-# Runs one test of a program. A test that says SKIPPED is skipped.
+# Runs one test of a program. A test that says SKIPPED is skipped; lines with FIGURE are results of their own.
 one() { # label, program, test, command…
     local label=$1 program=$2 name=$3 start=$SECONDS output status
     shift 3
@@ -57,6 +57,9 @@ one() { # label, program, test, command…
         note SKIPPED "$label" "$(grep -m1 -o 'SKIPPED.*' <<<"$output" | cut -c10-120)"
     else
         note PASS "$label" "$((SECONDS - start)) s"
+        while read -r figure; do
+            note PASS "${figure%%:*}" "${figure#*: }"
+        done < <(sed -n 's/^.*FIGURE //p' <<<"$output")
     fi
 }
 
