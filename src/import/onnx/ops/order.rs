@@ -1,7 +1,7 @@
 //! Operators that order the elements along an axis, or run along it.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Binary, CumSum, LogSoftmax, TopK};
+use galvatron_ir::op::compute::{Binary, Cast, Compare, CumSum, Iota, LogSoftmax, TopK};
 use galvatron_ir::types::DType;
 
 use super::layout::transposed;
@@ -16,6 +16,7 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         "ArgMin" => |c| extreme_place(c, false),
         "CumSum" => cum_sum,
         "LogSoftmax" => log_softmax,
+        "Hardmax" => hardmax,
         _ => return None,
     })
 }
@@ -82,6 +83,18 @@ fn log_softmax(call: &mut Call<'_, '_>) -> Results {
     super::norm::over_rows(call, |call, rows| call.emit(LogSoftmax, &[rows]))
 }
 
+/// 1 at the first of the largest elements, 0 elsewhere; along the axes of [`log_softmax`].
+fn hardmax(call: &mut Call<'_, '_>) -> Results {
+    super::norm::over_rows(call, |call, rows| {
+        let ty = call.ty(rows);
+        let n = ty.shape[ty.rank() - 1];
+        let place = call.emit_all(TopK { k: 1, largest: true }, &[rows])?[1];
+        let all = call.emit(Iota { shape: vec![n], dim: 0, start: 0, step: 1 }, &[])?;
+        let is_it = call.emit(Compare::EQUAL, &[all, place])?;
+        call.emit(Cast { to: ty.dtype }, &[is_it])
+    })
+}
+
 /// Elements [.., n] with one of each row, where `place` [..] (i64) says.
 pub(super) fn picked(call: &mut Call<'_, '_>, rows: ValueId, place: ValueId) -> Result<ValueId, Fault> {
     let shape = call.ty(place).shape;
@@ -99,6 +112,11 @@ mod tests {
     fn the_place_of_the_largest_is_the_best_one_of_a_row() {
         check(&["y = ArgMax{axis=-1, keepdims=0} x"], "top_k f32[2, 1]; reshape i64[2]");
         check(&["y = ArgMin x"], "transpose<[1, 0]> f32[4, 2]; top_k f32[4, 1]; transpose<[1, 0]> i64[1, 4]");
+    }
+
+    #[test]
+    fn the_hard_maximum_marks_the_best_one_of_a_row() {
+        check(&["y = Hardmax x"], "top_k f32[2, 1]; iota i64[4]; equal bool[2, 4]; cast f32[2, 4]");
     }
 
     #[test]
