@@ -61,6 +61,8 @@ pub(super) struct Lowering<'m> {
     table: HashMap<&'m str, Lowered>,
     /// Tensors of the file that are too large for constants of the program, by name.
     records: HashMap<&'m str, &'m TensorRecord>,
+    /// The nodes whose results are static, by the name of the result.
+    producers: HashMap<&'m str, &'m Node>,
     /// Values of static tensors that are in the program already, by name and shape.
     constants: HashMap<(String, Vec<u64>), ValueId>,
     /// What is known about static tensors that are used as masks, by name.
@@ -76,6 +78,7 @@ impl<'m> Lowering<'m> {
             module,
             table: HashMap::new(),
             records: HashMap::new(),
+            producers: HashMap::new(),
             constants: HashMap::new(),
             masks: HashMap::new(),
             unsupported: Vec::new(),
@@ -149,6 +152,9 @@ impl<'m> Lowering<'m> {
                 && matches!(self.module.program.graph.value(value).def, Def::Node(..))
             {
                 self.module.program.graph.rename(value, output);
+            }
+            if matches!(result, Lowered::Static(_)) {
+                self.producers.insert(output, node);
             }
             self.table.insert(output, result);
         }

@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::{Broadcast, Cast, CausalMask, Constant, Full, Iot
 use galvatron_ir::types::{DType, Scalar, TensorType};
 
 use super::super::statics::{self, StaticTensor, StaticType};
-use super::{Fault, Lowering};
+use super::{Fault, Lowered, Lowering};
 
 /// Most elements of a constant that is written into the program.
 const MAX_CONSTANT: usize = 1 << 16;
@@ -73,16 +73,29 @@ impl Lowering<'_> {
         Ok(self.emit(name, Where.into(), &[hidden, no, yes])?[0])
     }
 
-    /// A tensor that is too large for a constant is read from the file it stands in, if it does.
+    /// A tensor that is too large for a constant is read from the file it stands in, if it does, or computed by the program
+    /// from smaller ones, as the model does.
     fn large(&mut self, name: &str, tensor: &StaticTensor, ty: TensorType) -> Result<ValueId, Fault> {
         let record = self.records.get(name).copied();
         match record.filter(|r| r.dims == ty.shape && r.source().is_some() && tensor.dtype() == StaticType::F32) {
             Some(record) => self.weight(record, false).ok_or(Fault::Unknown),
-            None => {
+            None => self.computed(name, &ty)?.ok_or_else(|| {
                 let n = tensor.n_stored();
-                Err(Fault::Unsupported(format!("with the constant `{name}` of {n} elements, more than {MAX_CONSTANT}")))
-            }
+                Fault::Unsupported(format!("with the constant `{name}` of {n} elements, more than {MAX_CONSTANT}"))
+            }),
         }
+    }
+
+    /// The static tensor of that name by the ops of the node that makes it, if it is of that type then.
+    fn computed(&mut self, name: &str, ty: &TensorType) -> Result<Option<ValueId>, Fault> {
+        let Some(&node) = self.producers.get(name) else { return Ok(None) };
+        let results = match self.as_ops(node) {
+            Err(Fault::Unsupported(_)) => return Ok(None),
+            results => results?,
+        };
+        let result = node.outputs.iter().zip(results).find(|(output, _)| *output == name);
+        let Some((_, Lowered::Value(value))) = result else { return Ok(None) };
+        Ok((self.module.program.graph.value(value).ty == *ty).then_some(value))
     }
 }
 
@@ -143,10 +156,19 @@ mod tests {
     }
 
     #[test]
-    fn large_constants_without_a_file_are_refused() {
-        let nodes = ["t = Mul table table", "y = Mul x t"];
-        let builder = Builder::new(&nodes).input("x", 1, "batch 256 257").f32("table", &[256, 257]);
-        let expected = "`Mul` with the constant `t` of 65792 elements, more than 65536 (at `y`)";
+    fn large_constants_without_a_file_are_computed_by_the_program() {
+        let nodes = ["c = Reshape numbers shape", "d = Sub c numbers", "t = Cast{to=1} d", "y = Mul x t"];
+        let squares: Vec<i64> = (0..300).map(|i| i * i).collect();
+        let builder = Builder::new(&nodes).input("x", 1, "batch 300 300").ints("numbers", &squares);
+        let expected = "constant i64[300, 1]; constant i64[300]; sub i64[300, 300]; cast f32[300, 300]";
+        assert_eq!(builder.ints("shape", &[300, 1]).ops(), format!("{expected}; mul f32[2, 300, 300]"));
+    }
+
+    #[test]
+    fn large_constants_that_no_op_makes_are_refused() {
+        let nodes = ["n = NonZero numbers", "t = Cast{to=1} n", "y = Mul x t"];
+        let builder = Builder::new(&nodes).input("x", 1, "batch 2 90000").matrix("numbers", 300, |_, _| 1);
+        let expected = "`Mul` with the constant `t` of 180000 elements, more than 65536 (at `y`)";
         assert!(builder.import().unwrap_err().contains(expected));
     }
 }
