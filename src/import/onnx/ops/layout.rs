@@ -119,9 +119,6 @@ fn expand(call: &mut Call<'_, '_>) -> Results {
     let target = call.ints(1, "shape")?.ok_or("no shape")?;
     let target: Vec<u64> =
         target.iter().map(|&d| u64::try_from(d)).collect::<Result<_, _>>().map_err(|_| format!("shape {target:?}"))?;
-    if let Lowered::Static(_) = call.lowered(0)? {
-        return Err("a static operand with a shape that is not".into());
-    }
     let x = call.value(0)?;
     let shape = broadcast_shape(&[&call.ty(x).shape, &target])?;
     one(expanded(call, x, shape)?)
