@@ -18,7 +18,7 @@ fn has_no_gradient(op: &Op) -> bool {
 
 /// The float operands into which an op lets no gradient flow.
 fn is_constant(op: &Op, operand: usize) -> bool {
-    [("attention", 3), ("mse", 1)].contains(&(op.mnemonic(), operand))
+    [("mse", 1), ("rotary", 1), ("rotary", 2)].contains(&(op.mnemonic(), operand))
 }
 
 #[test]

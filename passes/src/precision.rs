@@ -1,8 +1,8 @@
 //! Chooses element types: what is computed in bf16 and what stays f32.
 //!
-//! Parameters, activations and their gradients become bf16; every op computes in f32 inside. Gains and biases of norms stay
-//! f32, and so do the loss and everything of the optimizer, which keeps a master copy of each bf16 parameter. What is made of
-//! constants alone, such as the angles of positions, is computed in f32 and rounded where something else reads it.
+//! Parameters, activations and their gradients become bf16; every op computes in f32 inside. Gains and biases of norms and
+//! the angles of rotary embeddings stay f32, and so do the loss and everything of the optimizer, which keeps a master copy of
+//! each bf16 parameter. What is made of constants alone is computed in f32 and rounded where something else reads it.
 
 use galvatron_ir::graph::Graph;
 use galvatron_ir::module::Program;
@@ -32,7 +32,7 @@ pub fn to_bf16(module: &mut Module) {
 /// The element type that an op wants of a float operand.
 fn wanted(op: &Op, operand: usize) -> DType {
     match op {
-        Op::LayerNorm(_) | Op::RmsNorm(_) if operand > 0 => DType::F32,
+        Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Rotary(_) if operand > 0 => DType::F32,
         _ => DType::Bf16,
     }
 }

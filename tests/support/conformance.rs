@@ -107,12 +107,12 @@ fn run(make: Make, sample: &Sample, args: &[Vec<u8>], over: &[(usize, usize)]) -
 /// The sample with bf16 for f32, where plans in bf16 have that; `None` where they have none.
 fn in_bf16(sample: &Sample) -> Option<Sample> {
     let keeps_f32 = |i: usize| match sample.op {
-        Op::LayerNorm(_) | Op::RmsNorm(_) => i > 0,
+        Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Rotary(_) => i > 0,
         Op::RmsNormGrad(_) => (1..3).contains(&i),
         Op::RmsNormParamGrad(_) => i == 1,
         Op::LayerNormGrad(_) => (1..4).contains(&i),
         Op::LayerNormParamGrad(_) => (1..3).contains(&i),
-        Op::AttentionGrad(_) => i == 4,
+        Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => i == 4,
         Op::CrossEntropyGrad(_) => i > 1,
         Op::Sgd(_) | Op::Adamw(_) | Op::ClipScale(_) => true,
         _ => false,
@@ -270,10 +270,11 @@ type Case = (bool, [&'static [u64]; 3], Option<&'static [u64]>);
 
 /// The gradient reads the forward's own results, as in a training step.
 pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
-    let shapes: [Case; 4] = [
+    let shapes: [Case; 5] = [
         (true, [&[2, 40, 4, 16], &[2, 40, 2, 16], &[2, 40, 2, 24]], None),
         (true, [&[1, 40, 2, 8], &[1, 70, 2, 8], &[1, 70, 2, 8]], None),
         (false, [&[1, 70, 2, 100], &[1, 40, 1, 100], &[1, 40, 1, 100]], Some(&[1, 2, 70, 40])),
+        (false, [&[4, 35, 4, 8], &[4, 40, 2, 8], &[4, 40, 2, 8]], Some(&[2, 1, 35, 40])),
         (true, [&[1, 35, 1, 256], &[1, 35, 1, 256], &[1, 35, 1, 256]], None),
     ];
     for ((causal, qkv, mask), dtype) in shapes.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::Bf16)]) {
@@ -293,6 +294,10 @@ pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
         saved.extend([results[0].clone(), results[1].clone(), grad]);
         saved.extend(args.get(3).cloned());
         agrees(make, &backward, &saved, 2e-5);
+        if mask.is_some() {
+            let of_mask = compute::AttentionMaskGrad { scale: Scalar::new(0.3), causal };
+            agrees(make, &typed(uniform(of_mask, &all)), &saved, 2e-5);
+        }
     }
 }
 

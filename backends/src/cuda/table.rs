@@ -5,7 +5,7 @@ use galvatron_ir::op::{Alias, Op};
 use super::command::{Accesses, Program, Stream};
 use super::gemm;
 use super::kernels::{
-    Cx, Lowered, attention, constants, cross_entropy, elementwise, embedding, layout, norm, optimizer, reduce,
+    Cx, Lowered, attention, constants, cross_entropy, elementwise, embedding, layout, norm, optimizer, reduce, rotary,
 };
 use crate::device::{BufferSpec, Move, NodeSpec};
 
@@ -101,6 +101,8 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Lowered {
         Op::SoftmaxGrad(_) => norm::softmax_grad(cx),
         Op::Attention(op) => attention::attention(op, cx),
         Op::AttentionGrad(op) => attention::attention_grad(op, cx),
+        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, cx),
+        Op::Rotary(op) => rotary::rotary(op, cx),
         Op::Embedding(_) => embedding::embedding(cx),
         Op::EmbeddingGrad(_) => embedding::embedding_grad(cx),
         Op::CrossEntropy(op) => cross_entropy::cross_entropy(op, cx),

@@ -2,9 +2,10 @@
 
 use super::Tensor;
 use super::norm::log_sum_exp;
-use galvatron_ir::op::compute::{Attention, AttentionGrad};
+use galvatron_ir::op::compute::{Attention, AttentionGrad, AttentionMaskGrad};
 
-/// (o, lse); operands q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e] and perhaps a mask [1 or b, 1 or h, sq, sk].
+/// (o, lse); operands q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e] and perhaps a mask [m, 1 or h, sq, sk], where
+/// sample i has mask i mod m.
 ///
 /// A query that sees no key gets zeros, and -inf as its lse.
 pub fn attention(op: &Attention, args: &[&Tensor]) -> Vec<Tensor> {
@@ -48,6 +49,30 @@ pub fn attention_grad(op: &AttentionGrad, args: &[&Tensor]) -> Vec<Tensor> {
     grads
 }
 
+/// dmask; operands q, k, v, o, lse, do and the mask. It is the sum of p (do v - D) over the samples and heads that share an
+/// element, D the sum of o do.
+pub fn attention_mask_grad(op: &AttentionMaskGrad, args: &[&Tensor]) -> Tensor {
+    let heads = Heads::new(op.scale.get(), op.causal, args[0], args[1], Some(args[6]));
+    let [v, o, lse, d_o] = [args[2], args[3], args[4], args[5]];
+    let mut grad = Tensor::filled(args[6].shape.clone(), 0.0);
+    for row in super::indices(&heads.q.shape[..3]) {
+        let [b, i, h] = [row[0], row[1], row[2]];
+        let dot = |x: &Tensor, at: [u64; 3]| (0..v.shape[3]).map(|e| x.at(&with(at, e)) * d_o.at(&[b, i, h, e])).sum();
+        let mean: f64 = dot(o, [b, i, h]);
+        for (j, p) in heads.probabilities([b, i, h], lse).into_iter().enumerate() {
+            let slope: f64 = dot(v, [b, j as u64, heads.group(h)]);
+            let index = mask_index(&grad, [b, h, i, j as u64]);
+            add(&mut grad, index, p * (slope - mean));
+        }
+    }
+    grad
+}
+
+/// Where a mask holds what is added to the score of (sample, head, query, key).
+fn mask_index(mask: &Tensor, [b, h, i, j]: [u64; 4]) -> [u64; 4] {
+    [b % mask.shape[0], h % mask.shape[1], i, j]
+}
+
 /// Queries, keys and what hides keys.
 struct Heads<'a> {
     scale: f64,
@@ -75,7 +100,7 @@ impl<'a> Heads<'a> {
             }
             let product = |d| self.q.at(&[b, i, h, d]) * self.k.at(&[b, j, self.group(h), d]);
             let sum: f64 = (0..self.q.shape[3]).map(product).sum();
-            self.scale * sum + self.mask.map_or(0.0, |m| m.at_broadcast(&[b, h, i, j]))
+            self.scale * sum + self.mask.map_or(0.0, |m| m.at(&mask_index(m, [b, h, i, j])))
         };
         (0..self.k.shape[1]).map(score).collect()
     }

@@ -13,6 +13,7 @@ mod layout;
 mod loss;
 mod norm;
 mod optimizer;
+mod rotary;
 mod shards;
 mod special;
 mod tensor;
@@ -107,6 +108,8 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::SoftmaxGrad(_) => norm::softmax_grad(args[0], args[1]),
         Op::Attention(op) => return Ok(attention::attention(op, args)),
         Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args)),
+        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args),
+        Op::Rotary(op) => rotary::rotary(op, args),
         Op::Embedding(_) => gather::embedding(args[0], args[1], shape(0), first_row),
         Op::EmbeddingGrad(_) => gather::embedding_grad(args[0], args[1], shape(0), first_row),
         Op::CrossEntropy(op) => return Ok(loss::cross_entropy(op.ignore, args[0], args[1])),

@@ -209,6 +209,8 @@ ops! {
     compute::LogSoftmax,
     compute::Attention,
     compute::AttentionGrad,
+    compute::AttentionMaskGrad,
+    compute::Rotary,
     compute::Embedding,
     compute::EmbeddingGrad,
     compute::CrossEntropy,

@@ -1,11 +1,12 @@
-//! Attention and its gradient.
+//! Attention and its gradients.
 
-use galvatron_ir::op::compute::{Attention, AttentionGrad};
+use galvatron_ir::op::compute::{Attention, AttentionGrad, AttentionMaskGrad};
 
 use super::{Buffer, Cx, Prepared, Slot};
 use crate::cpu::arena::Arena;
 use crate::cpu::kernels::attention::{AttentionDims, Mask, attention as forward};
 use crate::cpu::kernels::attention_grad::{AttentionSaved, attention_grad as backward};
+use crate::cpu::kernels::attention_mask_grad::attention_mask_grad as mask_backward;
 
 /// q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e].
 fn dims(q: &Buffer, k: &Buffer, v: &Buffer, scale: f64, causal: bool) -> AttentionDims {
@@ -44,22 +45,41 @@ pub(super) fn attention(op: &Attention, cx: &Cx<'_>) -> Prepared {
     })
 }
 
+/// The operands q, k, v, o, lse of a gradient and its mask, which is operand 6.
+#[derive(Clone, Copy)]
+struct SavedSlots {
+    slots: [Slot; 5],
+    mask: Option<MaskSlot>,
+}
+
+impl SavedSlots {
+    fn new(cx: &Cx<'_>) -> Result<SavedSlots, String> {
+        let slots = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?];
+        Ok(SavedSlots { slots, mask: MaskSlot::new(cx, 6)? })
+    }
+
+    fn get(self, arena: &Arena) -> AttentionSaved<'_> {
+        let [q, k, v, o, lse] = self.slots.map(|slot| slot.get(arena));
+        AttentionSaved { q, k, v, mask: self.mask.map(|m| m.get(arena)), o, lse }
+    }
+}
+
 pub(super) fn attention_grad(op: &AttentionGrad, cx: &Cx<'_>) -> Prepared {
-    let (q, k, v, mask) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, MaskSlot::new(cx, 6)?);
-    let (o, lse, grad) = (cx.f32(3)?, cx.f32(4)?, cx.f32(5)?);
+    let (saved, grad) = (SavedSlots::new(cx)?, cx.f32(5)?);
     let (dq, dk, dv, threads) = (cx.out(0)?, cx.out(1)?, cx.out(2)?, cx.threads);
     let dims = dims(&cx.args[0], &cx.args[1], &cx.args[2], op.scale.get(), op.causal);
     cx.kernel(move |arena| {
-        let saved = AttentionSaved {
-            q: q.get(arena),
-            k: k.get(arena),
-            v: v.get(arena),
-            mask: mask.map(|m| m.get(arena)),
-            o: o.get(arena),
-            lse: lse.get(arena),
-        };
         let results = (dq.get_mut(arena), dk.get_mut(arena), dv.get_mut(arena));
-        backward(&dims, &saved, grad.get(arena), results, threads);
+        backward(&dims, &saved.get(arena), grad.get(arena), results, threads);
+        Ok(())
+    })
+}
+
+pub(super) fn attention_mask_grad(op: &AttentionMaskGrad, cx: &Cx<'_>) -> Prepared {
+    let (saved, grad, dmask, threads) = (SavedSlots::new(cx)?, cx.f32(5)?, cx.out(0)?, cx.threads);
+    let dims = dims(&cx.args[0], &cx.args[1], &cx.args[2], op.scale.get(), op.causal);
+    cx.kernel(move |arena| {
+        mask_backward(&dims, &saved.get(arena), grad.get(arena), dmask.get_mut(arena), threads);
         Ok(())
     })
 }

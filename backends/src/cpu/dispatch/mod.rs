@@ -10,6 +10,7 @@ mod layout;
 mod loss;
 mod norm;
 mod optimizer;
+mod rotary;
 #[cfg(test)]
 mod tests;
 pub(super) mod widen;
@@ -77,6 +78,8 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
         Op::LogSoftmax(_) => norm::log_softmax(cx),
         Op::Attention(op) => attention::attention(op, cx),
         Op::AttentionGrad(op) => attention::attention_grad(op, cx),
+        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, cx),
+        Op::Rotary(op) => rotary::rotary(op, cx),
         Op::Embedding(_) => contract::embedding(cx),
         Op::EmbeddingGrad(_) => contract::embedding_grad(cx),
         Op::CrossEntropy(op) => loss::cross_entropy(op, cx),

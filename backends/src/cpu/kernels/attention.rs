@@ -36,12 +36,13 @@ pub struct AttentionDims {
     pub causal: bool,
 }
 
-/// Added to the scaled scores. values: [batch, heads, sq, sk] with batch and heads 1 or those of the attention.
+/// Added to the scaled scores. values: [batch, heads, sq, sk]; sample i has mask i mod batch, which divides the batch of the
+/// attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {
     /// The numbers; -inf hides a key.
     pub values: &'a [f32],
-    /// 1 or the batch of the attention.
+    /// A divisor of the batch of the attention.
     pub batch: usize,
     /// 1 or the query heads of the attention.
     pub heads: usize,
@@ -72,7 +73,7 @@ impl AttentionDims {
         assert!(self.heads.is_multiple_of(self.kv_heads), "invariant: key heads divide query heads");
         if let Some(m) = mask {
             assert!(
-                [1, self.batch].contains(&m.batch) && [1, self.heads].contains(&m.heads),
+                self.batch.is_multiple_of(m.batch) && [1, self.heads].contains(&m.heads),
                 "invariant: mask broadcasts"
             );
             assert_eq!(m.values.len(), m.batch * m.heads * self.sq * self.sk, "invariant: mask has its length");
@@ -377,7 +378,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Cases with odd sizes, grouped heads, both kinds of masks, and rows that see nothing.
+    /// Cases with odd sizes, grouped heads, all kinds of masks, and rows that see nothing.
     pub(crate) fn cases() -> Vec<Case> {
         let case = |(batch, sq, sk): (usize, usize, usize), (heads, kv_heads): (usize, usize), d, dv, causal, mask| {
             let scale = 1.0 / (d as f32).sqrt();
@@ -389,6 +390,7 @@ pub(super) mod tests {
                     1,
                     1,
                 )),
+                2 => Some((random(2 * heads * sq * sk, 9), 2, heads)),
                 _ => {
                     let mut values = random(batch * heads * sq * sk, 8);
                     values[..sk].fill(f32::NEG_INFINITY);
@@ -410,7 +412,8 @@ pub(super) mod tests {
             case((2, 70, 131), (4, 2), 20, 7, true, 0),
             case((1, 131, 70), (3, 1), 5, 33, true, 0),
             case((2, 40, 65), (2, 1), 64, 64, false, 1),
-            case((2, 37, 37), (2, 2), 12, 12, true, 2),
+            case((2, 37, 37), (2, 2), 12, 12, true, 3),
+            case((4, 40, 33), (2, 2), 8, 8, false, 2),
             case((1, 1, 200), (2, 1), 32, 32, true, 0),
             case((1, 3, 1), (1, 1), 1, 1, false, 0),
         ]

@@ -19,7 +19,7 @@ pub struct AttentionSaved<'a> {
     pub k: &'a [f32],
     /// Values.
     pub v: &'a [f32],
-    /// The additive mask of the forward pass; it has no gradient.
+    /// The additive mask of the forward pass.
     pub mask: Option<Mask<'a>>,
     /// The output of the forward pass.
     pub o: &'a [f32],
@@ -48,21 +48,27 @@ pub fn attention_grad(
         threads.for_each_chunk_mut(x, super::GRAIN, |_, chunk| chunk.fill(0.0));
     }
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-    let (d, wide_d, wide_v) = (dims.d, padded(dims.d), padded(dims.dv));
-    let len = QUERIES * (d + dims.dv + wide_d + wide_v) + KEYS * (wide_d + 2 * QUERIES);
+    let len = Parts::len(dims);
     threads.for_each_chunk(dims.batch * dims.kv_heads, |task| {
         with_scratch(len, |scratch| {
             let (dq, dk, dv) = (&dq, &dk, &dv);
-            pulp::Arch::new().dispatch(Backward { dims, saved, grad, dq, dk, dv, task, scratch });
+            let tiles = Tiles { dims, saved, grad };
+            pulp::Arch::new().dispatch(Backward { tiles, dq, dk, dv, task, scratch });
         });
     });
 }
 
+/// What the gradients of the scores are computed from.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    pub(super) dims: &'a AttentionDims,
+    pub(super) saved: &'a AttentionSaved<'a>,
+    pub(super) grad: &'a [f32],
+}
+
 /// All query heads of one head of keys.
 struct Backward<'a> {
-    dims: &'a AttentionDims,
-    saved: &'a AttentionSaved<'a>,
-    grad: &'a [f32],
+    tiles: Tiles<'a>,
     dq: &'a Shared<'a, f32>,
     dk: &'a Shared<'a, f32>,
     dv: &'a Shared<'a, f32>,
@@ -71,7 +77,7 @@ struct Backward<'a> {
 }
 
 /// The packed operands of one tile of queries, and the scratch of one tile of keys.
-struct Parts<'a> {
+pub(super) struct Parts<'a> {
     /// Queries times scale, transposed: [d, QUERIES].
     qt: &'a mut [f32],
     /// The gradient of o, transposed: [dv, QUERIES].
@@ -85,12 +91,18 @@ struct Parts<'a> {
     /// Scores, then probabilities: [KEYS, QUERIES].
     p: &'a mut [f32],
     /// The gradient of the probabilities, then of the scores: [KEYS, QUERIES].
-    ds: &'a mut [f32],
+    pub(super) ds: &'a mut [f32],
 }
 
 impl<'a> Parts<'a> {
+    /// Elements of the scratch.
+    pub(super) fn len(dims: &AttentionDims) -> usize {
+        let (wide_d, wide_v) = (padded(dims.d), padded(dims.dv));
+        QUERIES * (dims.d + dims.dv + wide_d + wide_v) + KEYS * (wide_d + 2 * QUERIES)
+    }
+
     #[inline(always)]
-    fn new(dims: &AttentionDims, scratch: &'a mut [f32]) -> Self {
+    pub(super) fn new(dims: &AttentionDims, scratch: &'a mut [f32]) -> Self {
         let (qt, rest) = scratch.split_at_mut(dims.d * QUERIES);
         let (gt, rest) = rest.split_at_mut(dims.dv * QUERIES);
         let (q, rest) = rest.split_at_mut(QUERIES * padded(dims.d));
@@ -106,7 +118,8 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let (dims, group) = (self.dims, self.dims.heads / self.dims.kv_heads);
+        let dims = self.tiles.dims;
+        let group = dims.heads / dims.kv_heads;
         let (b, kv_head) = (self.task / dims.kv_heads, self.task % dims.kv_heads);
         let mut parts = Parts::new(dims, std::mem::take(&mut self.scratch));
         let tiles = dims.sq.div_ceil(QUERIES);
@@ -114,14 +127,24 @@ impl WithSimd for Backward<'_> {
         for i in 0..group * tiles {
             let first = i % tiles * QUERIES;
             let tile = QueryTile { b, h: kv_head * group + i / tiles, first, n: QUERIES.min(dims.sq - first) };
-            self.query_tile(simd, &tile, &mut parts);
+            let rows = self.tiles.load(&tile, &mut parts);
+            let end = dims.keys_seen(tile.first + tile.n);
+            for first_key in (0..end).step_by(KEYS) {
+                let n_keys = KEYS.min(end - first_key);
+                self.tiles.slopes(simd, &tile, (first_key, n_keys), (&rows, dims.scale), &mut parts);
+                self.sums(simd, &tile, first_key, n_keys, &mut parts);
+            }
         }
     }
 }
 
-impl Backward<'_> {
+/// The log-sum-exp and delta of each query of a tile.
+pub(super) type Rows = ([f32; QUERIES], [f32; QUERIES]);
+
+impl Tiles<'_> {
+    /// Packs a tile of queries with the gradient of its results.
     #[inline(always)]
-    fn query_tile<S: Simd>(&self, simd: S, tile: &QueryTile, parts: &mut Parts) {
+    pub(super) fn load(&self, tile: &QueryTile, parts: &mut Parts) -> Rows {
         let dims = self.dims;
         let (q_rows, g_rows) = (row_of(dims, tile, dims.d), row_of(dims, tile, dims.dv));
         pack_transposed(self.saved.q, q_rows, tile.n, (dims.d, dims.scale), parts.qt);
@@ -130,19 +153,25 @@ impl Backward<'_> {
         parts.g.fill(0.0);
         pack(self.saved.q, q_rows, tile.n, dims.d, parts.q);
         pack(self.grad, g_rows, tile.n, dims.dv, parts.g);
-        let (lse, delta) = self.row_numbers(tile, g_rows);
-        let end = dims.keys_seen(tile.first + tile.n);
-        for first_key in (0..end).step_by(KEYS) {
-            let n_keys = KEYS.min(end - first_key);
-            self.scores(simd, tile, first_key, n_keys, parts);
-            for (p, ds) in parts.p[..n_keys * QUERIES].chunks_exact_mut(QUERIES).zip(parts.ds.chunks_exact_mut(QUERIES))
-            {
-                for i in 0..QUERIES {
-                    p[i] = exp(p[i] - lse[i]);
-                    ds[i] = p[i] * (ds[i] - delta[i]) * dims.scale;
-                }
+        self.row_numbers(tile, g_rows)
+    }
+
+    /// The probabilities p of a tile, and ds = p (grad vᵀ - delta) factor.
+    #[inline(always)]
+    pub(super) fn slopes<S: Simd>(
+        &self,
+        simd: S,
+        tile: &QueryTile,
+        (first_key, n_keys): (usize, usize),
+        ((lse, delta), factor): (&Rows, f32),
+        parts: &mut Parts,
+    ) {
+        self.scores(simd, tile, first_key, n_keys, parts);
+        for (p, ds) in parts.p[..n_keys * QUERIES].chunks_exact_mut(QUERIES).zip(parts.ds.chunks_exact_mut(QUERIES)) {
+            for i in 0..QUERIES {
+                p[i] = exp(p[i] - lse[i]);
+                ds[i] = p[i] * (ds[i] - delta[i]) * factor;
             }
-            self.sums(simd, tile, first_key, n_keys, parts);
         }
     }
 
@@ -183,11 +212,13 @@ impl Backward<'_> {
         let mask = self.saved.mask.map(|m| m.of(tile.b, tile.h, dims.sq, dims.sk));
         hide(dims, mask, tile, first_key, &mut parts.p[..n_keys * QUERIES]);
     }
+}
 
+impl Backward<'_> {
     /// dv += p grad, dk += ds q, dq += dsᵀ k.
     #[inline(always)]
     fn sums<S: Simd>(&self, simd: S, tile: &QueryTile, first_key: usize, n_keys: usize, parts: &mut Parts) {
-        let dims = self.dims;
+        let dims = self.tiles.dims;
         let (k_rows, v_rows) = (key_rows(dims, tile, first_key, dims.d), key_rows(dims, tile, first_key, dims.dv));
         let q_rows = row_of(dims, tile, dims.d);
         let transposed = View { start: parts.ds.as_ptr(), row: 1, column: QUERIES };

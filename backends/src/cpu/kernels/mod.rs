@@ -5,6 +5,7 @@
 pub mod along;
 pub mod attention;
 pub mod attention_grad;
+pub mod attention_mask_grad;
 pub mod binary;
 pub mod broadcast;
 pub mod cross_entropy;
@@ -15,6 +16,7 @@ pub mod layer_norm;
 pub mod optimizer;
 pub mod reduce;
 pub mod rms_norm;
+pub mod rotary;
 pub mod shape;
 pub mod softmax;
 pub mod sum_parts;

@@ -224,6 +224,44 @@ __device__ __forceinline__ void key_grad(const E* q, const E* k, const E* v, con
     }
 }
 
+// A tile of dmask in one plane: the slopes of all samples and heads that share it, in order.
+template <int D, int T, class E>
+__device__ __forceinline__ void mask_grad(const E* q, const E* k, const E* v, const E* mask, const E* o, const float* lse,
+                                          const E* grad, E* dmask, const Shape& s, float scale) {
+    DYNAMIC(memory);
+    float *queries = memory, *grads = queries + T * (D + 1), *keys = grads + T * (D + 1), *values = keys + T * (D + 1);
+    i64 n_tiles = (s.queries + T - 1) / T, n_key_tiles = (s.keys + T - 1) / T;
+    i64 first = blockIdx.x % n_tiles * T, key = blockIdx.x / n_tiles % n_key_tiles * T;
+    i64 plane = blockIdx.x / (n_tiles * n_key_tiles);
+    int row = threadIdx.x / 8, lane = threadIdx.x % 8;
+    i64 query = first + row;
+    float sums[T / 8];
+    for (int j = 0; j < T / 8; j++) sums[j] = 0.0f;
+    for (i64 b = plane / s.mask_heads; b < s.batch; b += s.mask_batch)
+        for (i64 head = plane % s.mask_heads; head < s.heads; head += s.mask_heads) {
+            i64 group = head / (s.heads / s.groups);
+            __syncthreads();
+            load_tile<D, T>(queries, q, b, first, s.queries, s.heads, head, s.width);
+            load_tile<D, T>(grads, grad, b, first, s.queries, s.heads, head, s.value_width);
+            load_tile<D, T>(keys, k, b, key, s.keys, s.groups, group, s.width);
+            load_tile<D, T>(values, v, b, key, s.keys, s.groups, group, s.value_width);
+            float delta = row_delta(o, grad, s, b, head, query, lane);
+            float own_lse = query < s.queries ? lse[(b * s.heads + head) * s.queries + query] : NEG_INFINITY;
+            __syncthreads();
+            for (int j = 0; j < T / 8; j++) {
+                int column = lane + 8 * j;
+                float product = scale * dot<D>(queries + row * (D + 1), keys + column * (D + 1), (int)s.width);
+                float p = weight(score(s, mask, b, head, query, key + column, product), own_lse);
+                float dp = dot<D>(grads + row * (D + 1), values + column * (D + 1), (int)s.value_width);
+                sums[j] += p * (dp - delta);
+            }
+        }
+    if (query >= s.queries) return;
+    for (int j = 0; j < T / 8; j++)
+        if (key + lane + 8 * j < s.keys)
+            dmask[(plane * s.queries + query) * s.keys + key + lane + 8 * j] = narrow<E>(sums[j]);
+}
+
 #define HEADS_OF(D, T, E, SUFFIX)                                                                                          \
     KERNEL attention_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, E* o, float* lse, Shape s,             \
                                  float scale) {                                                                           \
@@ -236,6 +274,10 @@ __device__ __forceinline__ void key_grad(const E* q, const E* k, const E* v, con
     KERNEL attention_key_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o, const float* lse, \
                                           const E* grad, E* dk, E* dv, Shape s, float scale) {                            \
         key_grad<D, T>(q, k, v, mask, o, lse, grad, dk, dv, s, scale);                                                    \
+    }                                                                                                                     \
+    KERNEL attention_mask_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o,                 \
+                                           const float* lse, const E* grad, E* dmask, Shape s, float scale) {             \
+        mask_grad<D, T>(q, k, v, mask, o, lse, grad, dmask, s, scale);                                                    \
     }
 #define HEADS(D, T)             \
     HEADS_OF(D, T, float, )     \

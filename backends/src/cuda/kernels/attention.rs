@@ -1,6 +1,6 @@
-//! Launches of attention and of its gradient.
+//! Launches of attention and of its gradients.
 
-use galvatron_ir::op::compute::{Attention, AttentionGrad};
+use galvatron_ir::op::compute::{Attention, AttentionGrad, AttentionMaskGrad};
 use galvatron_ir::types::Scalar;
 
 use super::super::command::{Arg, Command, Launch};
@@ -82,4 +82,18 @@ pub(in super::super) fn attention_grad(op: &AttentionGrad, cx: &Cx<'_>) -> Lower
         dims.launch(("attention_query_grad", &float), (dims.queries, dims.heads), (4, 1), with(&[0])?),
         dims.launch(("attention_key_grad", &float), (dims.keys, dims.groups), (4, 2), with(&[1, 2])?),
     ])
+}
+
+/// One block for each tile of scores of each plane of the mask.
+pub(in super::super) fn attention_mask_grad(op: &AttentionMaskGrad, cx: &Cx<'_>) -> Lowered {
+    let dims = Dims::new(cx, 6, op.scale, op.causal)?;
+    let mask = &cx.arg(6).ty.shape;
+    let (planes, rows) = (mask[0] * mask[1], dims.kernel.1);
+    // All samples that share a plane are summed by its blocks.
+    let one = Dims { batch: 1, ..dims };
+    let float = cx.float(0)?;
+    let [q, k, v, mask, o, grad] = [0, 1, 2, 6, 3, 5].map(|i| float.arg(i));
+    let pointers = vec![q?, k?, v?, mask?, o?, cx.f32(4)?, grad?, float.out(0)?];
+    let tiles = (one.queries, planes * one.keys.div_ceil(rows));
+    Ok(vec![one.launch(("attention_mask_grad", &float), tiles, (4, 0), pointers)])
 }

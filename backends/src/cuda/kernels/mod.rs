@@ -9,6 +9,7 @@ pub(super) mod layout;
 pub(super) mod norm;
 pub(super) mod optimizer;
 pub(super) mod reduce;
+pub(super) mod rotary;
 
 use galvatron_ir::types::DType;
 
@@ -36,6 +37,8 @@ pub enum Family {
     Optimizer,
     /// Sums.
     Reduce,
+    /// Rotary embedding.
+    Rotary,
 }
 
 /// What all sources share.
@@ -46,7 +49,7 @@ pub(super) const FUNCTIONS: &str = include_str!("functions.cu");
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 9] = [
+    pub const ALL: [Family; 10] = [
         Family::Attention,
         Family::Constants,
         Family::CrossEntropy,
@@ -56,6 +59,7 @@ impl Family {
         Family::Norm,
         Family::Optimizer,
         Family::Reduce,
+        Family::Rotary,
     ];
 
     /// The name of its source, without the ending.
@@ -80,6 +84,7 @@ impl Family {
             Family::Norm => ("norm", include_str!("norm.cu")),
             Family::Optimizer => ("optimizer", include_str!("optimizer.cu")),
             Family::Reduce => ("reduce", include_str!("reduce.cu")),
+            Family::Rotary => ("rotary", include_str!("rotary.cu")),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::types::{Scalar, TensorType};
 /// (o, lse) = attention(q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e], mask?): o = softmax(scale q k + mask) v.
 ///
 /// h is a multiple of g (grouped queries). With `causal`, query i sees the keys up to i + sk - sq. The optional mask is added
-/// to the scores, [1 or b, 1 or h, sq, sk]. o is [b, sq, h, e]; lse [b, h, sq] is the log of the sum of exponentials. A row
+/// to the scores: [m, 1 or h, sq, sk] with m a divisor of b, where sample i has mask i mod m. o is [b, sq, h, e]; lse [b, h, sq] is the log of the sum of exponentials. A row
 /// without any visible key gives zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attention {
@@ -21,6 +21,17 @@ pub struct Attention {
 /// (dq, dk, dv) = attention_grad(q, k, v, o, lse, do, mask?).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttentionGrad {
+    /// Factor on the scores.
+    pub scale: Scalar,
+    /// Whether later keys are hidden.
+    pub causal: bool,
+}
+
+/// dmask = attention_mask_grad(q, k, v, o, lse, do, mask): the gradient of the mask, summed over what shares an element of it.
+///
+/// An op of its own: few models train what they add to the scores, and the gradients of q, k and v do without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttentionMaskGrad {
     /// Factor on the scores.
     pub scale: Scalar,
     /// Whether later keys are hidden.
@@ -43,7 +54,8 @@ fn check_mask(mask: Option<&&TensorType>, q: &TensorType, k: &TensorType) -> Res
     let Some(mask) = mask else { return Ok(()) };
     let one_or = |d: u64, full: u64| d == 1 || d == full;
     let fits = mask.rank() == 4
-        && one_or(mask.shape[0], q.shape[0])
+        && mask.shape[0] > 0
+        && q.shape[0].is_multiple_of(mask.shape[0])
         && one_or(mask.shape[1], q.shape[2])
         && mask.shape[2..] == [q.shape[1], k.shape[1]];
     if fits { Ok(()) } else { Err(format!("mask `{mask}` does not fit queries `{q}`")) }
@@ -51,7 +63,8 @@ fn check_mask(mask: Option<&&TensorType>, q: &TensorType, k: &TensorType) -> Res
 
 /// Factors of the shared dimensions: batch, groups, heads of a group, lengths, widths.
 struct Factors {
-    b: usize,
+    /// One for the batch; two if it is made of runs of samples with masks of their own.
+    b: Vec<usize>,
     heads: Vec<usize>,
     groups: Vec<usize>,
     sq: usize,
@@ -61,8 +74,13 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(builder: &mut RuleBuilder, q: &TensorType, k: &TensorType, v: &TensorType) -> Factors {
-        let b = builder.factor("b", q.shape[0]);
+    fn new(builder: &mut RuleBuilder, args: &[&TensorType], mask: Option<&&TensorType>) -> Factors {
+        let (q, k, v) = (args[0], args[1], args[2]);
+        let batch = q.shape[0];
+        let b = match mask.map_or(1, |mask| mask.shape[0]) {
+            n if n == 1 || n == batch => vec![builder.factor("b", batch)],
+            n => vec![builder.factor("b", batch / n), builder.factor("w", n)],
+        };
         let h = builder.factor("h", k.shape[2]);
         let mut heads = vec![h];
         if q.shape[2] != k.shape[2] {
@@ -75,29 +93,29 @@ impl Factors {
     }
 
     fn q(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.b], vec![self.sq], self.heads.clone(), vec![self.d]]
+        vec![self.b.clone(), vec![self.sq], self.heads.clone(), vec![self.d]]
     }
 
     fn k(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.b], vec![self.sk], self.groups.clone(), vec![self.d]]
+        vec![self.b.clone(), vec![self.sk], self.groups.clone(), vec![self.d]]
     }
 
     fn v(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.b], vec![self.sk], self.groups.clone(), vec![self.e]]
+        vec![self.b.clone(), vec![self.sk], self.groups.clone(), vec![self.e]]
     }
 
     fn o(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.b], vec![self.sq], self.heads.clone(), vec![self.e]]
+        vec![self.b.clone(), vec![self.sq], self.heads.clone(), vec![self.e]]
     }
 
     fn lse(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.b], self.heads.clone(), vec![self.sq]]
+        vec![self.b.clone(), self.heads.clone(), vec![self.sq]]
     }
 
     fn mask(&self, mask: &TensorType) -> Vec<Vec<usize>> {
         let one_or = |d: u64, fs: Vec<usize>| if d == 1 { Vec::new() } else { fs };
         vec![
-            one_or(mask.shape[0], vec![self.b]),
+            one_or(mask.shape[0], self.b[self.b.len() - 1..].to_vec()),
             one_or(mask.shape[1], self.heads.clone()),
             vec![self.sq],
             vec![self.sk],
@@ -137,7 +155,7 @@ impl OpDef for Attention {
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
         let mut b = RuleBuilder::new();
-        let f = Factors::new(&mut b, args[0], args[1], args[2]);
+        let f = Factors::new(&mut b, args, args.get(3));
         b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
         if let Some(mask) = args.get(3) {
             b = b.operand_dims(f.mask(mask));
@@ -149,14 +167,17 @@ impl OpDef for Attention {
         if cx.grads[1].is_some() {
             return Err(NoGradient("the log-sum-exp of `attention` has no gradient".into()));
         }
-        if cx.needs.get(3) == Some(&true) {
-            return Err(NoGradient("the mask of `attention` has no gradient".into()));
-        }
         let mut args = vec![cx.args[0], cx.args[1], cx.args[2], cx.results[0], cx.results[1], cx.dy()?];
         args.extend(cx.args.get(3));
-        let grads = cx.emit_all(AttentionGrad { scale: self.scale, causal: self.causal }, &args);
-        let mut all: Vec<Option<ValueId>> = grads.into_iter().map(Some).collect();
-        all.resize(cx.args.len(), None);
+        let (scale, causal) = (self.scale, self.causal);
+        let mut all = vec![None; cx.args.len()];
+        if cx.needs[..3].contains(&true) {
+            let grads = cx.emit_all(AttentionGrad { scale, causal }, &args);
+            all.iter_mut().zip(grads).for_each(|(slot, grad)| *slot = Some(grad));
+        }
+        if cx.needs.get(3) == Some(&true) {
+            all[3] = Some(cx.emit(AttentionMaskGrad { scale, causal }, &args));
+        }
         Ok(all)
     }
 
@@ -182,7 +203,27 @@ impl OpDef for Attention {
             Sample::uniform(op(true), &qkv),
             Sample::uniform(op(false), &[&[2, 3, 4, 4], &[2, 5, 2, 4], &[2, 5, 2, 3]]),
             Sample::uniform(op(false), &[&[2, 3, 4, 2], &[2, 3, 4, 2], &[2, 3, 4, 2], &[2, 1, 3, 3]]),
+            Sample::uniform(op(false), &[&[4, 3, 2, 2], &[4, 3, 2, 2], &[4, 3, 2, 2], &[2, 2, 3, 3]]),
         ]
+    }
+}
+
+/// Checks q, k, v, o, lse, do, mask?.
+fn check_saved(args: &[&TensorType]) -> Result<(), String> {
+    check_mask(args.get(6), args[0], args[1])?;
+    if args[3] != args[5] || args[4].rank() != 3 {
+        return Err("expected q, k, v, o, lse, do".into());
+    }
+    Ok(())
+}
+
+/// Adds the operands q, k, v, o, lse, do, mask?.
+fn saved_operands(mut b: RuleBuilder, f: &Factors, args: &[&TensorType]) -> RuleBuilder {
+    b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
+    b = b.operand_dims(f.o()).operand_dims(f.lse()).operand_dims(f.o());
+    match args.get(6) {
+        Some(mask) => b.operand_dims(f.mask(mask)),
+        None => b,
     }
 }
 
@@ -197,21 +238,14 @@ impl OpDef for AttentionGrad {
             expect_args(args, 6)?;
         }
         check_qkv(args)?;
-        check_mask(args.get(6), args[0], args[1])?;
-        if args[3] != args[5] || args[4].rank() != 3 {
-            return Err("expected q, k, v, o, lse, do".into());
-        }
+        check_saved(args)?;
         Ok(args[..3].iter().map(|t| (*t).clone()).collect())
     }
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
         let mut b = RuleBuilder::new();
-        let f = Factors::new(&mut b, args[0], args[1], args[2]);
-        b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
-        b = b.operand_dims(f.o()).operand_dims(f.lse()).operand_dims(f.o());
-        if let Some(mask) = args.get(6) {
-            b = b.operand_dims(f.mask(mask));
-        }
+        let f = Factors::new(&mut b, args, args.get(6));
+        b = saved_operands(b, &f, args);
         b.result_dims(f.q()).result_dims(f.k()).result_dims(f.v()).linear(Linearity::None).build()
     }
 
@@ -235,5 +269,49 @@ impl OpDef for AttentionGrad {
         let op = |causal| AttentionGrad { scale: Scalar::new(0.5), causal };
         let qkv: &[u64] = &[4, 6, 4, 2];
         vec![Sample::uniform(op(true), &[qkv, qkv, qkv, qkv, &[4, 4, 6], qkv])]
+    }
+}
+
+impl OpDef for AttentionMaskGrad {
+    named!("attention_mask_grad");
+    pure!();
+    no_alias!();
+    no_gradient!("second derivatives are not supported");
+
+    fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_args(args, 7)?;
+        check_qkv(args)?;
+        check_saved(args)?;
+        Ok(vec![args[6].clone()])
+    }
+
+    fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
+        let mut b = RuleBuilder::new();
+        let f = Factors::new(&mut b, args, args.get(6));
+        b = saved_operands(b, &f, args);
+        b.result_dims(f.mask(args[6])).linear(Linearity::None).build()
+    }
+
+    fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
+        let (q, k, v) = (args[0], args[1], args[2]);
+        let matmul_flops = score_flops(q, k, q.shape[3], self.causal) + score_flops(q, k, v.shape[3], self.causal);
+        let flops = 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        Work { matmul_flops, flops, bytes: traffic(args, results) }
+    }
+
+    fn attrs(&self) -> Attrs {
+        attrs_of(self.scale, self.causal)
+    }
+
+    fn parse(_mnemonic: &str, attrs: &mut AttrReader) -> Result<Self, String> {
+        Ok(AttentionMaskGrad { scale: attrs.float("scale")?, causal: attrs.flag("causal") })
+    }
+
+    fn samples() -> Vec<Sample> {
+        let op = |causal| AttentionMaskGrad { scale: Scalar::new(0.5), causal };
+        let qkv: &[u64] = &[4, 6, 4, 2];
+        let saved = [qkv, qkv, qkv, qkv, &[4, 4, 6], qkv];
+        let sample = |causal, mask: &[u64]| Sample::uniform(op(causal), &[&saved[..], &[mask]].concat());
+        vec![sample(true, &[1, 4, 6, 6]), sample(false, &[2, 1, 6, 6])]
     }
 }

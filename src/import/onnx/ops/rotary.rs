@@ -1,11 +1,10 @@
 //! `RotaryEmbedding` of operator set 23.
 
 use galvatron_ir::id::ValueId;
-use galvatron_ir::op::compute::{Binary, Concat, Embedding};
+use galvatron_ir::op::compute::{Embedding, Rotary};
 
 use super::super::attributes::{Attribute, Attributes};
 use super::super::statics::evaluate;
-use super::pieces::sliced;
 use super::{Call, Fault, Operator, Results, one};
 
 /// The operators of this family.
@@ -36,16 +35,11 @@ fn rotary(call: &mut Call<'_, '_>) -> Results {
         0 => width,
         n => u64::try_from(n).ok().filter(|n| *n <= width).ok_or_else(|| format!("`rotary_embedding_dim` is {n}"))?,
     };
-    if !turned.is_multiple_of(2) {
-        return Err(format!("an odd width {turned}").into());
+    if call.ty(cos).shape.last().map(|pairs| 2 * pairs) != Some(turned) {
+        return Err(format!("tables `{}` for a width of {turned}", call.ty(cos)).into());
     }
-    let part = sliced(call, x, 3, 0, turned)?;
     let interleaved = call.attributes().int("interleaved", 0) != 0;
-    let mut value = turn(call, part, cos, sin, interleaved)?;
-    if turned < width {
-        let rest = sliced(call, x, 3, turned, width - turned)?;
-        value = call.emit(Concat { dim: 3 }, &[value, rest])?;
-    }
+    let value = call.emit(Rotary { interleaved, inverse: false }, &[x, cos, sin])?;
     one(call.reshape(value, &shape)?)
 }
 
@@ -90,32 +84,6 @@ fn angles(call: &mut Call<'_, '_>, index: usize, heads_dim: usize) -> Result<Val
     call.reshape(value, &with_heads(shape))
 }
 
-/// Pairs are the two halves of the last dimension, or neighbours.
-fn turn(call: &mut Call<'_, '_>, x: ValueId, cos: ValueId, sin: ValueId, interleaved: bool) -> Result<ValueId, Fault> {
-    let shape = call.ty(x).shape;
-    let pairs = shape[3] / 2;
-    let (dim, by_pair) = if interleaved { (4, [pairs, 2]) } else { (3, [2, pairs]) };
-    let split = [&shape[..3], &by_pair].concat();
-    let both = call.reshape(x, &split)?;
-    let single = [&shape[..3], &[pairs]].concat();
-    let mut parts = [both; 2];
-    for (i, part) in parts.iter_mut().enumerate() {
-        let half = sliced(call, both, dim, i as u64, 1)?;
-        *part = call.reshape(half, &single)?;
-    }
-    let [a, b] = parts;
-    let mut product = |u, v| call.emit(Binary::MUL, &[u, v]);
-    let [ac, bs, as_, bc] = [product(a, cos)?, product(b, sin)?, product(a, sin)?, product(b, cos)?];
-    let turned = [call.emit(Binary::SUB, &[ac, bs])?, call.emit(Binary::ADD, &[as_, bc])?];
-    if !interleaved {
-        return call.emit(Concat { dim: 3 }, &turned);
-    }
-    let column = [&shape[..3], &[pairs, 1]].concat();
-    let columns = [call.reshape(turned[0], &column)?, call.reshape(turned[1], &column)?];
-    let joined = call.emit(Concat { dim: 4 }, &columns)?;
-    call.reshape(joined, &shape)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::tests::Builder;
@@ -131,17 +99,21 @@ mod tests {
     fn halves_are_turned() {
         let ops = rotary("", "batch 3 6 12");
         let tables = "constant f32[1, 6, 6]; reshape f32[1, 1, 6, 6]; constant f32[1, 6, 6]; reshape f32[1, 1, 6, 6]; ";
-        assert!(ops.starts_with(tables), "{ops}");
-        assert!(ops.ends_with("sub f32[2, 3, 6, 6]; add f32[2, 3, 6, 6]; concat f32[2, 3, 6, 12]"), "{ops}");
+        assert_eq!(ops, format!("{tables}rotary f32[2, 3, 6, 12]"));
+    }
+
+    #[test]
+    fn tables_of_another_width_are_refused() {
+        let nodes = ["table = Cast{to=1} numbers", "cos = Unsqueeze table first", "y = RotaryEmbedding x cos cos"];
+        let builder = Builder::new(&nodes).opset(23).input("x", 1, "batch 3 6 8").ints("first", &[0]);
+        let fault = builder.matrix("numbers", 6, |row, column| row + column).import().unwrap_err();
+        assert!(fault.contains("for a width of 8"), "{fault}");
     }
 
     #[test]
     fn packed_heads_keep_their_shape_and_a_part_may_stay() {
         let ops = rotary("num_heads=2, rotary_embedding_dim=12, interleaved=1", "batch 6 32");
         assert!(ops.starts_with("reshape f32[2, 6, 2, 16]; "), "{ops}");
-        assert!(
-            ops.ends_with("slice<3: 12, 4> f32[2, 6, 2, 4]; concat f32[2, 6, 2, 16]; reshape f32[2, 6, 32]"),
-            "{ops}"
-        );
+        assert!(ops.ends_with("rotary f32[2, 6, 2, 16]; reshape f32[2, 6, 32]"), "{ops}");
     }
 }
