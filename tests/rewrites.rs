@@ -118,6 +118,12 @@ fn primitives_become_one_op() {
     check("rms-norm-of-gained", "rms_norm");
     check("rms-norm-by-gained-rms", "rms_norm");
     check("rms-norm-without-gain", "rms_norm");
+    check("rotary-of-halves", "rotary");
+    check("rotary-of-neighbours", "constant constant rotary");
+    check("rotary-by-halves", "rotary");
+    check("rotary-by-neighbours", "rotary");
+    check("rotary-of-a-part", "rotary");
+    check("repeated-masks", "add attention");
     check("softmax", "softmax");
     check("attention", "attention");
     check("attention-guarded", "attention");
@@ -255,9 +261,67 @@ fn grouped_queries_become_attention() {
 }
 
 #[test]
-fn a_trained_mask_is_left_alone() {
+fn a_trained_mask_becomes_an_operand_of_attention() {
     let term = "(einsum[bhqk,bhkd->bhqd] (softmax (add (einsum[bhqd,bhkd->bhqk] q k) w_m)) v)";
-    let mut module = module_of_term("q:2x3x4x2 k:2x3x4x2 v:2x3x4x2 w_m:3x4x4", term);
+    let before = module_of_term("q:2x3x4x2 k:2x3x4x2 v:2x3x4x2 w_m:3x4x4", term);
+    let mut module = before.clone();
     rewrite(&mut module);
-    assert!(!listing(&module).contains("attention"));
+    assert_eq!(listing(&module), "transpose transpose transpose attention transpose");
+    assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-7);
+}
+
+/// Queries of two heads for each head of keys, turned by their positions; `repeated` says how often the keys are written out.
+fn rotary_attention(keys: &str) -> Module {
+    let turned = |x: &str, n: u32| {
+        let half = |start: u32| format!("(slice[3,{start},2] {x})");
+        let rotated = format!("(concat[3] (neg {}) {})", half(2), half(0));
+        let table = |name: &str| format!("(reshape[1,1,3,4] (concat[1] {name} {name}))");
+        format!("(reshape[2,{n},3,4] (add (mul {x} {}) (mul {rotated} {})))", table("f"), table("g"))
+    };
+    let project = |w: &str, n: u32| format!("(transpose[0,2,1,3] (reshape[2,3,{n},4] (einsum[bmk,kn->bmn] x {w})))");
+    let (q, k, v) = (turned(&project("w_q", 4), 4), turned(&project("w_k", 2), 2), project("w_v", 2));
+    let repeated = |x: &str| format!("(reshape[2,4,3,4] (broadcast[2,2,2,3,4] (reshape[2,2,1,3,4] {x})))");
+    let heads = match keys {
+        "attention" => {
+            let rows = |x: &str| format!("(transpose[0,2,1,3] {x})");
+            format!("(attention[0.5] {} {} {})", rows(&q), rows(&repeated(&k)), rows(&repeated(&v)))
+        }
+        _ => {
+            let scores = format!("(einsum[abmk,abnk->abmn] {q} {})", repeated(&k));
+            let attended = format!("(einsum[abmk,abkn->abmn] (softmax (mul {scores} 0.5)) {})", repeated(&v));
+            format!("(transpose[0,2,1,3] {attended})")
+        }
+    };
+    let term = format!("(einsum[bsk,kn->bsn] (reshape[2,3,16] {heads}) w_o)");
+    module_of_term("x:2x3x5 f:3x2 g:3x2 w_q:5x16 w_k:5x8 w_v:5x8 w_o:16x5", &term)
+}
+
+#[test]
+fn rotary_attention_with_shared_keys_has_one_form() {
+    for keys in ["attention", "scores"] {
+        let before = rotary_attention(keys);
+        let mut module = before.clone();
+        canonicalize(&mut module);
+        rewrite(&mut module);
+        let listed = listing(&module);
+        let projections = "bsk,khd->bshd";
+        assert_eq!(listed.matches(projections).count(), 3, "{keys}: {listed}");
+        assert_eq!(listed.matches("rotary").count(), 2, "{keys}: {listed}");
+        assert!(listed.ends_with("attention bshd,hdn->bsn"), "{keys}: {listed}");
+        assert!(weights(&module).contains("w_q [5, 4, 4] w_k [5, 2, 4] w_v [5, 2, 4]"), "{}", weights(&module));
+        assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-7);
+    }
+}
+
+#[test]
+fn attention_over_windows_of_an_image_becomes_one_op() {
+    let scores = "(mul (einsum[nwabd,nwced->nwabce] q k) 0.5)";
+    let p = format!("(softmax (add (reshape[6,4,4] {scores}) w_m))");
+    let term = format!("(einsum[nwabce,nwced->nwabd] (reshape[2,3,2,2,2,2] {p}) v)");
+    let before = module_of_term("q:2x3x2x2x4 k:2x3x2x2x4 v:2x3x2x2x4 w_m:4x4", &term);
+    let mut module = before.clone();
+    canonicalize(&mut module);
+    rewrite(&mut module);
+    assert!(listing(&module).contains("attention") && !listing(&module).contains("softmax"), "{}", listing(&module));
+    assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-7);
 }

@@ -56,3 +56,12 @@ pub(super) fn permute_operand(cx: &Sweep<'_>, operand: ValueId, perm: &[usize]) 
 pub(super) fn permute_operands(cx: &Sweep<'_>, operands: &[ValueId], perm: &[usize]) -> Option<Vec<Permuted>> {
     operands.iter().map(|&o| permute_operand(cx, o, perm)).collect()
 }
+
+/// The tables of `rotary` on these operands, when dimension i of the result becomes dimension `perm[i]` of the old one; the last
+/// dimension must stay.
+pub(super) fn permute_tables(cx: &Sweep<'_>, args: &[ValueId], perm: &[usize]) -> Option<[Permuted; 2]> {
+    if perm.last() != Some(&(perm.len() - 1)) {
+        return None;
+    }
+    Some([permute_operand(cx, args[1], perm)?, permute_operand(cx, args[2], perm)?])
+}

@@ -5,15 +5,15 @@ use std::ops::Range;
 /// The smallest runs of dimensions that hold the same elements on both sides; a unit dimension without partner is a run of
 /// its own against an empty one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Dimensions before the reshape.
-    pub(super) from: Range<usize>,
+    pub(crate) from: Range<usize>,
     /// Dimensions after it.
-    pub(super) to: Range<usize>,
+    pub(crate) to: Range<usize>,
 }
 
 /// The groups of a reshape in order. Shapes have the same number of elements.
-pub(super) fn groups(from: &[u64], to: &[u64]) -> Vec<Group> {
+pub(crate) fn groups(from: &[u64], to: &[u64]) -> Vec<Group> {
     let (mut i, mut j) = (0, 0);
     let mut all = Vec::new();
     while i < from.len() || j < to.len() {

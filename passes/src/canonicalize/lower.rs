@@ -1,12 +1,12 @@
 //! Reshapes that merge dimensions, transposes and repetitions move down, through whatever works on the other dimensions.
 
 use super::einsums::{absorb_broadcast, absorb_merge};
-use super::elementwise::{is_elementwise, permute_operands};
+use super::elementwise::{is_elementwise, permute_operands, permute_tables};
 use super::groups::{Group, ReshapeKind, groups, kind, reshaped_operand};
 use super::raise::{keeps_last, reshaped};
 use super::sweep::{Sweep, sweep};
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{Embedding, ReduceSum, Reshape, Transpose};
+use galvatron_ir::op::compute::{Broadcast, Embedding, ReduceSum, Reshape, Transpose};
 use galvatron_ir::{NodeId, Program, ValueId};
 
 /// Moves merges and transposes of operands below the op that reads them.
@@ -22,9 +22,10 @@ pub(super) fn lower_layouts(program: &mut Program) -> bool {
                 merged.or_else(|| absorb_broadcast(cx, &spec, &args, side))
             }),
             Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) => lower_over_rows(cx, node, &args),
+            Op::Rotary(_) => lower_over_rotary(cx, node, &args),
             Op::Embedding(_) => lower_over_embedding(cx, &args),
-            Op::ReduceSum(sum) => lower_over_sum(cx, &sum, args[0]),
-            Op::Transpose(t) => lower_over_transpose(cx, &t, args[0]),
+            Op::ReduceSum(sum) => unit_sum(cx, &sum, args[0]).or_else(|| lower_over_sum(cx, &sum, args[0])),
+            Op::Transpose(t) => lower_over_transpose(cx, &t, args[0]).or_else(|| lower_repetition(cx, &t, args[0])),
             op if is_elementwise(&op) => lower_merge(cx, node, &args)
                 .or_else(|| lower_transpose(cx, node, &args))
                 .or_else(|| lower_broadcast(cx, node, &args)),
@@ -117,6 +118,27 @@ fn lower_over_rows(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option
     Some(cx.emit(back, &[value]))
 }
 
+/// rotary(transpose x) = transpose(rotary x), with the tables' dimensions in the order of x.
+fn lower_over_rotary(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option<ValueId> {
+    let (t, source) = transpose_of(cx, args[0])?;
+    let [cos, sin] = permute_tables(cx, args, &t.inverse().perm)?;
+    let (cos, sin) = (cos.emit(cx), sin.emit(cx));
+    let value = cx.emit(cx.op(node).clone(), &[source, cos, sin]);
+    Some(cx.emit(t, &[value]))
+}
+
+/// transpose(broadcast x) = broadcast(transpose x), for a broadcast that keeps the rank.
+fn lower_repetition(cx: &mut Sweep<'_>, t: &Transpose, x: ValueId) -> Option<ValueId> {
+    let Some((Op::Broadcast(broadcast), args)) = cx.def(x) else { return None };
+    if broadcast.dims.len() != broadcast.shape.len() {
+        return None;
+    }
+    let (broadcast, source) = (broadcast.clone(), args[0]);
+    let shape = t.perm.iter().map(|&p| broadcast.shape[p]).collect();
+    let value = cx.emit(t.clone(), &[source]);
+    Some(cx.emit(Broadcast { shape, ..broadcast }, &[value]))
+}
+
 fn lower_over_embedding(cx: &mut Sweep<'_>, args: &[ValueId]) -> Option<ValueId> {
     let source = merge_of(cx, args[1])?;
     let shape: Vec<u64> = cx.shape(args[1]).iter().chain(&cx.shape(args[0])[1..]).copied().collect();
@@ -125,6 +147,19 @@ fn lower_over_embedding(cx: &mut Sweep<'_>, args: &[ValueId]) -> Option<ValueId>
 }
 
 /// reduce_sum(merge x) sums the dimensions that were merged into the summed ones.
+/// A sum over dimensions of extent 1 only drops them.
+fn unit_sum(cx: &mut Sweep<'_>, sum: &ReduceSum, x: ValueId) -> Option<ValueId> {
+    let shape = cx.shape(x);
+    let kept: Vec<usize> = (0..shape.len()).filter(|d| shape[*d] != 1 || !sum.dims.contains(d)).collect();
+    if kept.len() == shape.len() {
+        return None;
+    }
+    let to: Vec<u64> = kept.iter().map(|&d| shape[d]).collect();
+    let dims: Vec<usize> = (0..kept.len()).filter(|&i| sum.dims.contains(&kept[i])).collect();
+    let source = reshaped(cx, x, &to);
+    Some(if dims.is_empty() { source } else { cx.emit(ReduceSum { dims }, &[source]) })
+}
+
 fn lower_over_sum(cx: &mut Sweep<'_>, sum: &ReduceSum, x: ValueId) -> Option<ValueId> {
     let source = merge_of(cx, x)?;
     let (from, to) = (cx.shape(source), cx.shape(x));

@@ -10,6 +10,7 @@ mod einsums;
 mod elementwise;
 mod fold;
 mod groups;
+mod heads;
 mod labels;
 mod lower;
 mod names;
@@ -20,6 +21,8 @@ mod transposes;
 mod weights;
 
 pub(crate) use dce::remove_dead_nodes;
+pub(crate) use groups::groups;
+pub(crate) use heads::merged_shape;
 
 use galvatron_ir::{Module, Program};
 
@@ -48,6 +51,7 @@ fn settle(program: &mut Program) {
         changed |= raise::raise_reshapes(program);
         changed |= transposes::absorb_transposes(program);
         changed |= lower::lower_layouts(program);
+        changed |= heads::join_heads(program);
         changed |= slices::raise_slices(program);
         changed |= weights::take_views_of_settled(program);
         if !changed {

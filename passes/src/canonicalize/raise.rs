@@ -4,7 +4,7 @@ use super::elementwise::is_elementwise;
 use super::groups::{ReshapeKind, groups, kind, refinement, reshaped_operand};
 use super::sweep::{Sweep, sweep};
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{CausalMask, Full, Iota, Reshape, Transpose};
+use galvatron_ir::op::compute::{CausalMask, Concat, Constant, Full, Iota, Reshape, Slice, Transpose};
 use galvatron_ir::types::TensorType;
 use galvatron_ir::{Program, ValueId};
 
@@ -106,8 +106,25 @@ fn raised_unnamed(cx: &mut Sweep<'_>, value: ValueId, to: &[u64]) -> Option<Valu
             operands[0] = reshaped(cx, args[0], to);
             Some(cx.emit(op, &operands))
         }
+        Op::Rotary(_) if keeps_last(&from, to) => {
+            let [cos, sin] = [args[1], args[2]].map(|table| reshaped_table(cx, table, &from, to));
+            let x = reshaped(cx, args[0], to);
+            Some(cx.emit(op, &[x, cos, sin]))
+        }
+        Op::Slice(slice) if takes_split(cx, args[0], MAX_DEPTH) => {
+            let (dim, shape) = beside(cx, slice.dim, args[0], (&from, to))?;
+            let x = reshaped(cx, args[0], &shape);
+            Some(cx.emit(Slice { dim, ..*slice }, &[x]))
+        }
+        Op::Concat(concat) if args.iter().all(|&a| takes_split(cx, a, MAX_DEPTH)) => {
+            let parts: Option<Vec<_>> = args.iter().map(|&a| beside(cx, concat.dim, a, (&from, to))).collect();
+            let parts = parts?;
+            let dim = parts.first()?.0;
+            let parts: Vec<ValueId> = args.iter().zip(&parts).map(|(&a, (_, shape))| reshaped(cx, a, shape)).collect();
+            Some(cx.emit(Concat { dim }, &parts))
+        }
         Op::Embedding(_) => raise_over_embedding(cx, &args, to),
-        op if is_elementwise(op) => {
+        op if is_elementwise(op) && (moves_units(&from, to) || any_takes_split(cx, &args, &from)) => {
             let operands = args.iter().map(|&a| reshaped_operand(&cx.shape(a), &from, to)).collect::<Vec<_>>();
             let operands: Vec<ValueId> = args.iter().zip(operands).map(|(&a, s)| reshaped(cx, a, &s)).collect();
             Some(cx.emit(op.clone(), &operands))
@@ -116,10 +133,65 @@ fn raised_unnamed(cx: &mut Sweep<'_>, value: ValueId, to: &[u64]) -> Option<Valu
     }
 }
 
+/// Ops that are looked through, at most.
+const MAX_DEPTH: usize = 64;
+
+/// Whether the reshape only inserts and drops unit dimensions.
+fn moves_units(from: &[u64], to: &[u64]) -> bool {
+    groups(from, to).iter().all(|g| g.from.len() <= 1 && g.to.len() <= 1)
+}
+
+/// Whether one of the operands of the whole shape can be split.
+fn any_takes_split(cx: &Sweep<'_>, args: &[ValueId], whole: &[u64]) -> bool {
+    args.iter().any(|&a| cx.shape(a) == whole && takes_split(cx, a, MAX_DEPTH))
+}
+
+/// Whether something that computes the value can be split: a contraction, a weight, a merge.
+fn takes_split(cx: &Sweep<'_>, value: ValueId, depth: usize) -> bool {
+    if depth == 0 || cx.is_weight(value) {
+        return cx.is_weight(value);
+    }
+    let Some((op, args)) = cx.def(value) else { return false };
+    match op {
+        Op::Einsum(_) | Op::Reshape(_) | Op::Embedding(_) | Op::Constant(_) | Op::CausalMask(_) | Op::Iota(_) => true,
+        Op::Transpose(_) | Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Rotary(_) | Op::Slice(_) => {
+            takes_split(cx, args[0], depth - 1)
+        }
+        Op::Concat(_) => args.iter().all(|&a| takes_split(cx, a, depth - 1)),
+        op if is_elementwise(op) => args.iter().any(|&a| takes_split(cx, a, depth - 1)),
+        _ => false,
+    }
+}
+
+/// A table of `rotary`, whose last dimension is its own, for an operand that is reshaped from `from` to `to`.
+fn reshaped_table(cx: &mut Sweep<'_>, table: ValueId, from: &[u64], to: &[u64]) -> ValueId {
+    let own = cx.shape(table);
+    let (last, pairs) = (own.len() - 1, own[own.len() - 1]);
+    let mut whole = own;
+    whole[last] = from[from.len() - 1];
+    let mut shape = reshaped_operand(&whole, from, to);
+    if let Some(d) = shape.last_mut() {
+        *d = pairs;
+    }
+    reshaped(cx, table, &shape)
+}
+
+/// Where dimension `dim` stands after a reshape that leaves it alone, and the shape of an operand that differs in it only.
+fn beside(cx: &Sweep<'_>, dim: usize, operand: ValueId, (from, to): (&[u64], &[u64])) -> Option<(usize, Vec<u64>)> {
+    let group = groups(from, to).into_iter().find(|g| g.from.contains(&dim))?;
+    if group.from.len() != 1 || group.to.len() != 1 {
+        return None;
+    }
+    let mut shape = to.to_vec();
+    shape[group.to.start] = cx.shape(operand)[dim];
+    Some((group.to.start, shape))
+}
+
 /// A constant under another shape.
 fn reshaped_source(op: &Op, from: &[u64], to: &[u64]) -> Option<Op> {
     match op {
         Op::Full(full) => Some(Full { ty: full.ty.with_shape(to), value: full.value }.into()),
+        Op::Constant(constant) => Some(Constant { ty: constant.ty.with_shape(to), ..constant.clone() }.into()),
         Op::CausalMask(mask) if to.len() >= 2 && from[from.len() - 2..] == to[to.len() - 2..] => {
             Some(CausalMask { shape: to.to_vec(), ..mask.clone() }.into())
         }

@@ -1,7 +1,7 @@
 //! Slices that partition a value move up, so that a fused projection becomes one projection per part.
 
 use super::elementwise::is_elementwise;
-use super::groups::groups;
+use super::groups::{ReshapeKind, groups, kind};
 use super::raise::reshaped;
 use super::sweep::{Sweep, sweep};
 use galvatron_ir::op::Op;
@@ -18,6 +18,9 @@ pub(super) fn raise_slices(program: &mut Program) -> bool {
             return Some(value);
         }
         if !partitioned.get(value.index()).copied().unwrap_or(false) {
+            return None;
+        }
+        if !cuts_weight(cx, value, slice.dim, MAX_DEPTH) {
             return None;
         }
         let (op, args) = cx.def(value).map(|(op, args)| (op.clone(), args.to_vec()))?;
@@ -47,6 +50,37 @@ pub(super) fn raise_slices(program: &mut Program) -> bool {
     })
 }
 
+/// Ops that are looked through, at most.
+const MAX_DEPTH: usize = 64;
+
+/// Whether slices of the value along `dim` can be moved up until they cut a weight: that of a fused projection.
+fn cuts_weight(cx: &Sweep<'_>, value: ValueId, dim: usize, depth: usize) -> bool {
+    if cx.is_weight(value) || depth == 0 {
+        return cx.is_weight(value);
+    }
+    let Some((op, args)) = cx.def(value) else { return false };
+    match op {
+        Op::Einsum(spec) => {
+            let Some(label) = spec.out.chars().nth(dim) else { return false };
+            let dims = [spec.lhs.find(label), spec.rhs.find(label)];
+            dims.iter().zip(args).any(|(dim, &arg)| dim.is_some_and(|d| cuts_weight(cx, arg, d, depth - 1)))
+        }
+        Op::Transpose(t) => cuts_weight(cx, args[0], t.perm[dim], depth - 1),
+        Op::Reshape(_) => {
+            let (from, to) = (cx.shape(args[0]), cx.shape(value));
+            let group = groups(&from, &to).into_iter().find(|g| g.to.contains(&dim));
+            let above = group.filter(|g| g.from.len() == 1 && g.to.start == dim).map(|g| g.from.start);
+            above.is_some_and(|d| cuts_weight(cx, args[0], d, depth - 1))
+        }
+        op if is_elementwise(op) => {
+            let rank = cx.ty(value).rank();
+            let own = |a: ValueId| dim.checked_sub(rank - cx.ty(a).rank()).filter(|&d| cx.shape(a)[d] != 1);
+            args.iter().filter_map(|&a| Some((a, own(a)?))).all(|(a, d)| cuts_weight(cx, a, d, depth - 1))
+        }
+        _ => false,
+    }
+}
+
 /// The slice of an operand that is broadcast to a result of rank `rank`.
 fn slice_operand(cx: &mut Sweep<'_>, slice: Slice, operand: ValueId, rank: usize) -> ValueId {
     let shape = cx.shape(operand);
@@ -56,11 +90,13 @@ fn slice_operand(cx: &mut Sweep<'_>, slice: Slice, operand: ValueId, rank: usize
     }
 }
 
-/// slice(reshape x) = reshape(slice x), if the sliced dimension is the first that its dimension of x was split into.
+/// slice(reshape x) = reshape(slice x), if the sliced dimension is the first that its dimension of x was split into. A split of
+/// other dimensions stays above the slice.
 fn raise_over_reshape(cx: &mut Sweep<'_>, slice: Slice, x: ValueId, value: ValueId) -> Option<ValueId> {
     let (from, to) = (cx.shape(x), cx.shape(value));
     let group = groups(&from, &to).into_iter().find(|g| g.to.contains(&slice.dim))?;
-    if group.from.len() != 1 || group.to.start != slice.dim {
+    let splits_others = group.to.len() == 1 && kind(&from, &to) == ReshapeKind::Split;
+    if group.from.len() != 1 || group.to.start != slice.dim || splits_others {
         return None;
     }
     let inner: u64 = to[group.to.start + 1..group.to.end].iter().product();

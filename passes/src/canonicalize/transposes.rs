@@ -1,7 +1,7 @@
 //! Transposes disappear into the labels of the contraction that computes or reads the value.
 
 use super::einsums::absorb_transposed_operand;
-use super::elementwise::{is_elementwise, permute_operand};
+use super::elementwise::{is_elementwise, permute_operand, permute_tables};
 use super::sweep::{Sweep, sweep};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{Einsum, Transpose};
@@ -38,6 +38,7 @@ fn can_raise(cx: &Sweep<'_>, value: ValueId, perm: &[usize]) -> bool {
     }
     match op {
         Op::Einsum(_) => true,
+        Op::Rotary(_) => permute_tables(cx, args, perm).is_some() && can_raise(cx, args[0], perm),
         op if is_elementwise(op) => {
             let shape = cx.shape(value);
             let whole = args.iter().position(|&a| cx.shape(a) == shape && can_raise(cx, a, perm));
@@ -56,6 +57,12 @@ fn raise(cx: &mut Sweep<'_>, value: ValueId, perm: &[usize]) -> ValueId {
         let letters: Vec<char> = spec.out.chars().collect();
         let out = perm.iter().map(|&p| letters[p]).collect();
         return cx.emit(Einsum { out, ..spec.clone() }, &args);
+    }
+    if let Op::Rotary(_) = &op {
+        let x = raise(cx, args[0], perm);
+        let [cos, sin] = permute_tables(cx, &args, perm).expect("invariant: can_raise was asked");
+        let (cos, sin) = (cos.emit(cx), sin.emit(cx));
+        return cx.emit(op, &[x, cos, sin]);
     }
     let shape = cx.shape(value);
     let whole = args.iter().position(|&a| cx.shape(a) == shape && can_raise(cx, a, perm));

@@ -137,8 +137,9 @@ pub(super) fn add_op(graph: &mut Graph, op: impl Into<Op>, args: &[Id]) -> Id {
 }
 
 fn has_attr_child(op: &Op) -> bool {
-    let is_layout = matches!(op, Op::ReduceSum(_) | Op::Reshape(_));
-    is_layout || matches!(op, Op::Einsum(_) | Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Attention(_))
+    let is_layout = matches!(op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_));
+    let is_norm = matches!(op, Op::LayerNorm(_) | Op::RmsNorm(_));
+    is_layout || is_norm || matches!(op, Op::Einsum(_) | Op::ReduceSum(_) | Op::Rotary(_) | Op::Attention(_))
 }
 
 /// Adds a tensor all of whose elements are `value`.

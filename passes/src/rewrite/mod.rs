@@ -1,4 +1,4 @@
-//! Rewrites by equality saturation: primitives become attention, gelu, silu, layer_norm, rms_norm and softmax.
+//! Rewrites by equality saturation: primitives become attention, gelu, silu, rotary, layer_norm, rms_norm and softmax.
 //!
 //! The rules only ever add the better form beside the old one; the cheapest program is extracted at the end. They are
 //! directed and come in stages, so that saturation ends by itself; the limits guard against a program that is too strange.

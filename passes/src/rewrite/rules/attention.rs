@@ -1,7 +1,7 @@
 //! Attention from two contractions and a softmax, wherever the scale and the mask stand.
 
 use super::Rule;
-use super::attention_masks::{HIDDEN, mask_operand, split_mask};
+use super::attention_masks::{HIDDEN, mask_operand, split_mask, without_repetition};
 use super::attention_parts::{Parts, parts};
 use super::conditions::{Match, rule};
 use crate::rewrite::analysis::{Graph, add_full, add_op};
@@ -33,6 +33,11 @@ pub(super) fn rules() -> Vec<Rule> {
             probabilities_first(m, Term::GuardedSoftmax)
         }),
         rule("causal-attention", "(masked_attention ?attr ?q ?k ?v ?m)", causal_attention),
+        rule("repeated-masks", "(masked_attention ?attr ?q ?k ?v ?m)", |m| {
+            let mask = without_repetition(m.graph, m.get("m"))?;
+            Some(m.add(Term::MaskedAttention([m.get("attr"), m.get("q"), m.get("k"), m.get("v"), mask])))
+        }),
+        rule("transpose-of-masks", "(transpose ?t (add ?x ?y))", transpose_of_sum),
     ];
     let scores = [
         ("attention", "(einsum ?s ?q ?k)"),
@@ -89,6 +94,17 @@ fn probabilities_first(m: &mut Match<'_>, softmax: fn([Id; 1]) -> Term) -> Optio
     let probabilities = m.add(softmax([m.get("z")]));
     let x = m.get("x");
     Some(add_op(m.graph, swapped, &[probabilities, x]))
+}
+
+/// transpose(x + y) = transpose(x) + transpose(y), if both have the rank of the sum.
+fn transpose_of_sum(m: &mut Match<'_>) -> Option<Id> {
+    if m.shape("x").len() != m.shape("y").len() {
+        return None;
+    }
+    let t = m.get("t");
+    let [x, y] = ["x", "y"].map(|name| m.get(name));
+    let [x, y] = [x, y].map(|id| m.add(Term::Transpose([t, id])));
+    Some(m.add(Term::Add([x, y])))
 }
 
 /// A causal mask among the masks becomes the op's own.

@@ -4,10 +4,13 @@ mod activation;
 mod arithmetic;
 mod attention;
 mod attention_masks;
+mod attention_merges;
 mod attention_parts;
 mod conditions;
 mod norm;
+mod rotary;
 mod samples;
+mod tables;
 mod terms;
 
 pub use samples::{RuleSample, rule_misses, rule_samples};
@@ -24,7 +27,10 @@ pub(super) fn stages() -> Vec<(&'static str, Vec<Rule>)> {
     let mut pointwise = arithmetic::rules();
     pointwise.extend(activation::rules());
     pointwise.extend(norm::rules());
-    vec![("pointwise", pointwise), ("attention", attention::rules())]
+    pointwise.extend(rotary::rules());
+    let mut attention = attention::rules();
+    attention.extend(attention_merges::rules());
+    vec![("pointwise", pointwise), ("attention", attention)]
 }
 
 /// The names of all rules, in order.

@@ -32,7 +32,7 @@ fn sample(rule: &'static str, inputs: &str, term: &str) -> RuleSample {
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 fn all_samples() -> impl Iterator<Item = Row> {
-    ARITHMETIC.iter().chain(ACTIVATION).chain(NORM).chain(ATTENTION).copied()
+    ARITHMETIC.iter().chain(ACTIVATION).chain(NORM).chain(ROTARY).chain(ATTENTION).copied()
 }
 
 const X: &str = "x:2x3x4";
@@ -165,6 +165,48 @@ const NORM: &[Row] = &[
     ),
 ];
 
+/// x of six elements a row, of which four are turned in two pairs.
+const ROTARY: &[Row] = &[
+    (
+        "rotary-of-halves",
+        "x:2x3x4 f:3x2 g:3x2",
+        "(add (mul x (concat[1] f f)) (mul (concat[2] (neg (slice[2,2,2] x)) (slice[2,0,2] x)) (concat[1] g g)))",
+        "(add (mul x (concat[1] f g)) (mul (concat[2] (neg (slice[2,2,2] x)) (slice[2,0,2] x)) (concat[1] g g)))",
+    ),
+    (
+        "rotary-of-neighbours",
+        X,
+        "(add (mul x (constant[0.6,0.6,0.8,0.8] )) (mul (reshape[2,3,4] (concat[3] (neg (slice[3,1,1] \
+         (reshape[2,3,2,2] x))) (slice[3,0,1] (reshape[2,3,2,2] x)))) (constant[0.8,0.8,0.6,0.6] )))",
+        "(add (mul x (constant[0.6,0.8,0.6,0.8] )) (mul (reshape[2,3,4] (concat[3] (neg (slice[3,1,1] \
+         (reshape[2,3,2,2] x))) (slice[3,0,1] (reshape[2,3,2,2] x)))) (constant[0.8,0.8,0.6,0.6] )))",
+    ),
+    (
+        "rotary-by-halves",
+        "x:2x3x4 f:3x2 g:3x2",
+        "(concat[2] (sub (mul (slice[2,0,2] x) f) (mul (slice[2,2,2] x) g)) \
+         (add (mul g (slice[2,0,2] x)) (mul (slice[2,2,2] x) f)))",
+        "(concat[2] (sub (mul (slice[2,0,2] x) f) (mul (slice[2,2,2] x) g)) \
+         (add (mul f (slice[2,0,2] x)) (mul (slice[2,2,2] x) g)))",
+    ),
+    (
+        "rotary-by-neighbours",
+        "x:2x3x4 f:3x2x1 g:3x2x1",
+        "(reshape[2,3,4] (concat[3] (sub (mul (slice[3,0,1] (reshape[2,3,2,2] x)) f) \
+         (mul (slice[3,1,1] (reshape[2,3,2,2] x)) g)) (add (mul (slice[3,0,1] (reshape[2,3,2,2] x)) g) \
+         (mul (slice[3,1,1] (reshape[2,3,2,2] x)) f))))",
+        "(reshape[2,3,4] (concat[3] (sub (mul (slice[3,0,1] (reshape[2,3,2,2] x)) f) \
+         (mul (slice[3,1,1] (reshape[2,3,2,2] x)) g)) (sub (mul (slice[3,0,1] (reshape[2,3,2,2] x)) g) \
+         (mul (slice[3,1,1] (reshape[2,3,2,2] x)) f))))",
+    ),
+    (
+        "rotary-of-a-part",
+        "x:2x3x6 f:3x2 g:3x2",
+        "(concat[2] (rotary (slice[2,0,4] x) f g) (slice[2,4,2] x))",
+        "(concat[2] (rotary (slice[2,0,4] x) f g) (slice[2,0,2] x))",
+    ),
+];
+
 const QKV: &str = "q:2x3x4x2 k:2x3x4x2 v:2x3x4x2 m:4x4 n:2x1x4x4 is_visible:4x4";
 const ATTENTION: &[Row] = &[
     ("guarded-softmax", XY, "(where (is_nan (softmax x)) 0 (softmax x))", "(where (is_nan (softmax x)) 1 (softmax x))"),
@@ -209,6 +251,32 @@ const ATTENTION: &[Row] = &[
          (causal_mask[2,1,4,4,0] ))",
         "(attention[0.5] (transpose[0,2,1,3] q) (transpose[0,2,1,3] k) (transpose[0,2,1,3] v) \
          (causal_mask[2,1,4,4,1] ))",
+    ),
+    (
+        "repeated-masks",
+        "q:4x3x4x2 k:4x3x4x2 v:4x3x4x2 m:1x1x3x3 n:1x4x1x1 p:4x1x3x3",
+        "(attention[0.5] q k v (add (broadcast[4,1,3,3] m) n))",
+        "(attention[0.5] q k v (add p n))",
+    ),
+    ("transpose-of-masks", "x:2x3x4 y:2x1x1", "(transpose[2,0,1] (add x y))", "(transpose[2,0,1] (mul x y))"),
+    ("merge-scaled-scores", X, "(reshape[6,4] (mul x 0.5))", "(reshape[6,4] (mul x x))"),
+    (
+        "merge-masked-scores",
+        "x:2x3x4x5 m:4x5 n:4x1",
+        "(softmax (reshape[6,20] (add x m)))",
+        "(softmax (reshape[6,20] (add x n)))",
+    ),
+    (
+        "merge-scores",
+        "q:2x3x2x2x4 k:2x3x2x2x4",
+        "(softmax (reshape[6,4,4] (einsum[nwabd,nwced->nwabce] q k)))",
+        "(softmax (reshape[6,2,8] (einsum[nwabd,nwced->nwabce] q k)))",
+    ),
+    (
+        "split-probabilities",
+        "z:6x4x4 v:2x3x2x2x4",
+        "(einsum[nwabce,nwced->nwabd] (reshape[2,3,2,2,2,2] (softmax z)) v)",
+        "(einsum[nwabce,nwabd->nwced] (reshape[2,3,2,2,2,2] (exp z)) v)",
     ),
     (
         "attention",

@@ -3,8 +3,8 @@
 use galvatron_ir::module::{Initializer, Input, Weight};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{
-    Attention, Binary, Broadcast, CausalMask, Einsum, Embedding, Full, LayerNorm, ReduceSum, Reshape, RmsNorm, Slice,
-    Softmax, Transpose, Unary, UnaryKind, Where,
+    Attention, Binary, Broadcast, CausalMask, Concat, Constant, Einsum, Embedding, Full, LayerNorm, ReduceSum, Reshape,
+    RmsNorm, Rotary, Slice, Softmax, Transpose, Unary, UnaryKind, Where,
 };
 use galvatron_ir::types::{DType, Scalar, TensorType};
 use galvatron_ir::{Module, Program, ValueId};
@@ -105,6 +105,9 @@ fn op(head: &str) -> Op {
         "causal_mask" => causal_mask(extents()),
         "attention" => Attention { scale: Scalar::new(list(attributes)[0]), causal: false }.into(),
         "layer_norm" => LayerNorm { eps: Scalar::new(list(attributes)[0]) }.into(),
+        "concat" => Concat { dim: indices()[0] }.into(),
+        "constant" => constant(&list(attributes)),
+        "rotary" => Rotary { interleaved: false, inverse: false }.into(),
         "rms_norm" => RmsNorm { eps: Scalar::new(list(attributes)[0]) }.into(),
         _ => Unary { kind: unary_kind(name) }.into(),
     }
@@ -118,6 +121,12 @@ fn list<T: std::str::FromStr>(text: &str) -> Vec<T> {
 /// Dimension, first element, number of elements.
 fn slice(numbers: &[u64]) -> Op {
     Slice { dim: numbers[0] as usize, start: numbers[1], len: numbers[2] }.into()
+}
+
+/// A constant of rank 1.
+fn constant(values: &[f64]) -> Op {
+    let values = values.iter().map(|&v| Scalar::new(v)).collect::<Vec<_>>();
+    Constant { ty: TensorType::f32([values.len() as u64]), values }.into()
 }
 
 /// Shape, then the offset; hidden places have -1e9.
