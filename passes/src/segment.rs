@@ -1,12 +1,14 @@
 //! Finds the repeated layers of a forward program, whatever their names.
 //!
-//! Nodes are put into a canonical order (depth first from the outputs, operands in order), in which equal layers are equal
-//! runs of signatures. The longest periodic run becomes a chain of layers; what is left and right of it is searched again.
-//! A layer starts where the fewest values cross, which for residual models is the residual stream.
+//! Nodes are put into a canonical order (see [`order`]), in which equal layers are equal runs of signatures. The longest
+//! periodic run becomes a chain of layers; what is left and right of it is searched again. A layer starts where the fewest
+//! values cross, which for residual models is the residual stream.
 
+mod order;
+
+use galvatron_ir::NodeId;
 use galvatron_ir::module::Program;
-use galvatron_ir::op::Op;
-use galvatron_ir::{NodeId, ValueId};
+use galvatron_ir::op::{Effects, Op};
 use std::collections::BTreeMap;
 
 /// A run of forward nodes; segments of one class are isomorphic and can be decided once.
@@ -25,11 +27,7 @@ const MIN_LAYER_NODES: usize = 6;
 
 /// Splits the forward program into segments, puts `program.body` into their order and tags nodes with the number of their segment.
 pub fn segment(program: &mut Program) -> Vec<Segment> {
-    let order = canonical_order(program);
-    let runs =
-        Runs { program, order: &order, signatures: signatures(program, &order), crossing: crossing(program, &order) };
-    let mut pieces = Vec::new();
-    split(&runs, 0..order.len(), &mut pieces);
+    let (order, pieces) = best_order(program);
     let mut segments = Vec::new();
     for (i, piece) in pieces.iter().enumerate() {
         for layer in (piece.start..piece.end()).step_by(piece.period) {
@@ -64,32 +62,20 @@ impl Piece {
     }
 }
 
-/// Post-order of a depth-first walk from the outputs, operands in order; dead nodes are left out.
-fn canonical_order(program: &Program) -> Vec<NodeId> {
-    let mut order = Vec::with_capacity(program.body.len());
-    let mut seen = vec![false; program.graph.n_nodes()];
-    let outputs: Vec<ValueId> = program.outputs.iter().map(|(_, v)| *v).collect();
-    for output in outputs {
-        let mut stack: Vec<(NodeId, usize)> = Vec::new();
-        let push = |value: ValueId, seen: &mut Vec<bool>, stack: &mut Vec<(NodeId, usize)>| {
-            if let Some(node) = program.graph.producer(value)
-                && !std::mem::replace(&mut seen[node.index()], true)
-            {
-                stack.push((node, 0));
-            }
-        };
-        push(output, &mut seen, &mut stack);
-        while let Some((node, next)) = stack.pop() {
-            match program.graph.node(node).args.get(next) {
-                Some(&arg) => {
-                    stack.push((node, next + 1));
-                    push(arg, &mut seen, &mut stack);
-                }
-                None => order.push(node),
-            }
+/// Of the orders that the program may be put into the one whose layers have most nodes, with its pieces; the first if several have.
+fn best_order(program: &Program) -> (Vec<NodeId>, Vec<Piece>) {
+    let mut best: Option<(usize, Vec<NodeId>, Vec<Piece>)> = None;
+    for order in order::candidates(program) {
+        let (signatures, crossing) = (signatures(program, &order), crossing(program, &order));
+        let runs = Runs { program, order: &order, signatures, crossing };
+        let mut pieces = Vec::new();
+        split(&runs, 0..order.len(), &mut pieces);
+        let covered = pieces.iter().filter(|p| p.count > 1).map(|p| p.period * p.count).sum();
+        if best.as_ref().is_none_or(|(most, ..)| covered > *most) {
+            best = Some((covered, order, pieces));
         }
     }
-    order
+    best.map(|(_, order, pieces)| (order, pieces)).unwrap_or_default()
 }
 
 /// One number for each node: equal for equal ops on equal operand types and kinds.
@@ -176,6 +162,17 @@ impl Runs<'_> {
     }
 }
 
+/// For each value whether it is computed from constants alone.
+pub fn constants(program: &Program) -> Vec<bool> {
+    let mut constant = vec![false; program.graph.n_values()];
+    for &id in &program.body {
+        let node = program.graph.node(id);
+        let is_pure = node.op.effects() == Effects::Pure && node.args.iter().all(|a| constant[a.index()]);
+        node.results.iter().for_each(|r| constant[r.index()] = is_pure);
+    }
+    constant
+}
+
 fn crossing(program: &Program, order: &[NodeId]) -> Vec<usize> {
     let mut last_read = vec![0; program.graph.n_values()];
     for (i, &node) in order.iter().enumerate() {
@@ -183,10 +180,11 @@ fn crossing(program: &Program, order: &[NodeId]) -> Vec<usize> {
             last_read[arg.index()] = i;
         }
     }
+    let constant = constants(program);
     let mut change = vec![0isize; order.len() + 2];
     for (i, &node) in order.iter().enumerate() {
         let node = program.graph.node(node);
-        for &result in node.results.iter().filter(|_| !node.args.is_empty()) {
+        for &result in node.results.iter().filter(|r| !constant[r.index()]) {
             if last_read[result.index()] > i {
                 change[i + 1] += 1;
                 change[last_read[result.index()] + 1] -= 1;

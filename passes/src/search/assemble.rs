@@ -157,23 +157,32 @@ fn pieces(program: &Program, segments: &[Segment], readers: &BTreeMap<ValueId, B
     pieces
 }
 
-/// The one value that is computed up to segment `i` and read after it; constants left out.
+/// The one value that flows from segment `i` to the next. Where several cross it is the one that segment `i` computes and only
+/// the next one reads: masks and positions come from further away, and what all layers read goes further.
 fn crossing_value(program: &Program, segments: &[Segment], i: usize) -> Option<ValueId> {
     let values = crossing_values(program, segments, i);
-    if let [only] = values[..] { Some(only) } else { None }
+    if let [only] = values[..] {
+        return Some(only);
+    }
+    let made: BTreeSet<ValueId> = results_of(program, &segments[i]);
+    let further = if i + 2 < segments.len() { crossing_values(program, segments, i + 1) } else { Vec::new() };
+    let mut between = values.into_iter().filter(|v| made.contains(v) && !further.contains(v));
+    between.next().filter(|_| between.next().is_none())
+}
+
+fn results_of(program: &Program, segment: &Segment) -> BTreeSet<ValueId> {
+    segment.nodes.iter().flat_map(|&n| program.graph.node(n).results.iter().copied()).collect()
 }
 
 /// The values that are computed up to segment `i` and read after it; constants left out.
 pub fn crossing_values(program: &Program, segments: &[Segment], i: usize) -> Vec<ValueId> {
     let before: BTreeSet<NodeId> = segments[..=i].iter().flat_map(|s| s.nodes.iter().copied()).collect();
+    let constant = crate::segment::constants(program);
     let mut values: Vec<ValueId> = segments[i + 1..]
         .iter()
         .flat_map(|s| &s.nodes)
         .flat_map(|&n| program.graph.node(n).args.iter().copied())
-        .filter(|&v| {
-            let producer = program.graph.producer(v).filter(|p| before.contains(p));
-            producer.is_some_and(|p| !program.graph.node(p).args.is_empty())
-        })
+        .filter(|&v| program.graph.producer(v).is_some_and(|p| before.contains(&p)) && !constant[v.index()])
         .collect();
     values.sort();
     values.dedup();
