@@ -64,6 +64,7 @@ impl Fixture {
         let labels = self.shape("batch0.labels");
         let mut keys = vec![format!("batch.global={}", labels[0])];
         keys.extend(labels.get(1).map(|sequence| format!("batch.sequence={sequence}")));
+        keys.extend(self.other_extents(dialect, labels.get(1)));
         if dialect.starts_with("loss") {
             keys.push("loss.kind=output".into());
         }
@@ -74,6 +75,19 @@ impl Fixture {
             keys.push(format!("optimizer.{key}={value}"));
         }
         parse_recipe("", &keys).expect("the manifest's constants are in range")
+    }
+
+    /// The open extents of inputs that are not the sequence of the labels, such as that of an encoder.
+    fn other_extents(&self, dialect: &str, sequence: Option<&usize>) -> Vec<String> {
+        let mut keys = Vec::new();
+        for (input, dims) in self.manifest["files"][dialect]["inputs"].as_object().into_iter().flatten() {
+            let shape = self.shape(&format!("batch0.{input}"));
+            let symbols = dims.as_array().into_iter().flatten().map(Value::as_str);
+            for (symbol, extent) in symbols.zip(&shape).skip(1) {
+                keys.extend(symbol.filter(|_| Some(extent) != sequence).map(|name| format!("dims.{name}={extent}")));
+            }
+        }
+        keys
     }
 
     fn shape(&self, name: &str) -> Vec<usize> {

@@ -50,13 +50,21 @@ impl Order<'_> {
     /// # Errors
     /// As [`Order::compile`].
     pub fn compile_for(&self, kind: &str) -> Checked<Compiled> {
+        self.compile_with(kind, None)
+    }
+
+    /// The same up to a pass, if one is named.
+    ///
+    /// # Errors
+    /// As [`Order::compile`].
+    pub fn compile_with(&self, kind: &str, stop_after: Option<&str>) -> Checked<Compiled> {
         let what = Compilation {
             model: &self.fixture.onnx(self.dialect),
             cluster: &parse_cluster(&cluster(self.ranks, kind))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
             retie: true,
-            stop_after: None,
+            stop_after,
             verify_each: true,
         };
         compile(&what, &mut |_, _| {}).map_err(|fault| match fault {

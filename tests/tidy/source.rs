@@ -33,7 +33,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) {
         let name = entry.file_name().into_string().unwrap();
         let path = format!("{prefix}{name}");
         match entry.file_type().unwrap().is_dir() {
-            true if path == "target" || name == ".git" => {}
+            _ if path == "target" || name == ".git" => {}
             true => walk(&entry.path(), &format!("{path}/"), found),
             false if name.ends_with(".snap.new") => {}
             false => found.push(path),
