@@ -142,6 +142,12 @@ fn rounding(dtype: DType) -> f64 {
     if dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 }
 }
 
+/// What kernels of attention in bf16 lose beyond the rounding of results: weights and slopes are rounded to bf16 for products.
+fn lost_inside(op: &Op, dtype: DType) -> f64 {
+    let is_attention = matches!(op, Op::Attention(_) | Op::AttentionGrad(_));
+    if is_attention && dtype == DType::Bf16 { 1.0 / 128.0 } else { 0.0 }
+}
+
 /// Compares a sample with the reference; false where there is no device.
 fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool {
     let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
@@ -151,7 +157,8 @@ fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool
     let Some(found) = run(make, sample, args, &[]) else { return false };
     for (r, ((ty, found), expected)) in results.iter().zip(found).zip(&expected).enumerate() {
         for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {
-            let close = (f - e).abs() <= tolerance * e.abs().max(1.0) + rounding(ty.dtype) * e.abs();
+            let lost = tolerance + lost_inside(&sample.op, ty.dtype);
+            let close = (f - e).abs() <= lost * e.abs().max(1.0) + rounding(ty.dtype) * e.abs();
             assert!(close || f == e, "{:?} {types:?}: element {i} of result {r} is {f}, not {e}", sample.op);
         }
     }
@@ -261,6 +268,9 @@ pub fn attention_crosses_tiles_and_takes_wide_heads(make: Make) {
             uniform(op(false), &[&[1, 40, 2, 33], &[1, 70, 2, 33], &[1, 70, 2, 64], mask]),
             uniform(op(false), &[&[1, 33, 1, 100], &[1, 35, 1, 100], &[1, 35, 1, 128]]),
             uniform(op(true), &[&[1, 35, 1, 256], &[1, 35, 1, 256], &[1, 35, 1, 200]]),
+            uniform(op(true), &[&[1, 150, 2, 64], &[1, 150, 1, 64], &[1, 150, 1, 64]]),
+            uniform(op(false), &[&[1, 130, 1, 80], &[1, 17, 1, 80], &[1, 17, 1, 80]]),
+            uniform(op(true), &[&[1, 65, 1, 128], &[1, 129, 1, 128], &[1, 129, 1, 128]]),
         ],
     );
 }
@@ -270,12 +280,16 @@ type Case = (bool, [&'static [u64]; 3], Option<&'static [u64]>);
 
 /// The gradient reads the forward's own results, as in a training step.
 pub fn the_gradient_of_attention_crosses_tiles(make: Make) {
-    let shapes: [Case; 5] = [
+    let shapes: [Case; 9] = [
         (true, [&[2, 40, 4, 16], &[2, 40, 2, 16], &[2, 40, 2, 24]], None),
         (true, [&[1, 40, 2, 8], &[1, 70, 2, 8], &[1, 70, 2, 8]], None),
         (false, [&[1, 70, 2, 100], &[1, 40, 1, 100], &[1, 40, 1, 100]], Some(&[1, 2, 70, 40])),
         (false, [&[4, 35, 4, 8], &[4, 40, 2, 8], &[4, 40, 2, 8]], Some(&[2, 1, 35, 40])),
         (true, [&[1, 35, 1, 256], &[1, 35, 1, 256], &[1, 35, 1, 256]], None),
+        (true, [&[1, 150, 2, 64], &[1, 150, 1, 64], &[1, 150, 1, 64]], None),
+        (false, [&[1, 130, 2, 32], &[1, 140, 2, 32], &[1, 140, 2, 32]], Some(&[1, 1, 130, 140])),
+        (false, [&[1, 20, 1, 96], &[1, 130, 1, 96], &[1, 130, 1, 96]], None),
+        (true, [&[1, 65, 1, 128], &[1, 129, 1, 128], &[1, 129, 1, 128]], None),
     ];
     for ((causal, qkv, mask), dtype) in shapes.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::Bf16)]) {
         let all: Vec<&[u64]> = qkv.into_iter().chain(mask).collect();

@@ -18,14 +18,16 @@ if [ $# -gt 1 ]; then
     exit
 fi
 {
-    printf '#include "%s"\n' "$kernels/prelude.cu" "$kernels/functions.cu"
-    for source in "$kernels"/*.cu; do
+    # What stands in front of other sources, in this order, then the sources.
+    shared="prelude functions tensor_core attention_tile"
+    for name in $shared; do printf '#include "%s"\n' "$kernels/$name.cu"; done
+    for source in "$kernels"/*.cu "$here/primitives.cu"; do
         name=$(basename "$source" .cu)
-        case $name in prelude | functions) continue ;; esac
+        case " $shared " in *" $name "*) continue ;; esac
         printf 'namespace %s_cu {\n#include "%s"\n}\nusing namespace %s_cu;\n' "$name" "$source" "$name"
     done
 } >"$out/kernels.inc"
 printf '#include "shim.hpp"\n#include "kernels.inc"\n' >"$out/all.cpp"
 "$cxx" "${flags[@]}" -E -P "$out/all.cpp" | grep -oE 'extern "C" +void +[a-z0-9_A-Z]+' | sed 's/.* /KERNEL_NAME(/; s/$/)/' >"$out/names.inc"
-"$cxx" "${flags[@]}" -rdynamic "$here/emulate.cpp" -o "$out/emulate" -ldl
+"$cxx" "${flags[@]}" -rdynamic "$here/emulate.cpp" "$here/tensor_core.cpp" -o "$out/emulate" -ldl
 echo "$out/emulate"

@@ -31,6 +31,7 @@
 
 dim3_t threadIdx, blockIdx, blockDim, gridDim;
 char* dynamic_memory;
+size_t dynamic_bytes;
 
 #include "kernels.inc"
 
@@ -62,7 +63,7 @@ static bool is_direct, has_met;
 static const Entry* entry;
 static void** arguments;
 
-[[noreturn]] static void fail(const char* what) {
+[[noreturn]] void fail(const char* what) {
     fprintf(stderr, "emulator: %s\n", what);
     exit(1);
 }
@@ -97,6 +98,10 @@ double exchanged(double value, int other) {
 
 int lane() { return running & 31; }
 
+int running_thread() { return running; }
+
+void __syncwarp() { meet(warp_meetings[running / 32]); }
+
 static void fiber_body() {
     entry->call(entry->function, arguments);
     fibers[running].is_done = true;
@@ -123,6 +128,7 @@ static void run_block() {
     int n = blockDim.x;
     block_meeting = Meeting{n, 0, 0};
     for (int w = 0; w < (n + 31) / 32; w++) warp_meetings[w] = Meeting{n - 32 * w < 32 ? n - 32 * w : 32, 0, 0};
+    begin_block_of_warps(n);
     for (int t = 0; t < n; t++) fibers[t].is_started = fibers[t].is_done = false;
     for (volatile bool is_busy = true; is_busy;) {
         is_busy = false;
@@ -203,8 +209,10 @@ static void launch_line(std::istringstream& line) {
     std::vector<void*> pointers;
     for (auto& value : values) pointers.push_back(value.data());
     // Dynamic shared memory is garbage at first, on GPUs too.
-    std::vector<char> dynamic(shared, (char)0xff);
-    dynamic_memory = dynamic.data();
+    static const size_t LINE = 128;
+    std::vector<char> dynamic(shared + LINE, (char)0xff);
+    dynamic_memory = (char*)(((size_t)dynamic.data() + LINE - 1) / LINE * LINE);
+    dynamic_bytes = shared;
     entry = &entry_named(name);
     arguments = pointers.data();
     launch();

@@ -8,6 +8,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __launch_bounds__(N)
 #define __shared__ static
 #define DYNAMIC(NAME) float* NAME = (float*)dynamic_memory
 
@@ -19,6 +20,9 @@ extern char* dynamic_memory;
 
 struct alignas(16) float4 {
     float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
 };
 
 void __syncthreads();
@@ -44,3 +48,5 @@ inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
     if (old == expected) *at = value;
     return old;
 }
+
+#include "tensor_core.hpp"

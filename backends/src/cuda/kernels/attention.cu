@@ -262,26 +262,27 @@ __device__ __forceinline__ void mask_grad(const E* q, const E* k, const E* v, co
             dmask[(plane * s.queries + query) * s.keys + key + lane + 8 * j] = narrow<E>(sums[j]);
 }
 
-#define HEADS_OF(D, T, E, SUFFIX)                                                                                          \
-    KERNEL attention_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, E* o, float* lse, Shape s,             \
-                                 float scale) {                                                                           \
+#define HEADS(D, T)                                                                                                      \
+    KERNEL attention_##D(const float* q, const float* k, const float* v, const float* mask, float* o, float* lse, Shape s, \
+                         float scale) {                                                                                   \
         forward<D, T>(q, k, v, mask, o, lse, s, scale);                                                                   \
     }                                                                                                                     \
-    KERNEL attention_query_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o,                \
-                                            const float* lse, const E* grad, E* dq, Shape s, float scale) {               \
+    KERNEL attention_query_grad_##D(const float* q, const float* k, const float* v, const float* mask, const float* o,    \
+                                    const float* lse, const float* grad, float* dq, Shape s, float scale) {               \
         query_grad<D, T>(q, k, v, mask, o, lse, grad, dq, s, scale);                                                      \
     }                                                                                                                     \
-    KERNEL attention_key_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o, const float* lse, \
-                                          const E* grad, E* dk, E* dv, Shape s, float scale) {                            \
+    KERNEL attention_key_grad_##D(const float* q, const float* k, const float* v, const float* mask, const float* o,      \
+                                  const float* lse, const float* grad, float* dk, float* dv, Shape s, float scale) {      \
         key_grad<D, T>(q, k, v, mask, o, lse, grad, dk, dv, s, scale);                                                    \
     }                                                                                                                     \
-    KERNEL attention_mask_grad_##D##SUFFIX(const E* q, const E* k, const E* v, const E* mask, const E* o,                 \
-                                           const float* lse, const E* grad, E* dmask, Shape s, float scale) {             \
+    MASK_GRAD(attention_mask_grad_##D, D, T, float)                                                                       \
+    MASK_GRAD(attention_mask_grad_bf16_##D, D, T, bf16)
+
+#define MASK_GRAD(NAME, D, T, E)                                                                                          \
+    KERNEL NAME(const E* q, const E* k, const E* v, const E* mask, const E* o, const float* lse, const E* grad, E* dmask, \
+                Shape s, float scale) {                                                                                   \
         mask_grad<D, T>(q, k, v, mask, o, lse, grad, dmask, s, scale);                                                    \
     }
-#define HEADS(D, T)             \
-    HEADS_OF(D, T, float, )     \
-    HEADS_OF(D, T, bf16, _bf16)
 
 HEADS(32, 32)
 HEADS(64, 32)

@@ -7,7 +7,7 @@ template <class F, class T> __device__ __forceinline__ void map1(const T* x, T* 
         Pack<T> v = ((const Pack<T>*)x)[i];
 #pragma unroll
         for (int j = 0; j < N; j++) v.of[j] = narrow<T>(F::of(wide(v.of[j])));
-        ((Pack<T>*)y)[i] = v;
+        store_pack(y + N * i, v);
     }
     FOR_EACH(j, n - N * n_packs) y[N * n_packs + j] = narrow<T>(F::of(wide(x[N * n_packs + j])));
 }
@@ -19,7 +19,7 @@ template <class F, class T> __device__ __forceinline__ void map2(const T* a, con
         Pack<T> u = ((const Pack<T>*)a)[i], v = ((const Pack<T>*)b)[i];
 #pragma unroll
         for (int j = 0; j < N; j++) v.of[j] = narrow<T>(F::of(wide(u.of[j]), wide(v.of[j])));
-        ((Pack<T>*)y)[i] = v;
+        store_pack(y + N * i, v);
     }
     FOR_EACH(j, n - N * n_packs) {
         i64 i = N * n_packs + j;

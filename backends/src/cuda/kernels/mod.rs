@@ -1,6 +1,7 @@
 //! The kernels: one CUDA C++ source a family, and beside it the file that makes launches of it from nodes.
 
 pub(super) mod attention;
+pub(super) mod attention_bf16;
 pub(super) mod constants;
 pub(super) mod cross_entropy;
 pub(super) mod elementwise;
@@ -19,8 +20,12 @@ use crate::device::{BufferSpec, NodeSpec};
 /// A source of kernels, compiled as one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
-    /// Attention and its gradient.
+    /// Attention and its gradient, in f32.
     Attention,
+    /// Attention in bf16, on tensor cores.
+    AttentionBf16,
+    /// The gradient of attention in bf16.
+    AttentionBf16Grad,
     /// Tensors known when compiling.
     Constants,
     /// Cross entropy and its gradient.
@@ -47,10 +52,15 @@ pub(super) const PRELUDE: &str = include_str!("prelude.cu");
 /// Functions of one element, which element-wise kernels and generated ones share.
 pub(super) const FUNCTIONS: &str = include_str!("functions.cu");
 
+/// Products on tensor cores, and the tiles of attention that are made of them.
+const TENSOR_CORE_ATTENTION: [&str; 2] = [include_str!("tensor_core.cu"), include_str!("attention_tile.cu")];
+
 impl Family {
     /// All families.
-    pub const ALL: [Family; 10] = [
+    pub const ALL: [Family; 12] = [
         Family::Attention,
+        Family::AttentionBf16,
+        Family::AttentionBf16Grad,
         Family::Constants,
         Family::CrossEntropy,
         Family::Elementwise,
@@ -69,13 +79,19 @@ impl Family {
 
     /// Its source, ready to be compiled.
     pub fn source(self) -> String {
-        let functions = if self == Family::Elementwise { FUNCTIONS } else { "" };
-        format!("{PRELUDE}\n{functions}\n{}", self.parts().1)
+        let shared = match self {
+            Family::Elementwise => &[FUNCTIONS][..],
+            Family::AttentionBf16 | Family::AttentionBf16Grad => &TENSOR_CORE_ATTENTION,
+            _ => &[],
+        };
+        [&[PRELUDE], shared, &[self.parts().1]].concat().join("\n")
     }
 
     fn parts(self) -> (&'static str, &'static str) {
         match self {
             Family::Attention => ("attention", include_str!("attention.cu")),
+            Family::AttentionBf16 => ("attention_bf16", include_str!("attention_bf16.cu")),
+            Family::AttentionBf16Grad => ("attention_bf16_grad", include_str!("attention_bf16_grad.cu")),
             Family::Constants => ("constants", include_str!("constants.cu")),
             Family::CrossEntropy => ("cross_entropy", include_str!("cross_entropy.cu")),
             Family::Elementwise => ("elementwise", include_str!("elementwise.cu")),

@@ -70,6 +70,16 @@ template <int N, class T> __device__ __forceinline__ void load(float (&v)[N], co
     }
 }
 
+// A word of neighbouring elements, the first one lowest.
+__device__ __forceinline__ u32 word(const float* from) { return (u32)__float_as_int(*from); }
+__device__ __forceinline__ u32 word(const bf16* from) { return from[0].bits | (u32)from[1].bits << 16; }
+
+// The words are put together first: compilers make eight stores of eight halves, but one of four words.
+template <class T> __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
+    constexpr int N = Pack<T>::N / 4;
+    *(uint4*)to = {word(pack.of), word(pack.of + N), word(pack.of + 2 * N), word(pack.of + 3 * N)};
+}
+
 template <int N, class T> __device__ __forceinline__ void store(T* to, const float (&v)[N]) {
     if constexpr (N == 1) {
         *to = narrow<T>(v[0]);
@@ -80,7 +90,7 @@ template <int N, class T> __device__ __forceinline__ void store(T* to, const flo
             Pack<T> pack;
 #pragma unroll
             for (int j = 0; j < M; j++) pack.of[j] = narrow<T>(v[M * i + j]);
-            ((Pack<T>*)to)[i] = pack;
+            store_pack(to + M * i, pack);
         }
     }
 }
