@@ -2,7 +2,22 @@
 //! `GALVATRON_NVRTC` names, and else fetched from the Python package index if `GALVATRON_FETCH` is set. Without it this says
 //! that it was skipped.
 
+#[allow(dead_code)]
+#[path = "support/fixture.rs"]
+mod fixture;
+#[allow(dead_code)]
+#[path = "support/plan.rs"]
+mod plan;
+
+use fixture::Fixture;
+use galvatron_backends::comm::local_world;
 use galvatron_backends::cuda::Family;
+use galvatron_backends::cuda::record::Recorder;
+use galvatron_backends::cuda::unit::Unit;
+use galvatron_backends::exec::{Flow, RunOptions, arena_bytes, launch};
+use galvatron_ir::types::DType;
+use plan::Order;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,6 +49,27 @@ fn fetch() -> Result<PathBuf, String> {
     if output.status.success() { Ok(text(&output.stdout).into()) } else { Err(text(&output.stderr)) }
 }
 
+/// The sources of all kernels of a step of GPT-2 on one rank.
+fn units(compute: DType) -> BTreeSet<Unit> {
+    let fixture = Fixture::open("gpt2");
+    let order = Order {
+        fixture: &fixture,
+        dialect: "keep20",
+        optimizer: "adamw",
+        ranks: 1,
+        strategy: "micro_batches = 2",
+        compute,
+    };
+    let module = order.compile_for("cuda").expect("the pins can be met").module;
+    let (device, _) = Recorder::new(arena_bytes(&module), false);
+    let options = RunOptions::default();
+    let comm = local_world(1, options.timeout).remove(0);
+    let sources = (fixture.data(), &order.weights() as &dyn galvatron_backends::exec::WeightSource);
+    let world = vec![(Box::new(device.clone()) as _, Box::new(comm) as _)];
+    launch(&module, world, &options, sources, &mut |_| Flow::Continue).expect("the plan runs");
+    device.units()
+}
+
 #[test]
 fn every_source_compiles_for_every_architecture() {
     let library = match nvrtc() {
@@ -47,15 +83,20 @@ fn every_source_compiles_for_every_architecture() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/compile.py");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("the folder for test files can be written");
-    for family in Family::ALL {
-        let source = folder.join(format!("{}.cu", family.name()));
-        std::fs::write(&source, family.source()).expect("the folder for test files can be written");
+    let of_plans = [DType::F32, DType::Bf16].into_iter().flat_map(units);
+    let all: BTreeSet<Unit> = Family::ALL.map(Unit::Family).into_iter().chain(of_plans).collect();
+    assert!(all.len() > Family::ALL.len(), "a plan has generated kernels");
+    for unit in &all {
+        let source = folder.join(format!("{}.cu", unit.name()));
+        std::fs::write(&source, unit.source()).expect("the folder for test files can be written");
         for arch in ARCHITECTURES {
-            let output = Command::new("python3").arg(&script).arg(&library).arg(arch).arg(&source).output();
+            let contracts = format!("--fmad={}", unit.may_contract());
+            let output =
+                Command::new("python3").arg(&script).arg(&library).arg(arch).arg(&source).arg(contracts).output();
             let output = output.expect("python3 can be run");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let bytes = String::from_utf8_lossy(&output.stdout);
-            println!("{:<14} {arch:<7} {:>8} bytes", family.name(), bytes.trim());
+            println!("{:<22} {arch:<7} {:>8} bytes", unit.name(), bytes.trim());
         }
     }
 }

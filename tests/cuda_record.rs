@@ -34,16 +34,19 @@ fn record(strategy: &str, steps: u64, graphs: bool) -> (Module, Vec<Vec<Entry>>)
 fn record_in(compute: DType, strategy: &str, steps: u64, graphs: bool) -> (Module, Vec<Vec<Entry>>) {
     let fixture = Fixture::open("gpt2");
     let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks: 4, strategy, compute };
+    record_by(&order, &RunOptions { steps, ..RunOptions::default() }, graphs)
+}
+
+fn record_by(order: &Order<'_>, options: &RunOptions, graphs: bool) -> (Module, Vec<Vec<Entry>>) {
     let module = order.compile_for("cuda").expect("the pins can be met").module;
-    let options = RunOptions { steps, ..RunOptions::default() };
     let (mut world, mut logs): (World, Vec<Log>) = (Vec::new(), Vec::new());
     for comm in local_world(module.mesh.world() as usize, options.timeout) {
         let (device, log) = Recorder::new(arena_bytes(&module), graphs);
         world.push((Box::new(device), Box::new(comm)));
         logs.push(log);
     }
-    let data = (fixture.data(), &order.weights() as &dyn galvatron_backends::exec::WeightSource);
-    launch(&module, world, &options, data, &mut |_| Flow::Continue).expect("the plan runs");
+    let data = (order.fixture.data(), &order.weights() as &dyn galvatron_backends::exec::WeightSource);
+    launch(&module, world, options, data, &mut |_| Flow::Continue).expect("the plan runs");
     let take = |log: Log| log.lock().expect("ranks have ended").clone();
     (module, logs.into_iter().map(take).collect())
 }
@@ -204,5 +207,29 @@ fn a_replayed_step_does_what_a_step_does() {
         assert_eq!(written, expected.iter().collect::<Vec<_>>());
         let all: Vec<&Entry> = entries.iter().filter(|entry| matches!(entry, Entry::HostWrites { .. })).collect();
         assert_eq!(all, [&written[..], &written[..]].concat(), "two replays write alike");
+    }
+}
+
+/// Launches of a step of rank 0, with and without groups.
+fn n_launches(compute: DType, ranks: u32, strategy: &str, group: bool) -> usize {
+    let fixture = Fixture::open("gpt2");
+    let order = Order { fixture: &fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy, compute };
+    let (_, logs) = record_by(&order, &RunOptions { group, ..RunOptions::default() }, false);
+    let launches = logs[0].iter().map(|entry| match entry {
+        Entry::Work { stream: Stream::Compute, commands, .. } => *commands,
+        _ => 0,
+    });
+    launches.sum()
+}
+
+#[test]
+fn groups_save_launches() {
+    for (compute, ranks, strategy) in [(DType::F32, 1, ""), (DType::Bf16, 1, ""), (DType::F32, 4, STRATEGY)] {
+        let [unfused, fused] = [false, true].map(|group| n_launches(compute, ranks, strategy, group));
+        println!("gpt2 in {compute} on {ranks}: {unfused} -> {fused} launches a step");
+        // The optimizer's nodes and the sums of squares alone are a quarter of one rank's.
+        let most = if ranks == 1 { 3 * unfused / 4 } else { unfused - 1 };
+        assert!(fused <= most, "{fused} of {unfused} are left");
+        assert_eq!(fused, n_launches(compute, ranks, strategy, true), "the same plan gives the same launches");
     }
 }

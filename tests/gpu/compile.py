@@ -1,4 +1,4 @@
-"""Compiles a CUDA source by NVRTC to machine code: compile.py LIBRARY ARCH SOURCE. Prints the size of the result.
+"""Compiles a CUDA source by NVRTC to machine code: compile.py LIBRARY ARCH SOURCE OPTION... Prints the size of the result.
 
 It calls the library directly, so that no driver and no package but NVRTC is needed. Exit status 1: the source is refused, with
 the compiler's log.
@@ -9,13 +9,13 @@ import sys
 
 
 def main():
-    library, arch, path = sys.argv[1:4]
+    (library, arch, path), own = sys.argv[1:4], sys.argv[4:]
     nvrtc = ctypes.CDLL(library)
     with open(path, "rb") as file:
         source = file.read()
     program = ctypes.c_void_p()
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, path.encode(), 0, None, None), "take the source")
-    options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17", b"-default-device", b"--fmad=true"]
+    options = [option.encode() for option in [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", *own]]
     status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)), "size the log")

@@ -1,7 +1,7 @@
 //! A device whose kernels are the CUDA sources, run on the CPU by the emulator under `tests/gpu/emulator`.
 
 use galvatron_backends::comm::{Collective, CommFault, LocalComm, ReduceOp, Site, local_world};
-use galvatron_backends::cuda::command::{Arg, Command, Launch, Matmul, Place, Program, SCRATCH_BYTES, Word};
+use galvatron_backends::cuda::command::{Arg, Command, Epilogue, Launch, Matmul, Place, Program, SCRATCH_BYTES, Word};
 use galvatron_backends::cuda::fuse;
 use galvatron_backends::cuda::replay::{Item, Replay, Stage};
 use galvatron_backends::cuda::table::{lower, lower_move};
@@ -153,6 +153,11 @@ impl Emulator {
         }
         assert!(!p.c.is_transposed, "{matmul:?}");
         let _ = write!(line, " {} {} {}", self.offset(p.c.at), p.c.leading, p.c.batch);
+        line += &match p.epilogue {
+            Epilogue::None => " 0 -1".to_string(),
+            Epilogue::Accumulate => " 1 -1".to_string(),
+            Epilogue::Bias(at, _) => format!(" 0 {}", self.offset(at)),
+        };
         line
     }
 

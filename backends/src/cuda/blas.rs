@@ -12,7 +12,7 @@ use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use galvatron_ir::types::DType;
 
 use super::arena::{Arena, WORKSPACE_BYTES};
-use super::command::Matmul;
+use super::command::{Epilogue, Matmul};
 use super::gemm::{ColumnMajor, Stored};
 
 /// What a plan depends on: the element type, extents, how operands are stored, and their alignments in bytes.
@@ -22,6 +22,9 @@ struct Key {
     extents: [u64; 4],
     stored: [(bool, u64, u64); 3],
     alignments: [u32; 3],
+    accumulates: bool,
+    /// Address of the bias, 0 without one: the descriptor holds it.
+    bias: CUdeviceptr,
 }
 
 /// A planned product: descriptors and the algorithm that the library chose.
@@ -52,6 +55,8 @@ unsafe impl Sync for Plan {}
 pub(super) struct Planned {
     plan: std::sync::Arc<Plan>,
     addresses: [CUdeviceptr; 3],
+    /// Factor of what the result holds, which is added.
+    beta: f32,
     workspace: CUdeviceptr,
 }
 
@@ -81,22 +86,28 @@ impl Blas {
             extents: [products.m, products.n, products.k, products.batch],
             stored: [of(&products.a), of(&products.b), of(&products.c)],
             alignments: addresses.map(alignment),
+            accumulates: products.epilogue == Epilogue::Accumulate,
+            bias: match products.epilogue {
+                Epilogue::Bias(at, _) => arena.address(at),
+                Epilogue::None | Epilogue::Accumulate => 0,
+            },
         };
         let mut plans = self.plans.lock().expect("invariant: planning does not panic");
         let plan = match plans.get(&key) {
             Some(plan) => plan.clone(),
             None => {
-                let plan = std::sync::Arc::new(Plan::new(self, &products, key.alignments)?);
+                let plan = std::sync::Arc::new(Plan::new(self, &products, &key)?);
                 plans.insert(key, plan.clone());
                 plan
             }
         };
-        Ok(Planned { plan, addresses, workspace: arena.workspace() })
+        let beta = if key.accumulates { 1.0 } else { 0.0 };
+        Ok(Planned { plan, addresses, beta, workspace: arena.workspace() })
     }
 
     /// Launches a planned product.
     pub(super) fn launch(&self, planned: &Planned, stream: CUstream) -> Result<(), String> {
-        let (one, zero) = (1.0f32, 0.0f32);
+        let (one, beta) = (1.0f32, planned.beta);
         let [a, b, c] = planned.addresses;
         let [a_layout, b_layout, c_layout] = planned.plan.layouts;
         // SAFETY: the addresses are parts of the arena with these layouts; the workspace has its size; scalars live in the call.
@@ -105,7 +116,7 @@ impl Blas {
                 self.handle,
                 planned.plan.operation,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const beta).cast(),
                 a as *const c_void,
                 a_layout,
                 b as *const c_void,
@@ -132,7 +143,7 @@ impl Drop for Blas {
 }
 
 impl Plan {
-    fn new(blas: &Blas, products: &ColumnMajor, alignments: [u32; 3]) -> Result<Plan, String> {
+    fn new(blas: &Blas, products: &ColumnMajor, key: &Key) -> Result<Plan, String> {
         let (handle, f32_type) = (blas.handle, sys::cudaDataType_t::CUDA_R_32F);
         let compute = match blas.tf32 && products.dtype == DType::F32 {
             true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -149,10 +160,13 @@ impl Plan {
             unsafe { result::set_matmul_desc_attribute(operation, attribute, (&raw const value).cast(), 4) }
                 .map_err(|e| words("describe a product", e))?;
         }
+        if key.bias != 0 {
+            add_bias(operation, key.bias)?;
+        }
         let ColumnMajor { m, n, k, .. } = *products;
         let layout = |side, extents| layout(products.dtype, side, extents, products.batch);
         let layouts = [layout(&products.a, (m, k))?, layout(&products.b, (k, n))?, layout(&products.c, (m, n))?];
-        let preference = preference(alignments, products.dtype)?;
+        let preference = preference(key.alignments, products.dtype)?;
         let [a, b, c] = layouts;
         // SAFETY: all descriptors are alive.
         let found = unsafe { result::get_matmul_algo_heuristic(handle, operation, a, b, c, c, preference) };
@@ -174,6 +188,20 @@ impl Drop for Plan {
             });
         }
     }
+}
+
+/// Has a bias of one element for each row of the result added.
+fn add_bias(operation: sys::cublasLtMatmulDesc_t, bias: CUdeviceptr) -> Result<(), String> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let failed = |e| words("describe a bias", e);
+    let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+    let attribute = Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE;
+    // SAFETY: the attribute is a `uint32_t`, as the enum is.
+    unsafe { result::set_matmul_desc_attribute(operation, attribute, (&raw const epilogue).cast(), 4) }
+        .map_err(failed)?;
+    let attribute = Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    // SAFETY: the attribute is a pointer; the bias lies in the arena, which outlives the plans.
+    unsafe { result::set_matmul_desc_attribute(operation, attribute, (&raw const bias).cast(), 8) }.map_err(failed)
 }
 
 /// The layout of what is stored of an operand with these extents.

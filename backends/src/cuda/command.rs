@@ -101,6 +101,19 @@ pub struct Matmul {
     pub b: Matrix,
     /// Result.
     pub c: Matrix,
+    /// What is added to the products before they are written.
+    pub epilogue: Epilogue,
+}
+
+/// What is added to products of f32 before they are written; the sum is rounded once more, as by a node of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// What the result holds.
+    Accumulate,
+    /// Element j of a row of that many to column j.
+    Bias(Place, u64),
 }
 
 /// One command of a node.
@@ -142,6 +155,13 @@ impl Accesses {
     pub fn conflicts(&self, other: &Accesses) -> bool {
         let meet = |a: &[Span], b: &[Span]| a.iter().any(|x| b.iter().any(|y| x.overlaps(y)));
         meet(&self.writes, &other.writes) || meet(&self.writes, &other.reads) || meet(&self.reads, &other.writes)
+    }
+
+    /// What both touch.
+    pub fn with(mut self, other: Accesses) -> Accesses {
+        self.reads.extend(other.reads);
+        self.writes.extend(other.writes);
+        self
     }
 }
 

@@ -7,7 +7,7 @@
 use galvatron_ir::op::compute::Einsum;
 use galvatron_ir::types::DType;
 
-use super::command::{Command, Matmul, Matrix, Place};
+use super::command::{Command, Epilogue, Matmul, Matrix, Place};
 use super::kernels::layout::{Side, copy};
 use super::kernels::{Cx, Lowered, scratch};
 use super::pitched;
@@ -144,7 +144,7 @@ pub(super) fn einsum(op: &Einsum, cx: &Cx<'_>) -> Lowered {
             out.packed(at)
         }
     };
-    commands.extend(pitched::product(Matmul { dtype, m, n, k, batch, a, b, c })?);
+    commands.extend(pitched::product(Matmul { dtype, m, n, k, batch, a, b, c, epilogue: Epilogue::None })?);
     commands.extend(after);
     Ok(commands)
 }
@@ -181,6 +181,8 @@ pub struct ColumnMajor {
     pub b: Stored,
     /// Result, never transposed.
     pub c: Stored,
+    /// What is added; element i of a bias goes to row i.
+    pub epilogue: Epilogue,
 }
 
 /// How a matrix with these extents and steps is stored.
@@ -193,12 +195,14 @@ fn stored(matrix: &Matrix, (rows, row): (u64, u64), (cols, col): (u64, u64)) -> 
 impl Matmul {
     /// The same products for a column-major library; where rows of the result are contiguous, the transposed ones.
     pub fn column_major(&self) -> ColumnMajor {
-        let Matmul { dtype, m, n, k, batch, a, b, c } = *self;
+        let Matmul { dtype, m, n, k, batch, a, b, c, epilogue } = *self;
         if c.row == 1 || m == 1 && c.col != 1 {
             let (a, b) = (stored(&a, (m, a.row), (k, a.col)), stored(&b, (k, b.row), (n, b.col)));
-            return ColumnMajor { dtype, m, n, k, batch, a, b, c: stored(&c, (m, c.row), (n, c.col)) };
+            let c = stored(&c, (m, c.row), (n, c.col));
+            return ColumnMajor { dtype, m, n, k, batch, a, b, c, epilogue };
         }
         let (first, second) = (stored(&b, (n, b.col), (k, b.row)), stored(&a, (k, a.col), (m, a.row)));
-        ColumnMajor { dtype, m: n, n: m, k, batch, a: first, b: second, c: stored(&c, (n, c.col), (m, c.row)) }
+        let c = stored(&c, (n, c.col), (m, c.row));
+        ColumnMajor { dtype, m: n, n: m, k, batch, a: first, b: second, c, epilogue }
     }
 }

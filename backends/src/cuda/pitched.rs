@@ -2,11 +2,12 @@
 //!
 //! Tensor cores are fed by loads of 16 bytes; with such rows libraries fall back to kernels that are several times slower. The
 //! matrix is therefore taken a part at a time through scratch memory, where its rows have room at their ends. Parts lie along
-//! the dimension that is not summed, so that every sum is the one of the whole product.
+//! the dimension that is not summed. Fast kernels want extents of whole units as well: what is left over of a row is a product of
+//! its own, of a few columns of the result or a few terms of its sums. Those terms are summed first, and rounded once more.
 
 use galvatron_ir::types::DType;
 
-use super::command::{Command, Matmul, Matrix, Place, SCRATCH_BYTES};
+use super::command::{Command, Epilogue, Matmul, Matrix, Place, SCRATCH_BYTES};
 use super::kernels::Lowered;
 use super::kernels::layout::{Side, copy};
 
@@ -53,7 +54,7 @@ pub(super) fn product(matmul: Matmul) -> Lowered {
 
 /// The steps of a product with one matrix whose rows are badly aligned; `None` where it is best left whole.
 fn in_parts(matmul: &Matmul, capacity: u64) -> Option<Vec<Step>> {
-    let Matmul { dtype, m, n, k, batch, a, b, c } = *matmul;
+    let Matmul { dtype, m, n, k, batch, a, b, c, .. } = *matmul;
     let pays = m.checked_mul(n)?.checked_mul(k)? >= MIN_MULTIPLICATIONS && m.min(n).min(k) > PACK;
     if dtype != DType::Bf16 || batch != 1 || !pays {
         return None;
@@ -72,7 +73,8 @@ fn in_parts(matmul: &Matmul, capacity: u64) -> Option<Vec<Step>> {
     let extent = if cuts_rows { m } else { n };
     let part = part_size(extent, |size| room(&scratch_matrix(matmul, which, cuts_rows, size)), capacity)?;
     let starts = (0..extent).step_by(part as usize);
-    Some(starts.flat_map(|start| step(matmul, which, cuts_rows, start, part.min(extent - start))).collect())
+    let steps = starts.flat_map(|start| step(matmul, which, cuts_rows, start, part.min(extent - start)));
+    Some(steps.flat_map(whole_units).collect())
 }
 
 /// The largest equal parts, in whole tiles, for which there is room; `None` if not even one tile fits.
@@ -144,6 +146,36 @@ fn step(matmul: &Matmul, which: Which, cuts_rows: bool, start: u64, size: u64) -
     let (from, to) = if which == Which::C { (&scratch.matrix, &own) } else { (&own, &scratch.matrix) };
     let copied = Step::Copy { shape, from: side(from), to: side(to) };
     if which == Which::C { [Step::Product(part), copied] } else { [copied, Step::Product(part)] }
+}
+
+/// A product as those of whole units along its ragged extent and of the rest.
+fn whole_units(step: Step) -> Vec<Step> {
+    let Step::Product(all) = step else { return vec![step] };
+    let Matmul { m, n, k, a, b, c, .. } = all;
+    let skip =
+        |matrix: Matrix, rows, cols| Matrix { at: after(matrix.at, rows * matrix.row + cols * matrix.col), ..matrix };
+    let whole = |extent: u64| extent / PACK * PACK;
+    // The extents along rows that lie in scratch memory: of the result's columns or rows, or of the sums.
+    let is_ragged = |extent: u64, inner: &[&Matrix]| {
+        !extent.is_multiple_of(PACK) && inner.iter().any(|matrix| matches!(matrix.at, Place::Scratch(_)))
+    };
+    let [inner_m, inner_n, inner_k] =
+        [[(&a, a.row), (&c, c.row)], [(&b, b.col), (&c, c.col)], [(&a, a.col), (&b, b.row)]].map(|sides| {
+            sides.into_iter().filter(|(_, step)| *step == 1).map(|(matrix, _)| matrix).collect::<Vec<_>>()
+        });
+    let products = if is_ragged(k, &inner_k) {
+        let first = Matmul { k: k - whole(k), a: skip(a, 0, whole(k)), b: skip(b, whole(k), 0), ..all };
+        vec![first, Matmul { k: whole(k), epilogue: Epilogue::Accumulate, ..all }]
+    } else if is_ragged(n, &inner_n) {
+        let rest = Matmul { n: n - whole(n), b: skip(b, 0, whole(n)), c: skip(c, 0, whole(n)), ..all };
+        vec![Matmul { n: whole(n), ..all }, rest]
+    } else if is_ragged(m, &inner_m) {
+        let rest = Matmul { m: m - whole(m), a: skip(a, whole(m), 0), c: skip(c, whole(m), 0), ..all };
+        vec![Matmul { m: whole(m), ..all }, rest]
+    } else {
+        vec![all]
+    };
+    products.into_iter().map(Step::Product).collect()
 }
 
 #[cfg(test)]

@@ -53,8 +53,11 @@ pub const NEEDED: [Needed; 4] = [
     Needed { what: "NCCL", names: &["libnccl.so.2", "libnccl.so"], version: (b"ncclGetVersion\0", Version::Number) },
 ];
 
-/// Environment variables that name folders: the project's own (several, between colons), then CUDA's usual ones.
-const FOLDERS: [(&str, &str); 3] = [("GALVATRON_CUDA_LIBRARIES", ""), ("CUDA_HOME", "lib64"), ("CUDA_PATH", "lib64")];
+/// The environment variable that names folders, between colons, which go before the system's loader.
+const OWN_FOLDERS: &str = "GALVATRON_CUDA_LIBRARIES";
+
+/// Environment variables of CUDA that name folders, where libraries lie below.
+const FOLDERS: [(&str, &str); 2] = [("CUDA_HOME", "lib64"), ("CUDA_PATH", "lib64")];
 
 /// Where toolkits are installed.
 const USUAL: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
@@ -127,6 +130,12 @@ impl CudaMissing {
     }
 }
 
+/// The folders that the user names, only those that exist.
+fn own_folders() -> Vec<PathBuf> {
+    let named = std::env::var_os(OWN_FOLDERS).unwrap_or_default();
+    std::env::split_paths(&named).filter(|folder| folder.is_dir()).collect()
+}
+
 /// The folders in which libraries are looked for after the system's loader; only those that exist.
 fn folders() -> Vec<PathBuf> {
     let named = FOLDERS.iter().filter_map(|(variable, inside)| Some((std::env::var_os(variable)?, inside)));
@@ -149,8 +158,9 @@ fn folders() -> Vec<PathBuf> {
 /// # Errors
 /// [`CudaMissing`] with all libraries, found or not.
 pub fn probe() -> Result<Libraries, CudaMissing> {
-    let folders = folders();
-    let outcomes: Vec<Result<Found, String>> = NEEDED.iter().map(|needed| find(needed, &folders)).collect();
+    let (own, rest) = (own_folders(), folders());
+    let outcomes: Vec<Result<Found, String>> = NEEDED.iter().map(|needed| find(needed, &own, &rest)).collect();
+    let folders = own.into_iter().chain(rest).collect();
     if outcomes.iter().all(Result::is_ok) {
         return Ok(Libraries { found: outcomes.into_iter().filter_map(Result::ok).collect() });
     }
@@ -161,10 +171,13 @@ pub fn probe() -> Result<Libraries, CudaMissing> {
     Err(CudaMissing { looked: NEEDED.iter().zip(outcomes).map(looked).collect(), folders })
 }
 
-fn find(needed: &Needed, folders: &[PathBuf]) -> Result<Found, String> {
+/// Looks in the folders that the user names, then where the system's loader does, then in the others.
+fn find(needed: &Needed, own: &[PathBuf], rest: &[PathBuf]) -> Result<Found, String> {
     let in_folder = |folder: &PathBuf| needed.names.iter().map(|name| folder.join(name)).collect::<Vec<_>>();
-    let plain = needed.names.iter().map(PathBuf::from);
-    let paths: Vec<PathBuf> = plain.chain(folders.iter().flat_map(in_folder).filter(|path| path.exists())).collect();
+    let inside =
+        |folders: &[PathBuf]| folders.iter().flat_map(in_folder).filter(|path| path.exists()).collect::<Vec<_>>();
+    let plain = needed.names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let paths: Vec<PathBuf> = [inside(own), plain, inside(rest)].concat();
     let mut broken = Vec::new();
     for path in &paths {
         // SAFETY: loading runs the library's initialisers; these are NVIDIA's, which may be loaded at any time.

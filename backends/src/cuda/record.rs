@@ -3,13 +3,15 @@
 //! It prepares and orders nodes by the same code as a real device. What kernels would compute it does not: its memory holds what
 //! the host wrote.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::command::{Accesses, Program};
+use super::command::{Accesses, Command, Program};
 use super::fuse;
 use super::order::{Event, Order, Queue, Stream};
 use super::replay::{Item, Replay, Stage};
 use super::table::{lower, lower_move};
+use super::unit::Unit;
 use crate::comm::{Collective, CommFault, Site};
 use crate::device::{Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, RunNode, Span, Write};
 
@@ -50,11 +52,13 @@ pub enum Entry {
 pub type Log = Arc<Mutex<Vec<Entry>>>;
 
 /// The recording device of one rank.
+#[derive(Clone)]
 pub struct Recorder(Arc<Mutex<Inner>>);
 
 struct Inner {
     replay: Replay<Work, Graph>,
     tape: Tape,
+    units: BTreeSet<Unit>,
 }
 
 /// What the recorder knows, as a stage: the log, the order of streams, memory.
@@ -211,7 +215,21 @@ impl Recorder {
         let log = Log::default();
         let memory = vec![0; arena_bytes as usize];
         let tape = Tape { log: Arc::clone(&log), order: Order::default(), memory, readouts: Vec::new() };
-        (Recorder(Arc::new(Mutex::new(Inner { replay: Replay::new(graphs), tape }))), log)
+        (Recorder(Arc::new(Mutex::new(Inner { replay: Replay::new(graphs), tape, units: BTreeSet::new() }))), log)
+    }
+
+    /// The sources of the kernels that were prepared so far.
+    pub fn units(&self) -> BTreeSet<Unit> {
+        self.inner().units.clone()
+    }
+
+    fn program(&self, program: Program) -> Box<dyn Kernel> {
+        let launches = program.commands.iter().filter_map(|command| match command {
+            Command::Launch(launch) => Some(launch.unit.clone()),
+            _ => None,
+        });
+        self.inner().units.extend(launches);
+        Box::new(self.prepared(Work::Node(Arc::new(program))))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -235,7 +253,7 @@ struct Recorded {
 
 impl Kernel for Recorded {
     fn run(&self) -> Result<(), String> {
-        let Inner { replay, tape } = &mut *locked(&self.inner);
+        let Inner { replay, tape, .. } = &mut *locked(&self.inner);
         replay.run(tape, &self.work)
     }
 }
@@ -261,7 +279,7 @@ pub fn accesses_of(exchange: &Exchange) -> (&'static str, Accesses) {
 
 impl Device for Recorder {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
-        Ok(Box::new(self.prepared(Work::Node(Arc::new(lower(spec)?)))))
+        Ok(self.program(lower(spec)?))
     }
 
     fn groups(&self, run: &[RunNode<'_>]) -> Vec<usize> {
@@ -269,11 +287,11 @@ impl Device for Recorder {
     }
 
     fn prepare_group(&self, group: &[RunNode<'_>]) -> Result<Box<dyn Kernel>, String> {
-        Ok(Box::new(self.prepared(Work::Node(Arc::new(fuse::lower(group)?)))))
+        Ok(self.program(fuse::lower(group)?))
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {
-        Ok(Box::new(self.prepared(Work::Node(Arc::new(lower_move(spec)?)))))
+        Ok(self.program(lower_move(spec)?))
     }
 
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
@@ -283,12 +301,12 @@ impl Device for Recorder {
     }
 
     fn fill(&self, at: Span, write: Write<'_>) -> Result<(), String> {
-        let Inner { replay, tape } = &mut *self.inner();
+        let Inner { replay, tape, .. } = &mut *self.inner();
         replay.fill(tape, at, write)
     }
 
     fn read(&self, at: Span, out: &mut [u8]) {
-        let Inner { replay, tape } = &mut *self.inner();
+        let Inner { replay, tape, .. } = &mut *self.inner();
         replay.leave(tape).expect("invariant: recording does not fail");
         tape.copy_out(at);
         tape.host_waits(&[Stream::Copy]);
@@ -306,7 +324,7 @@ impl Device for Recorder {
     }
 
     fn finish(&self) -> Result<(), String> {
-        let Inner { replay, tape } = &mut *self.inner();
+        let Inner { replay, tape, .. } = &mut *self.inner();
         replay.end(tape)?;
         tape.host_waits(&Stream::ALL);
         tape.order.finished();

@@ -3,8 +3,8 @@
 //
 //   L entry gx gy gz block shared argument…   launch; an argument is p<offset> n i<int> f<bits> d<bits> s<int,int,…>
 //                          w<p<offset> or i<int>,…>
-//   M type m n k batch a ta lda sa b tb ldb sb c ldc sc   column-major products c = a b of f32 or bf16, summed in f32; offsets in
-//                          bytes, steps in elements
+//   M type m n k batch a ta lda sa b tb ldb sb c ldc sc sums bias   column-major products c = a b of f32 or bf16, summed in f32; offsets in
+//                          bytes, steps in elements; sums 1: added to c; bias: where one element a row is, or -1
 //   C from to bytes        copy
 //   Z at bytes             zero
 //   S                      answer
@@ -219,8 +219,8 @@ static void launch_line(std::istringstream& line) {
 }
 
 template <class T> static void multiply(std::istringstream& line) {
-    int64_t m, n, k, batch, a, ta, lda, sa, b, tb, ldb, sb, c, ldc, sc;
-    line >> m >> n >> k >> batch >> a >> ta >> lda >> sa >> b >> tb >> ldb >> sb >> c >> ldc >> sc;
+    int64_t m, n, k, batch, a, ta, lda, sa, b, tb, ldb, sb, c, ldc, sc, accumulates, bias;
+    line >> m >> n >> k >> batch >> a >> ta >> lda >> sa >> b >> tb >> ldb >> sb >> c >> ldc >> sc >> accumulates >> bias;
     for (int64_t z = 0; z < batch; z++) {
         const T *x = (const T*)(memory + a) + z * sa, *y = (const T*)(memory + b) + z * sb;
         T* out = (T*)(memory + c) + z * sc;
@@ -229,7 +229,10 @@ template <class T> static void multiply(std::istringstream& line) {
                 float sum = 0.0f;
                 for (int64_t p = 0; p < k; p++)
                     sum += wide(x[ta ? p + i * lda : i + p * lda]) * wide(y[tb ? j + p * ldb : p + j * ldb]);
-                out[i + j * ldc] = narrow<T>(sum);
+                T& to = out[i + j * ldc];
+                if (accumulates) sum += wide(to);
+                if (bias >= 0) sum += wide(((const T*)(memory + bias))[i]);
+                to = narrow<T>(sum);
             }
     }
 }

@@ -33,7 +33,7 @@ pub(super) enum Index {
 
 impl Index {
     /// The index of an operand with these steps along the dimensions of the results.
-    fn new(shape: &[u64], steps: Vec<u64>) -> Index {
+    pub(super) fn new(shape: &[u64], steps: Vec<u64>) -> Index {
         if shape.iter().product::<u64>() == 1 {
             return Index::Each;
         }

@@ -5,6 +5,8 @@
 
 mod expression;
 mod functions;
+mod many;
+mod product;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,8 @@ use crate::device::RunNode;
 pub fn groups(run: &[RunNode<'_>]) -> Vec<usize> {
     let (mut start, mut groups) = (0, Vec::new());
     while start < run.len() {
-        let n = Expression::longest(run, start);
+        let n = [Expression::longest, many::longest, product::longest].map(|longest| longest(run, start));
+        let n = n.into_iter().max().unwrap_or(1);
         groups.push(n);
         start += n;
     }
@@ -35,6 +38,14 @@ pub fn lower(group: &[RunNode<'_>]) -> Result<Program, String> {
         return table::lower(&node.spec);
     }
     group.iter().try_for_each(|node| table::check_overlaps(&node.spec))?;
+    if let Some((commands, accesses)) = product::commands(group) {
+        return Ok(Program { name: name(group), stream: Stream::Compute, commands, accesses });
+    }
+    if let Some(commands) = many::commands(group) {
+        let all = group.iter().map(|node| table::accesses(&node.spec));
+        let accesses = all.reduce(Accesses::with).unwrap_or_default();
+        return Ok(Program { name: name(group), stream: Stream::Compute, commands: commands?, accesses });
+    }
     elementwise(group).ok_or_else(|| "the nodes cannot be launched together".into())
 }
 
@@ -48,7 +59,11 @@ fn elementwise(group: &[RunNode<'_>]) -> Option<Program> {
     Some(Program { name: name(group), stream: Stream::Compute, commands, accesses: Accesses { reads, writes } })
 }
 
-/// The mnemonics of a group's nodes.
+/// The mnemonics of a group's nodes, or the one and their number.
 fn name(group: &[RunNode<'_>]) -> String {
-    group.iter().map(|node| node.spec.op.mnemonic()).collect::<Vec<_>>().join("+")
+    let names: Vec<&str> = group.iter().map(|node| node.spec.op.mnemonic()).collect();
+    match names.iter().all(|name| *name == names[0]) {
+        true => format!("{} {}", names.len(), names[0]),
+        false => names.join("+"),
+    }
 }

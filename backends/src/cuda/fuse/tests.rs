@@ -1,12 +1,14 @@
 //! Which nodes are launched together, and what memory forbids.
 
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{AddN, Binary, Cast, Unary, UnaryKind};
-use galvatron_ir::op::mem::Accumulate;
-use galvatron_ir::types::{DType, TensorType};
+use galvatron_ir::op::compute::{AddN, Binary, Cast, Einsum, SumSquares, Unary, UnaryKind};
+use galvatron_ir::op::mem::{Accumulate, Update};
+use galvatron_ir::op::opt::Adamw;
+use galvatron_ir::types::{DType, Scalar, TensorType};
 
 use super::{groups, lower};
-use crate::cuda::command::{Command, Program};
+use crate::cuda::command::{Arg, Command, Epilogue, Place, Program};
+use crate::cuda::kernels::Family;
 use crate::device::{BufferSpec, NodeSpec, READ_LATER, RunNode};
 
 const RELU: Unary = Unary { kind: UnaryKind::Relu };
@@ -212,4 +214,95 @@ fn other_ops_and_other_sizes_end_a_group() {
         .node(galvatron_ir::op::compute::SumSquares, [z], at(384, &[]), READ_LATER)
         .node(NEG, [y.clone()], y, READ_LATER);
     assert_eq!(run.groups(), [1, 2, 1, 1]);
+}
+
+/// Steps of AdamW on [8] each, with one learning rate and the number of the step at 4096 and 4160.
+fn steps(decays: &[f64]) -> Run {
+    let [beta1, beta2, eps] = [0.9, 0.99, 1e-8].map(Scalar::new);
+    let step = |(i, &decay): (usize, &f64)| {
+        let tensors: Vec<BufferSpec> = (0..4).map(|t| at(256 * i as u64 + 64 * t, &[8])).collect();
+        let results = vec![tensors[0].clone(), tensors[2].clone(), tensors[3].clone()];
+        let args = tensors.into_iter().chain([at(4096, &[]), at(4160, &[])]).collect();
+        let op = Adamw { beta1, beta2, eps, weight_decay: Scalar::new(decay) };
+        (op.into(), args, results, vec![READ_LATER; 3])
+    };
+    Run(decays.iter().enumerate().map(step).collect())
+}
+
+#[test]
+fn optimizer_steps_that_differ_in_nothing_but_tensors_are_one_launch() {
+    let run = steps(&[0.1, 0.1, 0.1, 0.0, 0.0]);
+    assert_eq!(run.groups(), [3, 2]);
+    let program = steps(&[0.1; 3]).lowered();
+    assert_eq!((program.name.as_str(), program.commands.len()), ("3 opt.adamw", 1));
+    assert_eq!((program.accesses.reads.len(), program.accesses.writes.len()), (18, 9));
+}
+
+#[test]
+fn optimizer_steps_that_touch_the_same_bytes_are_not_one_launch() {
+    let mut run = steps(&[0.1, 0.1]);
+    // The second step's gradient is the first one's parameter.
+    run.0[1].1[1] = run.0[0].1[0].clone();
+    assert_eq!(run.groups(), [1, 1]);
+}
+
+#[test]
+fn tables_are_as_long_as_their_structs() {
+    let words = |run: &Run| match &run.lowered().commands[0] {
+        Command::Launch(launch) => match &launch.args[0] {
+            Arg::Struct(words) => words.len(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    let squares = |i: u64| (SumSquares.into(), vec![at(64 * i, &[8])], vec![at(8192 + 64 * i, &[])], vec![READ_LATER]);
+    assert_eq!(words(&steps(&[0.1, 0.1])), 1 + 48 * 9);
+    assert!(
+        Family::Optimizer.source().contains("Parameter at[48];") && Family::Optimizer.source().contains("CHUNK 4096ll")
+    );
+    assert_eq!(words(&Run((0..3).map(squares).collect())), 1 + 80 * 5);
+    assert!(Family::Reduce.source().contains("Squared at[80];"));
+}
+
+/// x [4, 6] at 0 times w [6, 8] at 128, to 384, which only the next node reads.
+fn product(spec: &str, last_reader: Option<usize>) -> Run {
+    let op = Einsum::new(spec).expect("a contraction");
+    Run::default().node(op, [at(0, &[4, 6]), at(128, &[6, 8])], at(384, &[4, 8]), last_reader)
+}
+
+fn epilogues(run: &Run) -> Vec<Epilogue> {
+    let of = |command: &Command| match command {
+        Command::Matmul(matmul) => matmul.epilogue,
+        other => panic!("{other:?}"),
+    };
+    run.lowered().commands.iter().map(of).collect()
+}
+
+#[test]
+fn a_bias_along_rows_goes_into_its_product() {
+    let biased = |last, bias| {
+        let sum = at(512, &[4, 8]);
+        product("mk,kn->mn", last).node(Binary::ADD, [at(384, &[4, 8]), bias], sum, READ_LATER)
+    };
+    let run = biased(Some(1), at(1024, &[8]));
+    assert_eq!(run.groups(), [2]);
+    assert_eq!(epilogues(&run), [Epilogue::Bias(Place::Arena(1024), 8)]);
+    let accesses = run.lowered().accesses;
+    assert_eq!((offsets(&accesses.reads), offsets(&accesses.writes)), (vec![0, 128, 1024], vec![512]));
+    // One that others read, one along columns, one that is no row.
+    assert_eq!(biased(READ_LATER, at(1024, &[8])).groups(), [1, 1]);
+    assert_eq!(biased(Some(1), at(1024, &[4, 1])).groups(), [1, 1]);
+    assert_eq!(biased(Some(1), at(1024, &[])).groups(), [1, 1]);
+    // The bias and the result share bytes.
+    assert_eq!(biased(Some(1), at(576, &[8])).groups(), [1, 1]);
+}
+
+#[test]
+fn a_product_that_is_added_up_goes_into_its_accumulator() {
+    let run = |sum| product("mk,kn->mn", Some(1)).write(Accumulate, [at(sum, &[4, 8]), at(384, &[4, 8])]);
+    assert_eq!((run(512).groups(), epilogues(&run(512))), (vec![2], vec![Epilogue::Accumulate]));
+    let first = product("mk,kn->mn", Some(1)).write(Update, [at(512, &[4, 8]), at(384, &[4, 8])]);
+    assert_eq!((epilogues(&first), offsets(&first.lowered().accesses.writes)), (vec![Epilogue::None], vec![512]));
+    // An accumulator over an operand of the product.
+    assert_eq!(run(128).groups(), [1, 1]);
 }

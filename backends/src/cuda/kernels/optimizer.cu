@@ -29,13 +29,23 @@ __device__ __forceinline__ Moments adamw_of(Moments s, float g, float mix1, floa
     return s;
 }
 
-// w *= 1 - lr decay;  m' = b1 m + (1 - b1) g;  v' = b2 v + (1 - b2) g²;
-// w' = w - lr / (1 - b1^t) m' / (sqrt v' / sqrt(1 - b2^t) + eps)
-KERNEL adamw(const float* w, const float* grad, const float* m, const float* v, float* w_out, float* m_out, float* v_out,
-             const float* lr, const float* step, const float* clip, double beta1, double beta2, double eps, double decay,
-             i64 n) {
-    // Once a block, in f64: 1 - lr decay, lr / (1 - b1^t), sqrt(1 - b2^t).
-    __shared__ float factors[3];
+// One parameter: what is read of it, what is written, and the number of the first chunk that is its where there are several. For
+// `sgd` with momentum m is the buffer; what there is none of is null.
+struct Parameter {
+    const float *w, *grad, *m, *v;
+    float *w_out, *m_out, *v_out;
+    i64 n, first;
+};
+
+// What a step of AdamW takes from its scalars; factors: 1 - lr decay, lr / (1 - b1^t), sqrt(1 - b2^t).
+struct Adamw {
+    const float* factors;
+    float scale, mix1, keep2, mix2, small;
+};
+
+// Once a block, in f64; the factors are in its shared memory.
+__device__ __forceinline__ Adamw adamw_scalars(float* factors, const float* lr, const float* step, const float* clip,
+                                               double beta1, double beta2, double eps, double decay) {
     if (threadIdx.x == 0) {
         double rate = lr[0], t = floor((double)step[0]);
         factors[0] = (float)(1.0 - rate * decay);
@@ -43,27 +53,96 @@ KERNEL adamw(const float* w, const float* grad, const float* m, const float* v, 
         factors[2] = (float)sqrt(1.0 - pow(beta2, t));
     }
     __syncthreads();
-    float scale = clip ? clip[0] : 1.0f;
-    float mix1 = (float)(1.0 - beta1), keep2 = (float)beta2, mix2 = (float)(1.0 - beta2), small = (float)eps;
-    bool vector = is_vector(w) && is_vector(grad) && is_vector(m) && is_vector(v) && is_vector(w_out) &&
-                  is_vector(m_out) && is_vector(v_out);
-    i64 n4 = vector ? n / 4 : 0;
-    FOR_EACH(i, n4) {
-        float4 ws = ((const float4*)w)[i], gs = ((const float4*)grad)[i];
-        float4 ms = ((const float4*)m)[i], vs = ((const float4*)v)[i];
-        Moments a = adamw_of({ws.x, ms.x, vs.x}, gs.x * scale, mix1, keep2, mix2, factors, small);
-        Moments b = adamw_of({ws.y, ms.y, vs.y}, gs.y * scale, mix1, keep2, mix2, factors, small);
-        Moments c = adamw_of({ws.z, ms.z, vs.z}, gs.z * scale, mix1, keep2, mix2, factors, small);
-        Moments d = adamw_of({ws.w, ms.w, vs.w}, gs.w * scale, mix1, keep2, mix2, factors, small);
-        ((float4*)w_out)[i] = {a.w, b.w, c.w, d.w};
-        ((float4*)m_out)[i] = {a.m, b.m, c.m, d.m};
-        ((float4*)v_out)[i] = {a.v, b.v, c.v, d.v};
+    return {factors, clip ? clip[0] : 1.0f, (float)(1.0 - beta1), (float)beta2, (float)(1.0 - beta2), (float)eps};
+}
+
+__device__ __forceinline__ Moments adamw_moved(const Adamw& by, float w, float m, float v, float grad) {
+    return adamw_of({w, m, v}, grad * by.scale, by.mix1, by.keep2, by.mix2, by.factors, by.small);
+}
+
+// Elements 4 i to 4 i + 3.
+__device__ __forceinline__ void adamw_four(const Parameter& p, const Adamw& by, i64 i) {
+    float4 ws = ((const float4*)p.w)[i], gs = ((const float4*)p.grad)[i];
+    float4 ms = ((const float4*)p.m)[i], vs = ((const float4*)p.v)[i];
+    Moments a = adamw_moved(by, ws.x, ms.x, vs.x, gs.x), b = adamw_moved(by, ws.y, ms.y, vs.y, gs.y);
+    Moments c = adamw_moved(by, ws.z, ms.z, vs.z, gs.z), d = adamw_moved(by, ws.w, ms.w, vs.w, gs.w);
+    ((float4*)p.w_out)[i] = {a.w, b.w, c.w, d.w};
+    ((float4*)p.m_out)[i] = {a.m, b.m, c.m, d.m};
+    ((float4*)p.v_out)[i] = {a.v, b.v, c.v, d.v};
+}
+
+__device__ __forceinline__ void adamw_one(const Parameter& p, const Adamw& by, i64 i) {
+    Moments s = adamw_moved(by, p.w[i], p.m[i], p.v[i], p.grad[i]);
+    p.w_out[i] = s.w;
+    p.m_out[i] = s.m;
+    p.v_out[i] = s.v;
+}
+
+__device__ __forceinline__ bool has_vectors(const Parameter& p) {
+    return is_vector(p.w) && is_vector(p.grad) && is_vector(p.m) && is_vector(p.v) && is_vector(p.w_out) &&
+           is_vector(p.m_out) && is_vector(p.v_out);
+}
+
+// w *= 1 - lr decay;  m' = b1 m + (1 - b1) g;  v' = b2 v + (1 - b2) g²;
+// w' = w - lr / (1 - b1^t) m' / (sqrt v' / sqrt(1 - b2^t) + eps)
+KERNEL adamw(const float* w, const float* grad, const float* m, const float* v, float* w_out, float* m_out, float* v_out,
+             const float* lr, const float* step, const float* clip, double beta1, double beta2, double eps, double decay,
+             i64 n) {
+    __shared__ float factors[3];
+    Adamw by = adamw_scalars(factors, lr, step, clip, beta1, beta2, eps, decay);
+    Parameter p = {w, grad, m, v, w_out, m_out, v_out, n, 0};
+    i64 n4 = has_vectors(p) ? n / 4 : 0;
+    FOR_EACH(i, n4) adamw_four(p, by, i);
+    FOR_EACH(j, n - 4 * n4) adamw_one(p, by, 4 * n4 + j);
+}
+
+// Some parameters; blocks take chunks of CHUNK elements, which are numbered through all of them.
+struct Parameters {
+    i64 n;
+    Parameter at[48];
+};
+
+#define CHUNK 4096ll
+
+// The parameter that a chunk is of: the last whose first chunk is not behind it.
+__device__ __forceinline__ i64 owner(const Parameters& all, i64 chunk) {
+    i64 low = 0, high = all.n;
+    while (high - low > 1) {
+        i64 middle = (low + high) / 2;
+        if (all.at[middle].first <= chunk) low = middle;
+        else high = middle;
     }
-    FOR_EACH(j, n - 4 * n4) {
-        i64 i = 4 * n4 + j;
-        Moments s = adamw_of({w[i], m[i], v[i]}, grad[i] * scale, mix1, keep2, mix2, factors, small);
-        w_out[i] = s.w;
-        m_out[i] = s.m;
-        v_out[i] = s.v;
+    return low;
+}
+
+// The end of the elements of a chunk that begins at `start`.
+__device__ __forceinline__ i64 chunk_end(const Parameter& p, i64 start) { return start + CHUNK < p.n ? start + CHUNK : p.n; }
+
+KERNEL adamw_many(Parameters all, i64 n_chunks, const float* lr, const float* step, const float* clip, double beta1,
+                  double beta2, double eps, double decay) {
+    __shared__ float factors[3];
+    Adamw by = adamw_scalars(factors, lr, step, clip, beta1, beta2, eps, decay);
+    for (i64 chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) {
+        const Parameter& p = all.at[owner(all, chunk)];
+        i64 start = (chunk - p.first) * CHUNK, end = chunk_end(p, start);
+        i64 whole = has_vectors(p) ? end / 4 : start / 4;
+        for (i64 i = start / 4 + threadIdx.x; i < whole; i += blockDim.x) adamw_four(p, by, i);
+        for (i64 i = 4 * whole + threadIdx.x; i < end; i += blockDim.x) adamw_one(p, by, i);
+    }
+}
+
+KERNEL sgd_many(Parameters all, i64 n_chunks, const float* lr, const float* clip, float momentum, float decay) {
+    float rate = lr[0], scale = clip ? clip[0] : 1.0f;
+    for (i64 chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) {
+        const Parameter& p = all.at[owner(all, chunk)];
+        i64 start = (chunk - p.first) * CHUNK, end = chunk_end(p, start);
+        for (i64 i = start + threadIdx.x; i < end; i += blockDim.x) {
+            float slope = p.grad[i] * scale + decay * p.w[i];
+            if (p.m) {
+                slope = momentum * p.m[i] + slope;
+                p.m_out[i] = slope;
+            }
+            p.w_out[i] = p.w[i] - rate * slope;
+        }
     }
 }

@@ -141,3 +141,39 @@ TOTAL(values, const float* x, x[i])
         if (threadIdx.x == 0) y[0] = narrow<T>((float)sum);                              \
     }
 FOR_FLOATS(TOTAL_OF)
+
+// Some tensors: the blocks that add up each of them, and the number of the first.
+struct Squared {
+    const float* x;
+    float* y;
+    i64 n, blocks, first;
+};
+struct AllSquared {
+    i64 n;
+    Squared at[80];
+};
+
+// What `total_squares` does with each tensor; block b is block b - first of the last tensor whose first is not behind it.
+KERNEL total_squares_many(AllSquared all, double* partial) {
+    i64 low = 0, high = all.n;
+    while (high - low > 1) {
+        i64 middle = (low + high) / 2;
+        if (all.at[middle].first <= blockIdx.x) low = middle;
+        else high = middle;
+    }
+    const Squared& t = all.at[low];
+    double sum = 0.0;
+    for (i64 i = (blockIdx.x - t.first) * blockDim.x + threadIdx.x; i < t.n; i += t.blocks * blockDim.x)
+        sum += (double)t.x[i] * (double)t.x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// What `total` does with the partial sums of each tensor; one block a tensor.
+KERNEL total_many(AllSquared all, const double* partial) {
+    const Squared& t = all.at[blockIdx.x];
+    double sum = 0.0;
+    for (i64 i = threadIdx.x; i < t.blocks; i += blockDim.x) sum += partial[t.first + i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) t.y[0] = (float)sum;
+}

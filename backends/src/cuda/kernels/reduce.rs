@@ -89,6 +89,11 @@ fn columns(float: &Float<'_>, [x, y]: [Arg; 2], n_out: u64, n_in: u64) -> Lowere
     ])
 }
 
+/// Blocks that add up `n` elements, each of which gives a partial sum.
+pub(in super::super) fn summing_blocks(n: u64) -> u64 {
+    n.div_ceil(u64::from(BLOCK) * PER_THREAD).clamp(1, MAX_PARTIALS)
+}
+
 /// The sum of a function of `n` elements: partial sums, then theirs. Scratch memory before `start` is left alone.
 pub(in super::super) fn total(name: &str, args: Vec<Arg>, n: u64, to: Arg, start: u64) -> Lowered {
     partials([name, "total"], args, n, to, start)
@@ -96,7 +101,7 @@ pub(in super::super) fn total(name: &str, args: Vec<Arg>, n: u64, to: Arg, start
 
 /// As [`total`], by the kernels of partial sums and of theirs.
 fn partials([name, total]: [&str; 2], args: Vec<Arg>, n: u64, to: Arg, start: u64) -> Lowered {
-    let n_partials = n.div_ceil(u64::from(BLOCK) * PER_THREAD).clamp(1, MAX_PARTIALS);
+    let n_partials = summing_blocks(n);
     let partial = Arg::At(scratch(start, 8 * n_partials)?);
     let args = args.into_iter().chain([Arg::Int(n as i64), partial.clone()]).collect();
     let first = Launch::grid(FAMILY, format!("total_{name}"), [n_partials as u32, 1, 1], args);
