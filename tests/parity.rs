@@ -145,17 +145,7 @@ fn is_run(order: &Order<'_>) -> bool {
         return is_first || (order.strategy.is_empty() && order.ranks <= 2);
     }
     let is_short = ["", MIXED].contains(&order.strategy) || order.strategy.contains("zero = 3");
-    let is_wanted = is_whole_set() || order.dialect == "keep20" || (order.optimizer == "adamw" && is_short);
-    is_wanted && !(has_unknown_mean(order) && pins_micro_batches(order))
-}
-
-/// The mean over labels inside of this file is not recognised as one yet, so that its step cannot be cut into micro-batches.
-fn has_unknown_mean(order: &Order<'_>) -> bool {
-    (order.fixture.model.as_str(), order.dialect) == ("gpt2", "loss18")
-}
-
-fn pins_micro_batches(order: &Order<'_>) -> bool {
-    order.strategy.contains("micro_batches") && order.strategy != "micro_batches = 1"
+    is_whole_set() || order.dialect == "keep20" || (order.optimizer == "adamw" && is_short)
 }
 
 fn run_all<'a>(orders: &[Order<'a>]) -> Vec<Cell<'a>> {

@@ -24,6 +24,11 @@ pub(super) fn lower_layouts(program: &mut Program) -> bool {
             Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) => lower_over_rows(cx, node, &args),
             Op::Rotary(_) => lower_over_rotary(cx, node, &args),
             Op::Embedding(_) => lower_over_embedding(cx, &args),
+            Op::CrossEntropy(_) if cx.is_single(node) => lower_over_loss(cx, node, &args),
+            Op::CountLabels(_) => {
+                let (op, source) = (cx.op(node).clone(), merge_of(cx, args[0])?);
+                Some(cx.emit(op, &[source]))
+            }
             Op::ReduceSum(sum) => unit_sum(cx, &sum, args[0]).or_else(|| lower_over_sum(cx, &sum, args[0])),
             Op::Transpose(t) => lower_over_transpose(cx, &t, args[0]).or_else(|| lower_repetition(cx, &t, args[0])),
             op if is_elementwise(&op) => lower_merge(cx, node, &args)
@@ -147,6 +152,14 @@ fn lower_over_embedding(cx: &mut Sweep<'_>, args: &[ValueId]) -> Option<ValueId>
 }
 
 /// reduce_sum(merge x) sums the dimensions that were merged into the summed ones.
+/// The loss of merged rows is that of the rows, if logits and labels are merged alike.
+fn lower_over_loss(cx: &mut Sweep<'_>, node: NodeId, args: &[ValueId]) -> Option<ValueId> {
+    let [logits, labels] = [merge_of(cx, args[0])?, merge_of(cx, args[1])?];
+    let is_alike = cx.shape(logits).split_last().is_some_and(|(_, rows)| rows == cx.shape(labels));
+    let op = cx.op(node).clone();
+    (is_alike && keeps_last(&cx.shape(logits), &cx.shape(args[0]))).then(|| cx.emit(op, &[logits, labels]))
+}
+
 /// A sum over dimensions of extent 1 only drops them.
 fn unit_sum(cx: &mut Sweep<'_>, sum: &ReduceSum, x: ValueId) -> Option<ValueId> {
     let shape = cx.shape(x);
