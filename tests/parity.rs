@@ -246,7 +246,7 @@ fn faults(cell: &Cell<'_>) -> Vec<String> {
     }
 }
 
-/// What is refused does not depend on dialect and optimizer, and is as reviewed.
+/// What is refused does not depend on dialect and optimizer, and is as reviewed, in the names of one dialect.
 fn check_refusals(model: &str, cells: &[Cell<'_>]) {
     let mut refused: BTreeMap<String, Vec<(bool, &str)>> = BTreeMap::new();
     for cell in cells.iter().filter(|c| c.order.fixture.model == model) {
@@ -254,7 +254,9 @@ fn check_refusals(model: &str, cells: &[Cell<'_>]) {
             Outcome::Refused(why) => (true, why.as_str()),
             _ => (false, ""),
         };
-        refused.entry(pinned(&cell.order)).or_default().push(why);
+        let all = refused.entry(pinned(&cell.order)).or_default();
+        let at = if cell.order.dialect == "keep20" { 0 } else { all.len() };
+        all.insert(at, why);
     }
     let mut text = String::new();
     for (pins, outcomes) in refused {

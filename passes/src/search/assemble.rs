@@ -5,7 +5,7 @@ use super::candidates::{Choice, Mode};
 use super::price::{Facts, Group, Piece};
 use super::recompute::Recompute;
 use super::solver::Cost;
-use super::weights::{gradient_partial, weight_placement};
+use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
 use crate::cost::CostModel;
 use crate::segment::Segment;
@@ -13,7 +13,7 @@ use crate::strategy::{Strategy, WeightPlacement};
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
-use galvatron_ir::{AxisId, NodeId, ValueId};
+use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What was chosen for one segment, in the usual names.
@@ -203,7 +203,7 @@ pub struct Chosen<'a> {
 pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_batches: u32) -> (Strategy, Decision) {
     let mut strategy = Strategy { micro_batches, ..Strategy::default() };
     let mut decision = Decision { micro_batches, segments: Vec::new() };
-    let mut uses: BTreeMap<ValueId, Vec<(Sharding, Vec<AxisId>, u8)>> = BTreeMap::new();
+    let mut uses: BTreeMap<ValueId, Vec<Use>> = BTreeMap::new();
     for Chosen { piece, choice, groups } in chosen {
         for (group, &option) in groups.iter().zip(&choice.assignment) {
             let option = &group.options[option];
@@ -212,12 +212,9 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
                 strategy.maps.insert(node, option.map.clone());
                 for (i, arg) in facts.program.graph.node(node).args.iter().enumerate() {
                     if facts.weights.contains(arg) {
-                        let used = (
-                            option.operands[i].clone(),
-                            gradient_partial(&option.operands[i], &option.map),
-                            choice.zero,
-                        );
-                        uses.entry(*arg).or_default().push(used);
+                        let placed = option.operands[i].clone();
+                        let reduction = Reduction::of(&placed, &option.map, &choice.split.data);
+                        uses.entry(*arg).or_default().push(Use { placed, reduction, zero: choice.zero });
                     }
                 }
             }
@@ -227,7 +224,7 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
     }
     for (&weight, uses) in &uses {
         let placement = place(facts, weight, uses, mesh);
-        if uses.iter().any(|(used, ..)| *used != placement.parameter) {
+        if uses.iter().any(|used| used.placed != placement.parameter) {
             strategy.regather.insert(weight);
         }
         strategy.weights.insert(weight, placement);
@@ -235,14 +232,20 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
     (strategy, decision)
 }
 
-/// One user: its own placement. Several: replicated, reduced over the axes that all their gradients are partial over.
-fn place(facts: &Facts<'_>, weight: ValueId, uses: &[(Sharding, Vec<AxisId>, u8)], mesh: &Mesh) -> WeightPlacement {
+/// How an op reads a weight.
+struct Use {
+    placed: Sharding,
+    reduction: Reduction,
+    zero: u8,
+}
+
+/// One user: its own placement. Several: replicated, with the axes that they have in common.
+fn place(facts: &Facts<'_>, weight: ValueId, uses: &[Use], mesh: &Mesh) -> WeightPlacement {
     let ty = &facts.program.graph.value(weight).ty;
-    let (first, reduced, zero) = &uses[0];
-    let agree = uses.iter().all(|(s, r, _)| s.dims == first.dims && r == reduced);
-    if agree {
-        return weight_placement(first, reduced, *zero, ty, mesh);
+    let first = &uses[0];
+    if uses.iter().all(|u| u.placed.dims == first.placed.dims && u.reduction == first.reduction) {
+        return weight_placement(&first.placed, &first.reduction, first.zero, ty, mesh);
     }
-    let common: Vec<AxisId> = reduced.iter().copied().filter(|a| uses.iter().all(|(_, r, _)| r.contains(a))).collect();
-    weight_placement(&Sharding::replicated(ty.rank()), &common, *zero, ty, mesh)
+    let common = Reduction::common(uses.iter().map(|u| &u.reduction));
+    weight_placement(&Sharding::replicated(ty.rank()), &common, first.zero, ty, mesh)
 }

@@ -12,7 +12,7 @@ use super::solver::{Assignment, Cost, Limits, Problem, brute::each_allowed, fron
 use super::spaces::{Space, Spaces};
 use crate::cost::CostModel;
 use crate::segment::Segment;
-use galvatron_ir::mesh::{Mesh, Sharding};
+use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
 
@@ -69,7 +69,7 @@ pub enum Listing {
 pub struct SpaceBuilder<'a> {
     /// What pricing reads of the program.
     pub facts: Facts<'a>,
-    module: &'a Module,
+    pub(super) module: &'a Module,
     /// The segments with their boundaries.
     pub pieces: Vec<Piece>,
     /// For each segment whether it is a repeated layer.
@@ -233,7 +233,7 @@ impl SpaceBuilder<'_> {
     }
 
     /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
-    fn boundaries(
+    pub(super) fn boundaries(
         &self,
         piece: &Piece,
         pins: &LayerPins,
@@ -281,20 +281,26 @@ impl SpaceBuilder<'_> {
             return true;
         }
         let rule = crate::batch::rule_of(program, node);
-        let wanted: Vec<usize> = match n.op {
-            Op::Einsum(_) => {
-                let weight = n.args.iter().position(|a| self.facts.weights.contains(a));
-                weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
-            }
-            Op::Attention(_) => rule.operands[0][2].clone(),
-            _ => Vec::new(),
-        };
+        let wanted = self.tensor_factors(node, &rule);
         let degree = mesh.product(&split.tensor);
         let divides = |f: &usize| rule.is_shardable(*f) && rule.factors[*f].size.is_multiple_of(degree);
         if !wanted.iter().any(divides) {
             return wanted.is_empty();
         }
         option.tensor_factor.is_some_and(|f| wanted.contains(&f))
+    }
+
+    /// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention.
+    pub(super) fn tensor_factors(&self, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
+        let n = self.facts.program.graph.node(node);
+        match n.op {
+            Op::Einsum(_) => {
+                let weight = n.args.iter().position(|a| self.facts.weights.contains(a));
+                weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
+            }
+            Op::Attention(_) => rule.operands[0][2].clone(),
+            _ => Vec::new(),
+        }
     }
 
     fn chain(&self, choices: &[Vec<Choice>], states: &[Sharding], mesh: &Mesh) -> Chain {
@@ -318,55 +324,6 @@ impl SpaceBuilder<'_> {
             }
         }
         Chain { classes, layers: self.variant_of.clone(), n_states: n, switch }
-    }
-
-    /// Which pin leaves a piece without any candidate.
-    fn why_none(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> PinFault {
-        let world = mesh.world();
-        let splits: Vec<Split> = Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect();
-        if splits.is_empty() {
-            let message = match (pins.dp, pins.tp) {
-                (Some(dp), Some(tp)) => format!("dp {dp} · tp {tp} is not the world size {world}"),
-                (one, other) => {
-                    let degree = one.or(other).unwrap_or(1);
-                    format!("{world} devices cannot be split into groups of {degree}")
-                }
-            };
-            return PinFault {
-                code: "world-size",
-                message,
-                help: "the product of the degrees must be the number of devices, each a product of mesh axes".into(),
-            };
-        }
-        let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
-        let m = mesh.micro_batches();
-        let least = splits.iter().map(|s| mesh.product(&s.data)).min().unwrap_or(1);
-        if !batch.is_multiple_of(m * least) {
-            return PinFault {
-                code: "divisibility",
-                message: format!("a batch of {batch} samples cannot be cut into {m} micro-batches over dp {least}"),
-                help: "choose degrees whose product divides `batch.global`".into(),
-            };
-        }
-        let (code, what) = match pins.sequence {
-            Some(SequenceMode::Megatron) if !self.has_sequence(piece) => ("no-sequence-axis", "a sequence axis"),
-            _ => ("divisibility", "extents (heads, hidden width, sequence) that the tensor degree divides"),
-        };
-        PinFault {
-            code,
-            message: format!("the pinned degrees need {what} in `{}`", self.piece_name(piece)),
-            help: "choose a tensor degree that divides the number of heads and the hidden width".into(),
-        }
-    }
-
-    fn has_sequence(&self, piece: &Piece) -> bool {
-        let value = piece.input.or(piece.output);
-        value.is_some_and(|v| self.facts.program.graph.value(v).ty.rank() >= 3)
-    }
-
-    fn piece_name(&self, piece: &Piece) -> String {
-        let first = piece.nodes.iter().find_map(|&n| self.facts.program.graph.node(n).results.first().copied());
-        first.map_or(String::new(), |v| self.facts.program.graph.value(v).name.clone())
     }
 }
 
@@ -397,7 +354,8 @@ fn intern(states: &mut Vec<Sharding>, placed: &Sharding) -> u16 {
     at as u16
 }
 
-fn fits_pins(split: &Split, pins: &LayerPins, mesh: &Mesh) -> bool {
+/// Whether the degrees are those that are pinned.
+pub(super) fn fits_pins(split: &Split, pins: &LayerPins, mesh: &Mesh) -> bool {
     let fits = |pin: Option<u32>, axes: &[galvatron_ir::AxisId]| pin.is_none_or(|d| mesh.product(axes) == u64::from(d));
     fits(pins.dp, &split.data) && fits(pins.tp, &split.tensor)
 }

@@ -13,6 +13,7 @@ mod pins;
 mod price;
 mod queue;
 mod recompute;
+mod refusal;
 mod replays;
 pub mod solver;
 mod spaces;

@@ -3,7 +3,7 @@
 use super::options::{NodeOption, OptionContext, Split, options};
 use super::recompute::Recompute;
 use super::solver::{Cost, Edge, Problem, Var};
-use super::weights::{gradient_partial, weight_placement};
+use super::weights::{Reduction, gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::apply::shard::inherit::Inherited;
 use crate::batch::{BatchFactors, rule_of};
@@ -15,7 +15,7 @@ use galvatron_ir::op::compute::SumSquares;
 use galvatron_ir::op::mem::Update;
 use galvatron_ir::op::{Alias, Op};
 use galvatron_ir::types::TensorType;
-use galvatron_ir::{NodeId, ValueId};
+use galvatron_ir::{AxisId, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What pricing reads of the training program; the same for all segments.
@@ -50,7 +50,7 @@ impl Facts<'_> {
     }
 
     /// An op that turns data into something without a batch before anything is trained on it: the count of labels.
-    fn is_whole_batch(&self, node: NodeId) -> bool {
+    pub(super) fn is_whole_batch(&self, node: NodeId) -> bool {
         let n = self.program.graph.node(node);
         let has_batch = |v: &ValueId| self.batch.dims.contains_key(v);
         n.args.iter().any(has_batch)
@@ -130,6 +130,8 @@ pub struct Priced<'a> {
     facts: &'a Facts<'a>,
     piece: &'a Piece,
     mesh: &'a Mesh,
+    /// The data axes of the split.
+    data: Vec<AxisId>,
     groups: Vec<Group>,
     /// By group, member and option.
     prices: Vec<Vec<Vec<OptionPrice>>>,
@@ -146,8 +148,8 @@ impl<'a> Priced<'a> {
         filter: Filter<'_>,
     ) -> Option<Priced<'a>> {
         let groups = groups(facts, piece, mesh, split, filter)?;
-        let mut priced =
-            Priced { facts, piece, mesh, groups: Vec::new(), prices: Vec::new(), group_of: BTreeMap::new() };
+        let (data, group_of) = (split.data.clone(), BTreeMap::new());
+        let mut priced = Priced { facts, piece, mesh, data, groups: Vec::new(), prices: Vec::new(), group_of };
         for (i, group) in groups.iter().enumerate() {
             let nodes = group.members.iter().map(|&m| piece.nodes[m]);
             priced
@@ -234,10 +236,10 @@ impl<'a> Priced<'a> {
     /// Placement of a weight that an op reads under a map.
     pub fn weight_placement(&self, weight: ValueId, operand: &Sharding, map: &FactorMap, zero: u8) -> WeightPlacement {
         let ty = &self.facts.program.graph.value(weight).ty;
-        let reduced = gradient_partial(operand, map);
+        let reduction = Reduction::of(operand, map, &self.data);
         match self.facts.shared.contains(&weight) {
-            true => weight_placement(&Sharding::replicated(ty.rank()), &reduced, zero, ty, self.mesh),
-            false => weight_placement(operand, &reduced, zero, ty, self.mesh),
+            true => weight_placement(&Sharding::replicated(ty.rank()), &reduction, zero, ty, self.mesh),
+            false => weight_placement(operand, &reduction, zero, ty, self.mesh),
         }
     }
 

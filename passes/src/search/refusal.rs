@@ -1,0 +1,136 @@
+//! Why pins leave a segment without any candidate: the first constraint that they break, by name.
+
+use super::candidates::{SpaceBuilder, fits_pins};
+use super::options::{OptionContext, Split, options};
+use super::pins::{LayerPins, PinFault, SequenceMode};
+use super::price::Piece;
+use crate::batch::rule_of;
+use galvatron_ir::mesh::{Mesh, ShardingRule};
+use galvatron_ir::op::Op;
+use galvatron_ir::{NodeId, ValueId};
+
+impl SpaceBuilder<'_> {
+    /// Which pin leaves a piece without any candidate.
+    pub(super) fn why_none(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> PinFault {
+        let splits: Vec<Split> = Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect();
+        if splits.is_empty() {
+            return no_split(pins, mesh);
+        }
+        self.uncut_batch(&splits, mesh)
+            .or_else(|| splits.iter().find_map(|split| self.uncut_sequence(piece, pins, split, mesh)))
+            .or_else(|| splits.iter().find_map(|split| self.uncut_node(piece, pins, split, mesh)))
+            .unwrap_or_else(|| PinFault {
+                code: "divisibility",
+                message: format!("no placement of `{}` fits all pins at once", self.piece_name(piece)),
+                help: "pin fewer degrees and read in the report what the search chooses".into(),
+            })
+    }
+
+    fn uncut_batch(&self, splits: &[Split], mesh: &Mesh) -> Option<PinFault> {
+        let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
+        let m = mesh.micro_batches();
+        let least = splits.iter().map(|s| mesh.product(&s.data)).min().unwrap_or(1);
+        (!batch.is_multiple_of(m * least)).then(|| PinFault {
+            code: "divisibility",
+            message: format!("a batch of {batch} samples cannot be cut into {m} micro-batches over dp {least}"),
+            help: "choose degrees whose product divides `batch.global`".into(),
+        })
+    }
+
+    /// Sequence parallelism lies at the boundaries of a segment.
+    fn uncut_sequence(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
+        let is_wanted =
+            pins.sequence == Some(SequenceMode::Megatron) && self.boundaries(piece, pins, split, mesh).is_empty();
+        if !is_wanted {
+            return None;
+        }
+        let tp = mesh.product(&split.tensor);
+        let named = piece.input.or(piece.output).map(|v| (self.name(v), &self.facts.program.graph.value(v).ty.shape));
+        let (code, message) = match named {
+            None => {
+                ("no-sequence-axis", "the model has no repeated layers between which a sequence could be cut".into())
+            }
+            Some((name, shape)) if shape.len() < 3 => (
+                "no-sequence-axis",
+                format!("`{name}` of shape {shape:?}, which flows between layers, has no sequence"),
+            ),
+            Some((_, shape)) => {
+                ("divisibility", format!("a sequence of {} positions cannot be cut over tp {tp}", shape[1]))
+            }
+        };
+        Some(PinFault {
+            code,
+            message,
+            help: "leave `sequence` out, or choose a tensor degree that divides the sequence".into(),
+        })
+    }
+
+    /// The first node that no option allows.
+    fn uncut_node(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
+        piece.nodes.iter().find_map(|&node| {
+            let rule = rule_of(self.facts.program, node);
+            let batch = self.facts.batch.factors.get(&node).copied();
+            let whole_batch = self.facts.is_whole_batch(node);
+            let all = options(&rule, &OptionContext { mesh, split, batch, whole_batch });
+            if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
+                return None;
+            }
+            let name = self.node_name(node);
+            let message = if all.is_empty() {
+                let (m, dp) = (mesh.micro_batches(), mesh.product(&split.data));
+                format!("the batch in `{name}` cannot be cut into {m} micro-batches over dp {dp}")
+            } else {
+                format!("tp {} {} `{name}`", mesh.product(&split.tensor), self.undivided(node, &rule))
+            };
+            let help =
+                "choose a tensor degree that divides the number of heads, also of keys, and the hidden width".into();
+            Some(PinFault { code: "divisibility", message, help })
+        })
+    }
+
+    /// That a tensor degree divides nothing that it could cut in a node, in words.
+    fn undivided(&self, node: NodeId, rule: &ShardingRule) -> String {
+        let size = |&f: &usize| rule.factors[f].size;
+        let factors = self.tensor_factors(node, rule);
+        match (&self.facts.program.graph.node(node).op, &factors[..]) {
+            (Op::Attention(_), [heads]) => format!("does not divide the {} heads of", size(heads)),
+            (Op::Attention(_), [keys, queries]) => {
+                format!("divides neither the {} heads of keys nor the {} queries of each in", size(keys), size(queries))
+            }
+            _ => {
+                let extent = |f: &usize| format!("{} {}", rule.factors[*f].label, size(f));
+                let extents: Vec<String> = factors.iter().map(extent).collect();
+                format!("divides none of the extents {} that it could cut in", extents.join(", "))
+            }
+        }
+    }
+
+    fn piece_name(&self, piece: &Piece) -> String {
+        piece.nodes.first().map_or_else(String::new, |&node| self.node_name(node))
+    }
+
+    fn node_name(&self, node: NodeId) -> String {
+        let n = self.facts.program.graph.node(node);
+        n.results.first().map_or_else(|| n.op.mnemonic().into(), |&r| self.name(r).into())
+    }
+
+    fn name(&self, value: ValueId) -> &str {
+        &self.facts.program.graph.value(value).name
+    }
+}
+
+fn no_split(pins: &LayerPins, mesh: &Mesh) -> PinFault {
+    let world = mesh.world();
+    let message = match (pins.dp, pins.tp) {
+        (Some(dp), Some(tp)) => format!("dp {dp} · tp {tp} is not the world size {world}"),
+        (one, other) => {
+            let degree = one.or(other).unwrap_or(1);
+            format!("{world} devices cannot be split into groups of {degree}")
+        }
+    };
+    PinFault {
+        code: "world-size",
+        message,
+        help: "the product of the degrees must be the number of devices, each a product of mesh axes".into(),
+    }
+}
