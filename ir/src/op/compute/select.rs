@@ -1,6 +1,6 @@
 //! `where`: element-wise choice.
 
-use super::Full;
+use super::{Binary, Full};
 use super::broadcasting::{broadcast_shape, elementwise_rule, unbroadcast};
 use crate::id::ValueId;
 use crate::mesh::{Linearity, ShardingRule};
@@ -34,10 +34,12 @@ impl OpDef for Where {
         let mut grads = vec![None; 3];
         for i in [1, 2] {
             if cx.needs[i] {
+                // A product is linear in dy alone: a sum over micro-batches passes through it.
                 let scalar = cx.ty(dy).with_shape([]);
-                let zero = cx.emit(Full { ty: scalar, value: Scalar::new(0.0) }, &[]);
-                let args = if i == 1 { [cond, dy, zero] } else { [cond, zero, dy] };
-                let chosen = cx.emit(Where, &args);
+                let [zero, one] = [0.0, 1.0].map(|v| cx.emit(Full { ty: scalar.clone(), value: Scalar::new(v) }, &[]));
+                let args = if i == 1 { [cond, one, zero] } else { [cond, zero, one] };
+                let is_taken = cx.emit(Where, &args);
+                let chosen = cx.emit(Binary::MUL, &[dy, is_taken]);
                 let ty = cx.ty(cx.args[i]);
                 grads[i] = Some(unbroadcast(cx, chosen, &ty));
             }
