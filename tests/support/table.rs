@@ -35,10 +35,10 @@ pub fn table(cells: &[Cell<'_>], models: &[&str], optimizers: &[&str]) -> String
         };
         rows.entry((model, dialect, pinned(&cell.order))).or_default().insert(optimizer, shown);
     }
-    let mut out = format!("{:<10}{:<12}{:<78}", "model", "dialect", "pins");
+    let mut out = format!("{:<11}{:<12}{:<78}", "model", "dialect", "pins");
     optimizers.iter().for_each(|name| out += &format!(" {name:>14}"));
     for ((model, dialect, pins), columns) in rows {
-        write!(out, "\n{:<10}{dialect:<12}{pins:<78}", models[model]).expect("strings take everything");
+        write!(out, "\n{:<11}{dialect:<12}{pins:<78}", models[model]).expect("strings take everything");
         for &optimizer in optimizers {
             write!(out, " {:>14}", columns.get(optimizer).map_or("", String::as_str)).expect("strings take everything");
         }

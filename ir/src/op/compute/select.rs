@@ -1,7 +1,7 @@
 //! `where`: element-wise choice.
 
-use super::{Binary, Full};
 use super::broadcasting::{broadcast_shape, elementwise_rule, unbroadcast};
+use super::{Binary, Full};
 use crate::id::ValueId;
 use crate::mesh::{Linearity, ShardingRule};
 use crate::op::{Fill, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
