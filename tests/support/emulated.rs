@@ -211,6 +211,19 @@ impl Drop for Emulator {
     }
 }
 
+/// What an arena with that content holds after some commands.
+#[allow(dead_code)]
+pub fn after(program: &Path, arena: &[u8], commands: &[Command]) -> Vec<u8> {
+    let whole = Span { offset: 0, bytes: arena.len() as u64 };
+    let mut emulator = Emulator::new(program, whole.bytes);
+    emulator.write(whole, arena).unwrap();
+    for command in commands {
+        let line = emulator.line(command);
+        emulator.send(&line).unwrap();
+    }
+    emulator.read(whole).unwrap()
+}
+
 /// One rank's emulated GPU.
 #[derive(Clone)]
 pub struct Emulated(Arc<Mutex<Inner>>);
