@@ -37,7 +37,7 @@ pub struct Line {
 pub struct End {
     /// The status of each rank.
     pub statuses: Vec<ExitStatus>,
-    /// The rank that failed first, if one did.
+    /// The rank whose failure ended the others, if one failed.
     pub first: Option<usize>,
 }
 
@@ -71,20 +71,23 @@ struct Ranks {
 impl Ranks {
     fn wait(&mut self) -> io::Result<End> {
         let mut statuses: Vec<Option<ExitStatus>> = vec![None; self.children.len()];
-        let mut first: Option<(usize, Instant)> = None;
+        let (mut first, mut since) = (None, None);
         while statuses.contains(&None) {
             for (rank, child) in self.children.iter_mut().enumerate() {
                 if statuses[rank].is_none() {
                     statuses[rank] = child.try_wait()?;
                 }
             }
-            first = first.or_else(|| first_failed(&statuses).map(|rank| (rank, Instant::now())));
-            if first.is_some_and(|(_, since)| since.elapsed() >= GRACE) {
+            let is_over = since.is_some_and(|since: Instant| since.elapsed() >= GRACE);
+            if is_over {
                 self.kill();
+            } else {
+                first = first_failed(first, &statuses);
+                since = since.or_else(|| first.map(|_| Instant::now()));
             }
             thread::sleep(LOOK);
         }
-        Ok(End { statuses: statuses.into_iter().flatten().collect(), first: first.map(|(rank, _)| rank) })
+        Ok(End { statuses: statuses.into_iter().flatten().collect(), first })
     }
 
     fn kill(&mut self) {
@@ -100,12 +103,14 @@ impl Drop for Ranks {
     }
 }
 
-/// The rank that failed; of several that have failed since the last look, one that was killed, because it can be no
-/// consequence of another one's fault.
-fn first_failed(statuses: &[Option<ExitStatus>]) -> Option<usize> {
+/// The rank that failed first, given the one known so far. One that was killed goes before one that ended by itself, seen
+/// later or not: it can be no consequence of another one's fault, and a process is gone for its peers, whose connections
+/// close, before it is gone for its parent.
+fn first_failed(known: Option<usize>, statuses: &[Option<ExitStatus>]) -> Option<usize> {
     let failed = |status: &Option<ExitStatus>| status.is_some_and(|s| !s.success());
     let killed = |status: &Option<ExitStatus>| status.is_some_and(|s| s.code().is_none());
-    statuses.iter().position(killed).or_else(|| statuses.iter().position(failed))
+    let by_itself = known.or_else(|| statuses.iter().position(failed));
+    by_itself.filter(|&rank| killed(&statuses[rank])).or_else(|| statuses.iter().position(killed)).or(by_itself)
 }
 
 fn forward(rank: usize, is_error: bool, out: impl Read + Send + 'static, print: fn(&Line)) -> JoinHandle<()> {
@@ -116,4 +121,21 @@ fn forward(rank: usize, is_error: bool, out: impl Read + Send + 'static, print: 
             print(&Line { rank, is_error, text });
         }
     })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_killed_rank_seen_after_its_victims_is_the_one_that_failed_first() {
+        let exit = |code: i32| Some(ExitStatus::from_raw(code << 8));
+        let kill = |signal: i32| Some(ExitStatus::from_raw(signal));
+        assert_eq!(first_failed(None, &[None, exit(0), None]), None);
+        assert_eq!(first_failed(None, &[None, None, exit(4)]), Some(2));
+        assert_eq!(first_failed(Some(2), &[exit(2), None, exit(4)]), Some(2));
+        assert_eq!(first_failed(Some(2), &[None, kill(9), exit(4)]), Some(1));
+        assert_eq!(first_failed(Some(1), &[kill(15), kill(9), exit(4)]), Some(1));
+    }
 }
