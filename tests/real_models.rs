@@ -1,6 +1,6 @@
-//! A model of real size, GPT-2 with 124 million parameters, trains like PyTorch and in the memory that its plan says.
+//! Models of real sizes, of 5 to 124 million parameters, train like PyTorch and in the memory that their plan says.
 //!
-//! The model comes without weights; the test computes them into a temporary folder. It runs only where `GALVATRON_FIXTURES`
+//! The models come without weights; the tests compute them into a temporary folder. They run only where `GALVATRON_FIXTURES`
 //! names the whole set of fixtures.
 
 #[path = "support/formula.rs"]
@@ -13,11 +13,11 @@ use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::driver::{Compilation, CompileFault, compile};
 use galvatron::runner::PlanData;
 use galvatron::weights::PlanWeights;
-use galvatron_backends::exec::{Flow, RunOptions};
+use galvatron_backends::exec::{Flow, HostTensor, RunOptions, Tensors};
 use galvatron_ir::Module;
 use galvatron_passes::search::Pins;
-use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,24 +27,54 @@ use std::time::Duration;
 /// Relative error that a loss may have.
 const TOLERANCE: f64 = 2e-5;
 
+/// Relative error that a gradient may have: its norm, and its first elements beside its largest one.
+const GRADIENT_TOLERANCE: f64 = 1e-5;
+
+/// What a gradient may be off by beside the largest norm of all: those of key biases are zero, and rounding is what is found.
+const NOISE: f64 = 1e-8;
+
 /// What a process needs beyond the arenas: its code and libraries, the plan as text and as data, the packing buffers of the
 /// matrix products, stacks, and what the allocator keeps of the largest tensors that were read.
 const OWN_BYTES: u64 = 32 << 20;
 
 #[test]
 fn gpt2_small_trains_like_pytorch_in_the_memory_of_its_plan() {
-    let Some(fixtures) = std::env::var_os("GALVATRON_FIXTURES") else {
-        println!("skipped: GALVATRON_FIXTURES does not name the whole set of fixtures");
-        return;
-    };
-    let model = RealModel::open(&PathBuf::from(fixtures).join("real"), "gpt2-small", "op18");
-    for (ranks, optimizer) in [(1, "sgd"), (1, "adamw"), (2, "sgd")] {
-        model.check(ranks, optimizer, &model.train(&model.plan(ranks, optimizer)));
-    }
+    let Some(model) = RealModel::open("gpt2-small", "op18", &["batch.global=2", "batch.sequence=64"]) else { return };
+    model.check_training(&[(1, "sgd"), (1, "adamw"), (2, "sgd")]);
     let plan = model.plan(2, "adamw");
     let (losses, peak) = model.train_in_process(&plan);
     model.check(2, "adamw", &losses);
     check_memory(&plan, peak);
+}
+
+#[test]
+fn bert_mini_trains_like_pytorch() {
+    check_dialects("bert-mini", &["batch.global=4", "batch.sequence=64"]);
+}
+
+#[test]
+fn llama_60m_trains_like_pytorch() {
+    check_dialects("llama-60m", &["batch.global=2", "batch.sequence=64"]);
+}
+
+#[test]
+fn t5_small_trains_like_pytorch() {
+    check_dialects("t5-small", &["batch.global=2", "batch.sequence=48", "dims.dec_seq=32"]);
+}
+
+#[test]
+fn vit_tiny_trains_like_pytorch() {
+    check_dialects("vit-tiny", &["batch.global=2"]);
+}
+
+/// What the exporter writes at opset 18, attention in pieces, and at opset 23, where it is an operator.
+fn check_dialects(name: &str, keys: &[&str]) {
+    let runs: [&[(u32, &str)]; 2] = [&[(1, "sgd"), (1, "adamw"), (2, "sgd")], &[(2, "adamw")]];
+    for (dialect, runs) in ["op18", "op23"].into_iter().zip(runs) {
+        if let Some(model) = RealModel::open(name, dialect, keys) {
+            model.check_training(runs);
+        }
+    }
 }
 
 /// The most bytes of the process are those of the arenas, 5 % more or less, and its own.
@@ -66,13 +96,19 @@ struct RealModel {
     folder: TempFolder,
     onnx: PathBuf,
     data: PathBuf,
-    /// Samples of a batch, tokens of a sample.
-    batch: [usize; 2],
+    /// The recipe's sizes.
+    keys: Vec<String>,
 }
 
 impl RealModel {
-    fn open(fixtures: &Path, name: &str, dialect: &str) -> RealModel {
-        let folder = TempFolder::new(name);
+    /// `None`, said aloud, without the whole set of fixtures.
+    fn open(name: &str, dialect: &str, keys: &[&str]) -> Option<RealModel> {
+        let Some(fixtures) = std::env::var_os("GALVATRON_FIXTURES") else {
+            println!("skipped: GALVATRON_FIXTURES does not name the whole set of fixtures");
+            return None;
+        };
+        let fixtures = PathBuf::from(fixtures).join("real");
+        let folder = TempFolder::new(&format!("{name}-{dialect}"));
         let manifest = std::fs::read(fixtures.join(format!("{name}.json"))).expect("the manifest is there");
         let manifest = serde_json::from_slice(&manifest).expect("the manifest is JSON");
         let onnx = folder.0.join(format!("{name}.onnx"));
@@ -80,16 +116,28 @@ impl RealModel {
         let batches =
             std::fs::read(fixtures.join(format!("{name}.batches.safetensors"))).expect("the batches are there");
         let data = folder.0.join("data.safetensors");
-        let batch = join_batches(&batches, &data);
-        let model = RealModel { manifest, folder, onnx, data, batch };
+        join_batches(&batches, &data);
+        let keys = keys.iter().map(ToString::to_string).collect();
+        let model = RealModel { manifest, folder, onnx, data, keys };
         let module = model.plan(1, "sgd");
         let weights = model.folder.0.join("model.weights");
         formula_file::write_weights(&weights, &module, &model.manifest).expect("there is room for the weights");
-        model
+        Some(model)
+    }
+
+    /// The losses of plans on these numbers of ranks with these optimizers, and the gradients of the first plan.
+    fn check_training(&self, runs: &[(u32, &str)]) {
+        for (i, &(ranks, optimizer)) in runs.iter().enumerate() {
+            let (losses, gradients) = self.train(&self.plan(ranks, optimizer), i == 0);
+            self.check(ranks, optimizer, &losses);
+            if let Some(gradients) = gradients {
+                self.check_gradients(&gradients);
+            }
+        }
     }
 
     fn plan(&self, ranks: u32, optimizer: &str) -> Module {
-        let mut keys = vec![format!("batch.global={}", self.batch[0]), format!("batch.sequence={}", self.batch[1])];
+        let mut keys = self.keys.clone();
         keys.push(format!("optimizer.kind={optimizer}"));
         let constants = self.run(optimizer)["hyper"].as_object().expect("the manifest names the optimizer's constants");
         keys.extend(constants.iter().map(|(key, value)| format!("optimizer.{key}={value}")));
@@ -117,18 +165,19 @@ impl RealModel {
         self.run("sgd")["losses"].as_array().expect("the manifest lists losses").len() as u64
     }
 
-    /// The losses of the steps.
-    fn train(&self, plan: &Module) -> Vec<f64> {
+    /// The losses of the steps, and the gradients of the first if asked for.
+    fn train(&self, plan: &Module, dump_gradients: bool) -> (Vec<f64>, Option<Tensors>) {
         let data = PlanData::open(&self.data, plan).expect("the data fits the plan");
         let weights = PlanWeights::new(&self.onnx, None);
-        let options = RunOptions { steps: self.steps(), ..RunOptions::default() };
+        let options = RunOptions { steps: self.steps(), dump_gradients, ..RunOptions::default() };
         let mut losses = Vec::new();
-        galvatron_backends::run(plan, &options, &data, &weights, &mut |step| {
+        let report = galvatron_backends::run(plan, &options, &data, &weights, &mut |step| {
             losses.push(step.loss);
             Flow::Continue
         })
         .expect("the run succeeds");
-        losses
+        assert!(report.peak_bytes.iter().all(|&bytes| bytes == plan.arena.bytes()), "used memory is planned memory");
+        (losses, report.gradients)
     }
 
     /// The losses of the steps, and the most bytes that the process had, where the system says.
@@ -158,6 +207,37 @@ impl RealModel {
             "{ranks} ranks, {optimizer}: {losses:?}, not {expected:?}"
         );
     }
+
+    /// The gradients of all parameters, each under one of its names: their norms and first elements.
+    fn check_gradients(&self, gradients: &Tensors) {
+        let expected = self.manifest["reference"]["parameters"].as_object().expect("the manifest lists parameters");
+        assert_eq!(gradients.len(), expected.len(), "every parameter has a gradient");
+        let noise = NOISE * expected.values().map(|p| number(&p["grad"]["l2"])).fold(0.0, f64::max);
+        let mut worst = 0.0_f64;
+        for (stored, gradient) in gradients {
+            let name = formula_file::pytorch_name(stored, &self.manifest);
+            let error = gradient_error(gradient, &expected[&name], noise);
+            assert!(error <= 1.0, "the gradient of `{name}` is off by {error} times what it may");
+            worst = worst.max(error);
+        }
+        println!("{} gradients, the largest error is {worst:.3} of what it may be", gradients.len());
+    }
+}
+
+/// The error of a gradient's norm, or of one of its first elements, in units of what it may be.
+fn gradient_error(found: &HostTensor, expected: &Value, noise: f64) -> f64 {
+    let elements = found.data.iter().map(|&x| f64::from(x));
+    let norm = elements.clone().map(|x| x * x).sum::<f64>().sqrt();
+    let (l2, absmax) = (number(&expected["grad"]["l2"]), number(&expected["grad"]["absmax"]));
+    let head = expected["grad_head"].as_array().expect("a gradient has first elements");
+    let of_head = elements.zip(head).map(|(x, e)| (x - number(e)).abs() / (GRADIENT_TOLERANCE * absmax + noise));
+    // A NaN is the largest of all.
+    let larger = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
+    of_head.fold((norm - l2).abs() / (GRADIENT_TOLERANCE * l2 + noise), larger)
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("the manifest has a number")
 }
 
 /// CPU ranks with room for the model.
@@ -175,26 +255,27 @@ fn unpack(from: &Path, to: &Path) {
     std::io::copy(&mut GzDecoder::new(packed), &mut file).expect("the model unpacks");
 }
 
-/// Writes arrays `batch0.NAME`, `batch1.NAME`, … as one array `NAME`; returns the shape of a batch.
-fn join_batches(bytes: &[u8], to: &Path) -> [usize; 2] {
+/// Writes arrays `batch0.NAME`, `batch1.NAME`, … as one array `NAME`.
+fn join_batches(bytes: &[u8], to: &Path) {
     let batches = SafeTensors::deserialize(bytes).expect("the batches are a safetensors file");
-    let mut joined: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let mut joined: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     let mut names = batches.names();
     names.sort_unstable();
     for name in &names {
         let tensor = batches.tensor(name).expect("invariant: it is listed");
         let (_, array) = name.split_once('.').expect("arrays are called `batchN.NAME`");
-        let (shape, data) =
-            joined.entry(array.into()).or_insert_with(|| ([&[0], &tensor.shape()[1..]].concat(), Vec::new()));
+        let (_, shape, data) = joined
+            .entry(array.into())
+            .or_insert_with(|| (tensor.dtype(), [&[0], &tensor.shape()[1..]].concat(), Vec::new()));
         shape[0] += tensor.shape()[0];
         data.extend(tensor.data());
     }
-    let first = batches.tensor(names[0]).expect("invariant: it is listed");
-    let view = |(shape, data)| TensorView::new(first.dtype(), shape, data).expect("invariant: rows were counted");
-    let views: Vec<_> =
-        joined.iter().map(|(name, (shape, data))| (name, view((shape.clone(), data.as_slice())))).collect();
+    let view = |(dtype, shape, data)| TensorView::new(dtype, shape, data).expect("invariant: rows were counted");
+    let views: Vec<_> = joined
+        .iter()
+        .map(|(name, (dtype, shape, data))| (name, view((*dtype, shape.clone(), data.as_slice()))))
+        .collect();
     safetensors::serialize_to_file(views, None, to).expect("the folder takes files");
-    [first.shape()[0], first.shape()[1]]
 }
 
 /// Waits for a process to end; returns the most bytes that it had in memory, where the system says.

@@ -16,8 +16,9 @@ pub fn write_weights(path: &Path, module: &Module, manifest: &Value) -> std::io:
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     for initializer in &module.initializers {
         assert_eq!(initializer.ty.dtype, DType::F32, "`{}`", initializer.name);
-        let name = initializer.name.strip_prefix("model.").unwrap_or(&initializer.name);
-        let (name, scale, shift) = formula_of(name, manifest);
+        let name = pytorch_name(&initializer.name, manifest);
+        let formula = &manifest["reference"]["parameters"][&name]["formula"];
+        let (scale, shift) = (formula[0].as_f64().expect("a scale"), formula[1].as_f64().expect("a shift"));
         file.seek(SeekFrom::Start(initializer.offset))?;
         for element in formula::elements(&name, initializer.ty.elements(), scale, shift) {
             file.write_all(&element.to_le_bytes())?;
@@ -26,15 +27,13 @@ pub fn write_weights(path: &Path, module: &Module, manifest: &Value) -> std::io:
     file.flush()
 }
 
-/// The name under which a parameter is hashed, and the scale and shift of its elements.
-fn formula_of(name: &str, manifest: &Value) -> (String, f64, f64) {
+/// The name of an initializer in PyTorch; of tied ones that under which the manifest has it.
+pub fn pytorch_name(initializer: &str, manifest: &Value) -> String {
+    let name = initializer.strip_prefix("model.").unwrap_or(initializer);
     let groups = manifest["tied"].as_array().expect("the manifest lists tied parameters");
     let is_named = |group: &&Value| group.as_array().is_some_and(|names| names.iter().any(|n| n == name));
     let tied = groups.iter().find(is_named).and_then(Value::as_array);
-    let names = std::iter::once(name).chain(tied.into_iter().flatten().filter_map(Value::as_str));
-    let numbers =
-        |name: &str| Some((name.to_string(), manifest["reference"]["parameters"][name]["formula"].as_array()?));
-    let found = names.map(numbers).find_map(|found| found);
-    let (name, numbers) = found.unwrap_or_else(|| panic!("`{name}` has a formula"));
-    (name, numbers[0].as_f64().expect("a scale"), numbers[1].as_f64().expect("a shift"))
+    let mut names = std::iter::once(name).chain(tied.into_iter().flatten().filter_map(Value::as_str));
+    let is_known = |name: &&str| manifest["reference"]["parameters"].get(name).is_some();
+    names.find(is_known).unwrap_or_else(|| panic!("`{name}` is no parameter")).to_string()
 }
