@@ -196,7 +196,7 @@ pub struct Chosen<'a> {
     /// Its candidate.
     pub choice: &'a Choice,
     /// Its groups.
-    pub groups: Vec<Group>,
+    pub groups: &'a [Group],
 }
 
 /// Writes down what was chosen for each piece.

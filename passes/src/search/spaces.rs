@@ -3,13 +3,14 @@
 use super::assemble::{Chosen, Decision, SegmentChoice};
 use super::candidates::{Choice, SpaceBuilder};
 use super::options::NodeOption;
-use super::price::groups;
+use super::price::{Group, groups};
 use super::solver::chain::Chain;
 use super::solver::{Cost, Infeasible, Limits, Solution};
 use super::{Effort, Rejected};
 use crate::strategy::Strategy;
 use galvatron_ir::NodeId;
 use galvatron_ir::mesh::Mesh;
+use std::collections::BTreeMap;
 
 /// All candidates for one number of micro-batches.
 pub struct Space {
@@ -86,16 +87,26 @@ impl Spaces<'_> {
     pub fn assemble(&self, pick: &Pick) -> (Strategy, Decision) {
         let space = &self.spaces[pick.space];
         let builder = &self.builder;
-        let chosen = |(segment, &c): (usize, &usize)| {
-            let variant = builder.variant_of[segment];
-            let (piece, choice) = (&builder.pieces[segment], &space.choices[variant][c]);
-            let pins = &builder.variants[variant].1;
-            let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
-            let groups = groups(&builder.facts, piece, &space.mesh, &choice.split, &filter);
-            Chosen { piece, choice, groups: groups.expect("invariant: a chosen candidate has options") }
+        let picked = || builder.variant_of.iter().copied().zip(pick.chosen.iter().copied());
+        let mut groups: BTreeMap<(usize, usize), Vec<Group>> = BTreeMap::new();
+        for (variant, c) in picked() {
+            groups.entry((variant, c)).or_insert_with(|| self.groups(space, variant, c));
+        }
+        let chosen = |(piece, (variant, c)): (_, (usize, usize))| {
+            let choice = &space.choices[variant][c];
+            Chosen { piece, choice, groups: &groups[&(variant, c)] }
         };
-        let chosen: Vec<Chosen<'_>> = pick.chosen.iter().enumerate().map(chosen).collect();
+        let chosen: Vec<Chosen<'_>> = builder.pieces.iter().zip(picked()).map(chosen).collect();
         super::assemble::assemble(&builder.facts, &chosen, &space.mesh, space.micro_batches)
+    }
+
+    /// The groups that the assignment of a variant's candidate counts.
+    fn groups(&self, space: &Space, variant: usize, candidate: usize) -> Vec<Group> {
+        let (builder, choice) = (&self.builder, &space.choices[variant][candidate]);
+        let (first, pins) = &builder.variants[variant];
+        let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
+        groups(&builder.facts, &builder.pieces[*first], &space.mesh, &choice.split, &filter)
+            .expect("invariant: a chosen candidate has options")
     }
 
     /// A pick in words.

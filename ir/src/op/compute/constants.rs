@@ -5,6 +5,7 @@ use crate::mesh::{FactorKind, RuleBuilder, ShardingRule};
 use crate::op::attrs::to_ints;
 use crate::op::{AttrReader, AttrValue, Attrs, GradCx, NoGradient, OpDef, Sample, Work, expect_args, traffic};
 use crate::types::{DType, Scalar, TensorType};
+use std::sync::Arc;
 
 fn no_operands(args: &[&TensorType], ty: TensorType) -> Result<Vec<TensorType>, String> {
     expect_args(args, 0)?;
@@ -189,8 +190,8 @@ impl OpDef for CausalMask {
 pub struct Constant {
     /// Type of the result.
     pub ty: TensorType,
-    /// The elements; integers up to 2^53 are exact.
-    pub values: Vec<Scalar>,
+    /// The elements; integers up to 2^53 are exact. Copies of the op share them.
+    pub values: Arc<[Scalar]>,
 }
 
 impl OpDef for Constant {
@@ -227,7 +228,7 @@ impl OpDef for Constant {
     }
 
     fn samples() -> Vec<Sample> {
-        let values = [0.5, -1.0, 2.0, 0.0].map(Scalar::new).to_vec();
+        let values = [0.5, -1.0, 2.0, 0.0].map(Scalar::new).into();
         vec![Sample::new(Constant { ty: TensorType::f32([2, 2]), values }, vec![])]
     }
 }

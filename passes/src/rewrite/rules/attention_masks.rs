@@ -122,7 +122,7 @@ fn period_of_constant(constant: &Constant, extent: u64) -> u64 {
     let run = constant.values.len() / extent as usize;
     let repeats = |n: &u64| {
         let step = *n as usize * run;
-        extent.is_multiple_of(*n) && constant.values[step..].iter().zip(&constant.values).all(|(a, b)| a == b)
+        extent.is_multiple_of(*n) && constant.values[step..].iter().zip(constant.values.iter()).all(|(a, b)| a == b)
     };
     (1..extent).find(repeats).unwrap_or(extent)
 }
@@ -141,7 +141,7 @@ fn first(graph: &mut Graph, id: Id, n: u64, depth: usize) -> Option<Id> {
     nodes.iter().find_map(|term| match resolve(graph, term)?.0 {
         Op::Constant(constant) if period_of_constant(&constant, extent) <= n => {
             let len = constant.values.len() / extent as usize * n as usize;
-            let values = constant.values[..len].to_vec();
+            let values = constant.values[..len].into();
             Some(add_op(graph, Constant { ty: ty.with_shape(shape.clone()), values }, &[]))
         }
         Op::Broadcast(b) => {

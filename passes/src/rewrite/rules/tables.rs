@@ -91,7 +91,7 @@ fn half_of_constant(constant: &Constant, pairing: Pairing) -> Option<Constant> {
             values.push(a);
         }
     }
-    Some(Constant { ty: constant.ty.with_shape(with_last(&constant.ty.shape, last as u64 / 2)), values })
+    Some(Constant { ty: constant.ty.with_shape(with_last(&constant.ty.shape, last as u64 / 2)), values: values.into() })
 }
 
 #[cfg(test)]

@@ -125,8 +125,8 @@ fn slice(numbers: &[u64]) -> Op {
 
 /// A constant of rank 1.
 fn constant(values: &[f64]) -> Op {
-    let values = values.iter().map(|&v| Scalar::new(v)).collect::<Vec<_>>();
-    Constant { ty: TensorType::f32([values.len() as u64]), values }.into()
+    Constant { ty: TensorType::f32([values.len() as u64]), values: values.iter().map(|&v| Scalar::new(v)).collect() }
+        .into()
 }
 
 /// Shape, then the offset; hidden places have -1e9.

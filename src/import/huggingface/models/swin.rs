@@ -246,7 +246,7 @@ impl Swin {
             }
         }
         let (n_windows, n) = (height * width / (w * w), w * w);
-        let regions = b.emit(Constant { ty: TensorType::f32([n_windows, n]), values }, &[])?;
+        let regions = b.emit(Constant { ty: TensorType::f32([n_windows, n]), values: values.into() }, &[])?;
         let of_query = b.reshape(regions, &[n_windows, 1, n, 1])?;
         let of_key = b.reshape(regions, &[n_windows, 1, 1, n])?;
         let difference = b.subtract(of_query, of_key)?;
