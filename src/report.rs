@@ -5,7 +5,7 @@ use galvatron_ir::cluster::Cluster;
 use galvatron_ir::plan::{PhaseKind, ResidentRole};
 use galvatron_passes::cost::PhaseTimes;
 use galvatron_passes::search::Found;
-use galvatron_passes::segment::Segment;
+use galvatron_passes::segment::{Segment, layers};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub struct Report {
 /// A run of segments with equal decisions.
 struct Row {
     layers: String,
-    /// Number of its first layer, if it is a run of layers.
-    first: Option<usize>,
+    /// Kind and number of its first layer, if it is a run of layers.
+    first: Option<(usize, usize)>,
     strategy: String,
     compute_ns: u64,
     communication_ns: u64,
@@ -41,6 +41,7 @@ impl Report {
         let step_s = found.cost.step_ns as f64 * 1e-9;
         let peak = found.plan.arena.bytes();
         let totals = vec![
+            ("repeated layers".into(), repeated(segments)),
             ("micro-batches".into(), found.decision.micro_batches.to_string()),
             ("predicted step time".into(), ms(found.cost.step_ns)),
             ("predicted tokens/s".into(), format!("{:.0}", tokens as f64 / step_s)),
@@ -106,6 +107,12 @@ fn ms(ns: u64) -> String {
     format!("{:.3} ms", ns as f64 * 1e-6)
 }
 
+/// How many layers of each kind follow one another.
+fn repeated(segments: &[Segment]) -> String {
+    let numbers: Vec<String> = layers(segments).iter().map(usize::to_string).collect();
+    if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
+}
+
 /// Bytes in the unit that suits them.
 pub fn amount(bytes: u64) -> String {
     let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -124,17 +131,20 @@ fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
         let strategy = choice.name();
         let times = found.cost.layers.get(&Some(i as u32));
         let figures = times.map(|t| total(t, u64::from(found.decision.micro_batches))).unwrap_or_default();
-        let first = layer;
-        match rows.last_mut().filter(|r| segment.is_layer && r.first.is_some() && r.strategy == strategy) {
+        let first = segment.is_layer.then_some((segment.kind, layer));
+        let is_more = |r: &&mut Row| {
+            first.is_some() && r.first.map(|(kind, _)| kind) == Some(segment.kind) && r.strategy == strategy
+        };
+        match rows.last_mut().filter(is_more) {
             Some(row) => row.extend(layer, figures),
             None => {
                 let name = match (segment.is_layer, layer) {
                     (true, _) => layer.to_string(),
                     (false, _) if n_layers == 0 => "all".into(),
                     (false, 0) => "embedding".into(),
+                    (false, _) if layer < n_layers => "between".into(),
                     (false, _) => "head".into(),
                 };
-                let first = segment.is_layer.then_some(first);
                 let (compute_ns, communication_ns) = (figures.compute_ns, figures.communication_ns);
                 rows.push(Row {
                     layers: name,
@@ -158,7 +168,7 @@ fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
 
 impl Row {
     fn extend(&mut self, layer: usize, more: PhaseTimes) {
-        self.layers = format!("{}–{layer}", self.first.unwrap_or(layer));
+        self.layers = format!("{}–{layer}", self.first.map_or(layer, |(_, first)| first));
         self.compute_ns += more.compute_ns;
         self.communication_ns += more.communication_ns;
         self.sent_bytes += more.sent_bytes;

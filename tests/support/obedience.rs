@@ -8,6 +8,7 @@ use galvatron_ir::op::Op;
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
 use galvatron_passes::search::{LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
+use galvatron_passes::segment::constants;
 use std::collections::BTreeSet;
 
 /// Every pin that the plan does not obey, in words.
@@ -47,7 +48,7 @@ struct LayerView<'a> {
     tp: u64,
     /// What the layer computes in the program.
     results: BTreeSet<ValueId>,
-    /// What of it others read in the forward program.
+    /// What of it others read in the forward program, constants left out.
     outputs: BTreeSet<ValueId>,
     /// Parameters that only this layer reads.
     weights: BTreeSet<ValueId>,
@@ -72,12 +73,14 @@ impl<'a> LayerView<'a> {
                 data.push(axis);
             }
         }
+        let constant = constants(&module.program);
+        let leaves = |v: &&ValueId| read_outside.contains(*v) && !constant[v.index()];
         LayerView {
             module,
             chunk: &module.chunks[0],
             mesh,
             tp: pins.tp.map_or(choice.tp, u64::from),
-            outputs: results.intersection(&read_outside).copied().collect(),
+            outputs: results.iter().filter(leaves).copied().collect(),
             results,
             weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
             data,
