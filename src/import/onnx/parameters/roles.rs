@@ -33,6 +33,11 @@ pub(super) fn is_made_up(name: &str) -> bool {
     FOLDED.contains(&stem) || name.contains("::")
 }
 
+/// Whether a name is that of a constant which PyTorch modules keep beside their parameters, a buffer.
+fn is_buffer(name: &str) -> bool {
+    BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name))
+}
+
 /// Operators that only move elements: what comes out is still the initializer.
 const VIEWS: [&str; 12] = [
     "Transpose",
@@ -61,6 +66,10 @@ const NORMS: [&str; 6] = [
     "InstanceNormalization",
     "BatchNormalization",
 ];
+
+/// Last parts of the names of buffers in Transformers: the shift of BART's logits, scales, angles.
+const BUFFERS: [&str; 6] =
+    ["final_logits_bias", "embed_scale", "inv_freq", "original_inv_freq", "cos_cached", "sin_cached"];
 
 /// Names that exporters give to values they folded, without a number at the end.
 const FOLDED: [&str; 31] = [
@@ -261,9 +270,11 @@ impl<'m> Analysis<'m> {
         origins.iter().all(fits) && !self.is_angle(node) && (vectors || !self.feeds(&node.outputs[0], &["Softmax"]))
     }
 
-    /// Whether the name is not one of those that exporters make for folded values.
+    /// Whether the name is neither one of those that exporters make for folded values nor that of a buffer.
     fn is_kept(&self, origin: usize) -> bool {
-        self.record(origin).n_elements() > 1 && !is_made_up(&self.record(origin).name)
+        self.record(origin).n_elements() > 1
+            && !is_made_up(&self.record(origin).name)
+            && !is_buffer(&self.record(origin).name)
     }
 
     /// Whether views of the value, or the value with a scalar or another mask added, reach one of the operators.
@@ -325,6 +336,13 @@ mod tests {
         let nodes = ["a = MatMul positions m.inv_freq", "c = Cos a", "y = Mul x c"];
         let builder = Builder::new(&nodes).input("positions", 1, "batch 6 1");
         check(builder.f32("m.inv_freq", &[1, 4]), "");
+    }
+
+    #[test]
+    fn buffers_are_no_parameters() {
+        let shifted = |name: &str| Builder::new(&[&format!("y = Add x {name}")]).f32(name, &[1, 4]);
+        check(shifted("m.final_logits_bias"), "");
+        check(shifted("m.output.bias"), "m.output.bias");
     }
 
     #[test]
