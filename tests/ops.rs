@@ -1,7 +1,7 @@
 //! Tests of every op, made from its samples: gradients, shardings against the unsharded result, attributes in the text.
 
 use galvatron_backends::reference::{Tensor, assemble, eval, first_index, run_program, scatter};
-use galvatron_ir::mesh::{FactorMap, Linearity, Mesh, MeshAxis, Sharding, ShardingRule};
+use galvatron_ir::mesh::{FactorKind, FactorMap, Linearity, Mesh, MeshAxis, Sharding, ShardingRule};
 use galvatron_ir::op::{AttrReader, GradCx, Op, Sample};
 use galvatron_ir::types::{DType, TensorType};
 use galvatron_ir::{AxisId, NodeId, Program, ValueId};
@@ -231,11 +231,10 @@ impl Whole {
 
     /// The placements of the operands give the map back, as far as operands have its factors.
     fn check_inferred(&self, map: &FactorMap, placed: &[Sharding], mesh: &Mesh) {
-        let leading: BTreeSet<usize> =
-            self.rule.operands.iter().flatten().filter_map(|dim| dim.first()).copied().collect();
+        let read: BTreeSet<usize> = self.rule.operands.iter().flatten().flatten().copied().collect();
         let mut expected = map.clone();
         for (factor, axes) in expected.axes.iter_mut().enumerate() {
-            if !leading.contains(&factor) {
+            if !read.contains(&factor) {
                 axes.clear();
             }
         }
@@ -262,8 +261,7 @@ fn placements(rule: &ShardingRule, mesh: &Mesh) -> Vec<(FactorMap, Vec<usize>)> 
     for order in orders {
         for roles in all_roles(rule, order.len()) {
             let map = map_of(rule, &order, &roles);
-            let divides = |(f, axes): (usize, &Vec<AxisId>)| rule.factors[f].size.is_multiple_of(mesh.product(axes));
-            if map.axes.iter().enumerate().all(divides) {
+            if rule.takes(&map, mesh) {
                 let operands = partial_operands(rule, !map.partial.is_empty());
                 found.extend(operands.into_iter().map(|operands| (map.clone(), operands)));
             }
@@ -274,7 +272,8 @@ fn placements(rule: &ShardingRule, mesh: &Mesh) -> Vec<(FactorMap, Vec<usize>)> 
 
 fn all_roles(rule: &ShardingRule, n_axes: usize) -> Vec<Vec<Role>> {
     let mut roles = vec![Role::Replicates];
-    roles.extend((0..rule.factors.len()).filter(|&f| rule.is_shardable(f)).map(Role::Shards));
+    let can_be_cut = |f: &usize| rule.factors[*f].kind != FactorKind::Whole;
+    roles.extend((0..rule.factors.len()).filter(can_be_cut).map(Role::Shards));
     if rule.linear != Linearity::None {
         roles.push(Role::Sums);
     }
@@ -315,9 +314,8 @@ fn placements_that_a_rule_forbids_give_no_map() {
             let mut map = FactorMap::replicated(rule);
             map.axes[factor].push(axis);
             let placed: Vec<Sharding> = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
-            let is_used = placed.iter().any(|s| s.is_sharded_over(axis));
             let inferred = rule.infer_map(&placed.iter().collect::<Vec<_>>(), mesh);
-            assert!(!is_used || inferred.is_err(), "{:?} takes {placed:?}", op);
+            assert!(rule.takes(&map, mesh) || inferred != Ok(map), "{:?} takes {placed:?}", op);
         }
         for operand in 0..rule.operands.len() {
             let mut placed: Vec<Sharding> = rule.operands.iter().map(|dims| Sharding::replicated(dims.len())).collect();

@@ -127,13 +127,14 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Every weight that a matrix product reads is cut into `tp` parts.
+    /// Every weight that a matrix product reads is cut into `tp` parts, those of keys and values into their heads if these are fewer.
     fn check_products(&self, tp: u64, faults: &mut Vec<String>) {
         for (node, _) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Einsum(_))) {
             for &arg in &node.args {
                 let value = self.chunk.graph.value(arg);
                 let parts: u64 = placement(value).dims.iter().map(|d| self.mesh.product(d)).product();
-                if value.of.is_some_and(|of| self.weights.contains(&of)) && parts != tp {
+                let is_own = value.of.is_some_and(|of| self.weights.contains(&of));
+                if is_own && parts != tp && !self.key_heads().any(|heads| heads < tp && heads == parts) {
                     faults.push(format!("weight `{}` is cut into {parts} parts, not tp {tp}", value.name));
                 }
             }
@@ -172,6 +173,12 @@ impl<'a> LayerView<'a> {
                 placement(value).dims[dim].iter().copied().filter(|a| !self.data.contains(a)).collect();
             value.ty.shape[dim].is_multiple_of(self.mesh.product(&other) * self.mesh.product(&self.data))
         })
+    }
+
+    /// The numbers of heads of keys in the attention of the layer.
+    fn key_heads(&self) -> impl Iterator<Item = u64> {
+        let attention = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Attention(_)));
+        attention.map(|(n, _)| self.chunk.graph.value(n.args[1]).ty.shape[2])
     }
 
     /// The activations that leave the layer have their sequence over the tensor axes.

@@ -2,8 +2,8 @@
 //!
 //! A *factor* is an index that an op runs over. Each dimension of each operand and result is made of factors, major first
 //! (a merged dimension `(b s)` has two). Assigning mesh axes to factors determines the placement of everything the op
-//! touches: a dimension is sharded by the axes of its leading factor; a result is a partial sum over the axes of every
-//! factor that it does not contain. The idea of factor rules is that of Shardy (OpenXLA) and of einsum-based SPMD partitioners.
+//! touches: a dimension is sharded by the axes of its factors, where a minor one has some only if those before it are cut into
+//! single elements; a result is a partial sum over the axes of every factor that it does not contain. The idea of factor rules is that of Shardy (OpenXLA) and of einsum-based SPMD partitioners.
 
 use super::{Mesh, Sharding};
 use crate::id::AxisId;
@@ -96,10 +96,32 @@ impl ShardingRule {
     }
 
     fn dims_of(&self, dims: &[Vec<usize>], map: &FactorMap) -> Vec<Vec<AxisId>> {
-        dims.iter().map(|fs| fs.first().map_or(Vec::new(), |&f| map.axes[f].clone())).collect()
+        dims.iter().map(|fs| fs.iter().flat_map(|&f| map.axes[f].iter().copied()).collect()).collect()
     }
 
-    /// Whether a factor may be sharded at all: never a whole one, nor one that is minor in a merged dimension.
+    /// The factor that is minor to this one in every merged dimension that has it before another, if there is one such.
+    pub fn minor_of(&self, factor: usize) -> Option<usize> {
+        let dims = self.operands.iter().chain(&self.results).flatten();
+        let mut minors = dims.flat_map(|fs| fs.windows(2)).filter(|pair| pair[0] == factor).map(|pair| pair[1]);
+        let minor = minors.next()?;
+        minors.all(|other| other == minor).then_some(minor)
+    }
+
+    /// Whether all factors are cut into equal parts, those that may be cut at all, and minor ones only where those before them
+    /// are cut into single elements.
+    pub fn takes(&self, map: &FactorMap, mesh: &Mesh) -> bool {
+        let is_cut = |f: &usize| !map.axes[*f].is_empty();
+        let divides = |f: usize| {
+            let factor = &self.factors[f];
+            factor.kind != FactorKind::Whole && factor.size.is_multiple_of(mesh.product(&map.axes[f]))
+        };
+        let is_single = |f: usize| self.factors[f].size == mesh.product(&map.axes[f]);
+        let mut merged = self.operands.iter().chain(&self.results).flatten();
+        (0..self.factors.len()).filter(is_cut).all(divides)
+            && merged.all(|fs| fs.windows(2).all(|pair| !is_cut(&pair[1]) || is_single(pair[0])))
+    }
+
+    /// Whether a factor may be sharded by itself: never a whole one, nor one that is minor in a merged dimension.
     pub fn is_shardable(&self, factor: usize) -> bool {
         let minor = |dims: &Vec<Vec<usize>>| dims.iter().any(|fs| fs.iter().skip(1).any(|&f| f == factor));
         self.factors[factor].kind != FactorKind::Whole
@@ -124,13 +146,28 @@ impl ShardingRule {
         let mut known = vec![false; self.factors.len()];
         for (i, sharding) in operands.iter().enumerate() {
             for (d, factors) in self.operands[i].iter().enumerate() {
-                self.bind(&mut map, &mut known, (i, d), factors, &sharding.dims[d])?;
-                self.check_extent((i, d), factors, &sharding.dims[d], mesh)?;
+                self.bind(&mut map, &mut known, (i, d), &self.parts(factors, &sharding.dims[d], mesh))?;
             }
         }
+        self.check_order(&map, operands, mesh)?;
         map.partial = self.partial_of(operands)?;
         self.check_distinct(&map)?;
         Ok(map)
+    }
+
+    /// The axes of a dimension by factor: of each the longest run that cuts it into equal parts, of the last one all that are left.
+    fn parts<'x>(&self, factors: &[usize], axes: &'x [AxisId], mesh: &Mesh) -> Vec<(Option<usize>, &'x [AxisId])> {
+        let Some((&last, major)) = factors.split_last() else { return vec![(None, axes)] };
+        let mut rest = axes;
+        let mut parts = Vec::with_capacity(factors.len());
+        for &factor in major {
+            let divides = |n: &usize| self.factors[factor].size.is_multiple_of(mesh.product(&rest[..*n]));
+            let n = (0..=rest.len()).rev().find(divides).unwrap_or(0);
+            parts.push((Some(factor), &rest[..n]));
+            rest = &rest[n..];
+        }
+        parts.push((Some(last), rest));
+        parts
     }
 
     fn bind(
@@ -138,33 +175,36 @@ impl ShardingRule {
         map: &mut FactorMap,
         known: &mut [bool],
         (operand, dim): (usize, usize),
-        factors: &[usize],
-        axes: &[AxisId],
+        parts: &[(Option<usize>, &[AxisId])],
     ) -> Result<(), MapFault> {
-        let Some(&factor) = factors.first() else {
-            return if axes.is_empty() { Ok(()) } else { Err(MapFault::Whole { operand, dim }) };
-        };
-        if !axes.is_empty() && !self.is_shardable(factor) {
-            return Err(MapFault::Whole { operand, dim });
+        for &(factor, axes) in parts {
+            let Some(factor) = factor else {
+                return if axes.is_empty() { Ok(()) } else { Err(MapFault::Whole { operand, dim }) };
+            };
+            if known[factor] && map.axes[factor] != axes {
+                return Err(MapFault::Disagree { operand, dim, factor });
+            }
+            known[factor] = true;
+            map.axes[factor] = axes.to_vec();
         }
-        if known[factor] && map.axes[factor] != axes {
-            return Err(MapFault::Disagree { operand, dim, factor });
-        }
-        known[factor] = true;
-        map.axes[factor] = axes.to_vec();
         Ok(())
     }
 
-    /// A merged dimension is sharded within its leading factor only.
-    fn check_extent(
-        &self,
-        (operand, dim): (usize, usize),
-        factors: &[usize],
-        axes: &[AxisId],
-        mesh: &Mesh,
-    ) -> Result<(), MapFault> {
-        let divides = factors.first().is_none_or(|&f| self.factors[f].size.is_multiple_of(mesh.product(axes)));
-        if divides { Ok(()) } else { Err(MapFault::Whole { operand, dim }) }
+    /// Names the dimension by which a map is none that the rule takes.
+    fn check_order(&self, map: &FactorMap, operands: &[&Sharding], mesh: &Mesh) -> Result<(), MapFault> {
+        if self.takes(map, mesh) {
+            return Ok(());
+        }
+        let dims = operands.iter().enumerate().flat_map(|(i, s)| (0..s.dims.len()).map(move |d| (i, d)));
+        let is_wrong = |&(operand, dim): &(usize, usize)| {
+            let mut alone = FactorMap::replicated(self);
+            for &f in &self.operands[operand][dim] {
+                alone.axes[f].clone_from(&map.axes[f]);
+            }
+            !self.takes(&alone, mesh)
+        };
+        let (operand, dim) = dims.into_iter().find(is_wrong).unwrap_or((0, 0));
+        Err(MapFault::Whole { operand, dim })
     }
 
     fn partial_of(&self, operands: &[&Sharding]) -> Result<Vec<AxisId>, MapFault> {

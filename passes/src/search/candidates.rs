@@ -205,7 +205,7 @@ impl SpaceBuilder<'_> {
         let recomputes: Vec<(Mode, Recompute)> =
             modes.into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
         for split in Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)) {
-            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins, mesh);
+            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins);
             let Some(priced) = Priced::new(&self.facts, piece, mesh, &split, &filter) else { continue };
             let boundaries = self.boundaries(piece, pins, &split, mesh);
             for (mode, recompute) in &recomputes {
@@ -259,14 +259,7 @@ impl SpaceBuilder<'_> {
 
     /// Under a pinned degree the tensor axes do not shard the batch; under a pinned tensor degree they shard the matrix products
     /// of weights and the attention heads.
-    pub fn obeys_tensor_pin(
-        &self,
-        node: NodeId,
-        option: &NodeOption,
-        split: &Split,
-        pins: &LayerPins,
-        mesh: &Mesh,
-    ) -> bool {
+    pub fn obeys_tensor_pin(&self, node: NodeId, option: &NodeOption, split: &Split, pins: &LayerPins) -> bool {
         let program = self.facts.program;
         let n = program.graph.node(node);
         let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
@@ -280,14 +273,11 @@ impl SpaceBuilder<'_> {
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
             return true;
         }
-        let rule = crate::batch::rule_of(program, node);
-        let wanted = self.tensor_factors(node, &rule);
-        let degree = mesh.product(&split.tensor);
-        let divides = |f: &usize| rule.is_shardable(*f) && rule.factors[*f].size.is_multiple_of(degree);
-        if !wanted.iter().any(divides) {
-            return wanted.is_empty();
-        }
-        option.tensor_factor.is_some_and(|f| wanted.contains(&f))
+        let wanted = self.tensor_factors(node, &crate::batch::rule_of(program, node));
+        // Queries are cut over all axes, keys as far as their heads reach.
+        let is_attention = matches!(program.graph.node(node).op, Op::Attention(_));
+        let is_cut = split.tensor.iter().all(|&axis| !is_attention || option.operands[0].is_sharded_over(axis));
+        wanted.is_empty() || (is_cut && option.tensor_factor.is_some_and(|f| wanted.contains(&f)))
     }
 
     /// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention.

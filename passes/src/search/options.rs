@@ -29,7 +29,7 @@ pub struct NodeOption {
     pub operands: Vec<Sharding>,
     /// What it gives.
     pub results: Vec<Sharding>,
-    /// The factor that the tensor axes shard, if any.
+    /// The factor that the tensor axes shard, if any, together with what is minor to it.
     pub tensor_factor: Option<usize>,
 }
 
@@ -74,9 +74,28 @@ pub fn options(rule: &ShardingRule, cx: &OptionContext<'_>) -> Vec<NodeOption> {
         map.axes[factor].extend(&cx.split.tensor);
         if divides(rule, factor, &map.axes[factor], cx.mesh) {
             all.push(NodeOption::new(rule, map, Some(factor)));
+        } else if cx.batch != Some(factor) {
+            all.extend(cut_into_single(rule, factor, &base, cx));
         }
     }
     all
+}
+
+/// A factor smaller than the tensor degree, such as the heads of keys, is cut into single elements by the first axes; the
+/// others cut what is minor to it, such as the queries of each of these heads, or else compute the same.
+fn cut_into_single(rule: &ShardingRule, factor: usize, base: &FactorMap, cx: &OptionContext<'_>) -> Option<NodeOption> {
+    let axes = &cx.split.tensor;
+    let n = (0..axes.len()).find(|&n| cx.mesh.product(&axes[..n]) == rule.factors[factor].size)?;
+    let mut map = base.clone();
+    map.axes[factor].extend(&axes[..n]);
+    if let Some(minor) = rule.minor_of(factor) {
+        map.axes[minor].extend(&axes[n..]);
+        if rule.takes(&map, cx.mesh) {
+            return Some(NodeOption::new(rule, map, Some(factor)));
+        }
+        map.axes[minor].truncate(base.axes[minor].len());
+    }
+    (n > 0).then(|| NodeOption::new(rule, map, Some(factor)))
 }
 
 fn divides(rule: &ShardingRule, factor: usize, axes: &[AxisId], mesh: &Mesh) -> bool {

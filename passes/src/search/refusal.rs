@@ -72,7 +72,7 @@ impl SpaceBuilder<'_> {
             let batch = self.facts.batch.factors.get(&node).copied();
             let whole_batch = self.facts.is_whole_batch(node);
             let all = options(&rule, &OptionContext { mesh, split, batch, whole_batch });
-            if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
+            if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins)) {
                 return None;
             }
             let name = self.node_name(node);

@@ -92,7 +92,9 @@ impl OpDef for Reshape {
         let (sizes, from, to) = reshape_factors(&args[0].shape, &results[0].shape);
         let mut builder = RuleBuilder::new();
         for (i, size) in sizes.iter().enumerate() {
-            let kind = if *size == 1 { FactorKind::Whole } else { FactorKind::Plain };
+            // What only one side has cannot be cut.
+            let is_shared = from.iter().flatten().any(|&f| f == i) && to.iter().flatten().any(|&f| f == i);
+            let kind = if *size > 1 && is_shared { FactorKind::Plain } else { FactorKind::Whole };
             builder.factor_of(format!("d{i}"), *size, kind);
         }
         builder.operand_dims(from).result_dims(to).linear(Linearity::Joint(vec![0])).build()

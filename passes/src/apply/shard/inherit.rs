@@ -7,8 +7,8 @@ use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::BTreeMap;
 
-/// For each dimension the forward factor that it runs over.
-type Labels = Vec<Option<usize>>;
+/// For each dimension the forward factors that it runs over, major first.
+type Labels = Vec<Vec<usize>>;
 
 /// Labels of the temporary values inside the gradient of each forward node.
 #[derive(Default)]
@@ -32,14 +32,14 @@ impl Inherited {
         let factors = self.recognise(program, node, &rule, fwd, &fwd_rule);
         for (factor, fwd_factor) in factors.iter().enumerate() {
             if let Some(f) = fwd_factor
-                && rule.is_shardable(factor)
+                && (rule.is_shardable(factor) || !fwd_rule.is_shardable(*f))
                 && rule.factors[factor].size == fwd_rule.factors[*f].size
             {
                 map.axes[factor] = fwd_map.axes[*f].clone();
             }
         }
         for (&result, dims) in n.results.iter().zip(&rule.results) {
-            let labels = dims.iter().map(|fs| fs.first().and_then(|&f| factors[f])).collect();
+            let labels = dims.iter().map(|fs| fs.iter().map_while(|&f| factors[f]).collect()).collect();
             self.labels.insert((fwd, result), labels);
         }
         map
@@ -61,8 +61,8 @@ impl Inherited {
             n.results.iter().zip(&rule.results).map(|(&v, d)| (gradient_labels(program, v, fwd, fwd_rule), d));
         let source = n.args.is_empty().then(|| (source_labels(program, n.results[0], fwd, fwd_rule), &rule.results[0]));
         for (labels, dims) in operands.chain(results).chain(source) {
-            for (factor_list, label) in dims.iter().zip(labels) {
-                if let (Some(&factor), Some(label)) = (factor_list.first(), label) {
+            for (factor_list, labels) in dims.iter().zip(labels) {
+                for (&factor, label) in factor_list.iter().zip(labels) {
                     factors[factor].get_or_insert(label);
                 }
             }
@@ -82,30 +82,26 @@ impl Inherited {
         let shape = &program.graph.value(value).ty.shape;
         let results = &program.graph.node(fwd).results;
         match results.iter().position(|&r| program.graph.value(r).ty.shape == *shape) {
-            Some(i) => leading(&rule.results[i]),
-            None => vec![None; shape.len()],
+            Some(i) => rule.results[i].clone(),
+            None => vec![Vec::new(); shape.len()],
         }
     }
-}
-
-fn leading(dims: &[Vec<usize>]) -> Labels {
-    dims.iter().map(|fs| fs.first().copied()).collect()
 }
 
 /// Labels of an operand or result of the forward node.
 fn forward_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Option<Labels> {
     let n = program.graph.node(fwd);
     if let Some(i) = n.args.iter().position(|&a| a == value) {
-        return Some(leading(&rule.operands[i]));
+        return Some(rule.operands[i].clone());
     }
-    n.results.iter().position(|&r| r == value).map(|i| leading(&rule.results[i]))
+    n.results.iter().position(|&r| r == value).map(|i| rule.results[i].clone())
 }
 
 /// Labels of what a gradient makes from nothing, zeros to be joined: those of the forward operand of the same rank.
 fn source_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &ShardingRule) -> Labels {
     let rank = |v: ValueId| program.graph.value(v).ty.rank();
     let like = program.graph.node(fwd).args.iter().position(|&a| rank(a) == rank(value));
-    like.map_or_else(|| vec![None; rank(value)], |i| leading(&rule.operands[i]))
+    like.map_or_else(|| vec![Vec::new(); rank(value)], |i| rule.operands[i].clone())
 }
 
 /// Labels of a result that is the gradient of an operand of the forward node.
@@ -116,5 +112,5 @@ fn gradient_labels(program: &Program, value: ValueId, fwd: NodeId, rule: &Shardi
         .value(value)
         .grad_of
         .and_then(|of| forward_labels(program, of, fwd, rule))
-        .unwrap_or_else(|| vec![None; ty.rank()])
+        .unwrap_or_else(|| vec![Vec::new(); ty.rank()])
 }
