@@ -48,6 +48,14 @@ fn weights_are_read_at_their_offset_and_not_beyond_the_end() {
 }
 
 #[test]
+fn a_file_that_is_missing_is_named_with_where_it_was_looked_for() {
+    let fault =
+        PlanWeights::new(Path::new("plans/p.gir"), None).read(&initializer("w", "m.weights", 0, 4)).unwrap_err();
+    let expected = "its file does not exist; looked for `plans/m.weights`, `m.weights`; name it with `--weights`";
+    assert!(fault.to_string().contains(expected), "{fault}");
+}
+
+#[test]
 fn a_safetensors_file_is_read_by_name_and_a_cut_one_refused() {
     let bytes = archive("w", Dtype::F32, &singles(&[1.0, 2.0, 3.0]));
     let (path, cut) = (scratch("whole", &bytes), scratch("cut", &bytes[..bytes.len() - 4]));

@@ -7,7 +7,7 @@ use galvatron_ir::recipe::Recipe;
 use galvatron_ir::types::{DType, TensorType};
 
 use super::reader::{Dimension, OnnxModel, ValueType};
-use super::weights::ElementType;
+use super::weights::{ElementType, checked_dims};
 
 /// The types of the inputs, without symbols.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) struct Bindings {
 ///
 /// # Errors
 /// Code `batch` where batch or sequence are missing or contradict the file, `onnx-symbol` for a symbol without a number,
-/// `onnx-dtype` for inputs of types that the IR lacks.
+/// `onnx-dtype` for inputs of types that the IR lacks, `onnx-dims` for inputs of absurd extents.
 pub(super) fn bind(model: &OnnxModel, recipe: &Recipe) -> Checked<Bindings> {
     let mut faults = Vec::new();
     let batch = batch(model, recipe).unwrap_or_else(|fault| {
@@ -134,6 +134,10 @@ fn input_type(input: &ValueType, batch: u64, symbols: &BTreeMap<String, u64>) ->
         Dimension::Symbol(symbol) => symbols.get(symbol).copied().ok_or_else(|| unbound(name, axis, symbol)),
     };
     let shape: Vec<u64> = dims.iter().enumerate().map(extent).collect::<Result<_, _>>()?;
+    let signed: Option<Vec<i64>> = shape.iter().map(|&d| i64::try_from(d).ok()).collect();
+    if signed.and_then(|dims| checked_dims(&dims)).is_none() {
+        return Err(Diagnostic::new("onnx-dims", format!("input `{name}` has shape {shape:?}")));
+    }
     Ok(TensorType::new(dtype, shape))
 }
 

@@ -16,10 +16,13 @@ use super::ops::{self, Call};
 use super::parameters::Parameters;
 use super::reader::{Node, OnnxModel};
 use super::statics::{CausalMask, StaticTensor, evaluate, is_supported, shape_of};
-use super::weights::TensorRecord;
+use super::weights::{MAX_ELEMENTS, TensorRecord};
+use held::Held;
 
+mod held;
 mod materialize;
 
+use materialize::MAX_CONSTANT;
 pub(super) use materialize::{as_f64, dtype};
 
 /// What an ONNX value became.
@@ -45,8 +48,10 @@ pub(super) fn lower(model: &OnnxModel, bindings: &Bindings, parameters: &Paramet
     let mut lowering = Lowering::new(Module::new(name));
     lowering.inputs(model, bindings);
     lowering.initializers(model, parameters);
-    for node in &model.nodes {
+    let last_uses = last_uses(model);
+    for (index, node) in model.nodes.iter().enumerate() {
         lowering.node(node);
+        lowering.forget(node, |name| last_uses.get(name) == Some(&index));
     }
     lowering.outputs(model);
     let mut faults: Vec<Diagnostic> = unsupported(lowering.unsupported).into_iter().collect();
@@ -54,11 +59,29 @@ pub(super) fn lower(model: &OnnxModel, bindings: &Bindings, parameters: &Paramet
     if faults.is_empty() { Ok(lowering.module) } else { Err(faults) }
 }
 
+/// The last node that uses each value, by its index; no node for what is a result of the model.
+fn last_uses(model: &OnnxModel) -> HashMap<&str, usize> {
+    let mut last = HashMap::new();
+    for (index, node) in model.nodes.iter().enumerate() {
+        last.extend(node.inputs.iter().chain(&node.outputs).map(|name| (name.as_str(), index)));
+    }
+    for output in &model.outputs {
+        last.remove(output.name.as_str());
+    }
+    last
+}
+
 /// The program under construction and the table of what each ONNX value became.
 pub(super) struct Lowering<'m> {
     /// Receives values, nodes, weights and outputs.
     pub module: Module,
     table: HashMap<&'m str, Lowered>,
+    /// The memory of what was evaluated.
+    held: Held,
+    /// The types of known values whose elements were dropped after their last use.
+    forgotten: HashMap<&'m str, TensorType>,
+    /// How many known values wait for others that they are computed from.
+    n_computing: usize,
     /// Tensors of the file that are too large for constants of the program, by name.
     records: HashMap<&'m str, &'m TensorRecord>,
     /// The nodes whose results are static, by the name of the result.
@@ -77,6 +100,9 @@ impl<'m> Lowering<'m> {
         Lowering {
             module,
             table: HashMap::new(),
+            held: Held::default(),
+            forgotten: HashMap::new(),
+            n_computing: 0,
             records: HashMap::new(),
             producers: HashMap::new(),
             constants: HashMap::new(),
@@ -160,6 +186,26 @@ impl<'m> Lowering<'m> {
         }
     }
 
+    /// Drops the elements of evaluated operands and results that no later node uses, unless a list has them now or they are
+    /// few: the program may still need those to compute what was evaluated from them.
+    fn forget(&mut self, node: &'m Node, is_last: impl Fn(&str) -> bool) {
+        if node.outputs.iter().any(|output| matches!(self.lowered(output), Some(Lowered::Sequence(_)))) {
+            return;
+        }
+        for name in node.inputs.iter().chain(&node.outputs).map(String::as_str).filter(|name| is_last(name)) {
+            let Some(Lowered::Static(tensor)) = self.table.get(name) else { continue };
+            if tensor.n_stored() <= MAX_CONSTANT || !self.producers.contains_key(name) {
+                continue;
+            }
+            if let Ok(dtype) = dtype(tensor.dtype()) {
+                let shape: Vec<u64> = tensor.shape().iter().map(|&d| d as u64).collect();
+                self.forgotten.insert(name, TensorType::new(dtype, shape));
+            }
+            self.held.release(tensor);
+            self.table.remove(name);
+        }
+    }
+
     /// What the results of a node became; the faults of the node are recorded.
     fn results(&mut self, node: &'m Node) -> Vec<Lowered> {
         if node.has_body {
@@ -170,7 +216,7 @@ impl<'m> Lowering<'m> {
             self.refuse(node, String::new());
             return Vec::new();
         }
-        match self.statically(node).unwrap_or_else(|| self.as_ops(node)) {
+        match self.statically(node).map(|evaluated| self.hold(evaluated?)).unwrap_or_else(|| self.as_ops(node)) {
             Ok(results) => results,
             Err(Fault::Unknown) => Vec::new(),
             Err(Fault::Unsupported(why)) => {
@@ -210,9 +256,22 @@ impl<'m> Lowering<'m> {
             Some(_) => None,
         });
         let tensors: Vec<Option<&StaticTensor>> = tensors.collect::<Option<_>>()?;
+        if self.held.is_full {
+            return Some(Err(Fault::Unknown));
+        }
         let results = evaluate(&node.op_type, node.opset, &node.attributes, &tensors, node.outputs.len())?;
         let statics = |tensors: Vec<StaticTensor>| tensors.into_iter().map(Lowered::Static).collect();
         Some(results.map(statics).map_err(Fault::Wrong))
+    }
+
+    /// Counts the memory of known results.
+    fn hold(&mut self, results: Vec<Lowered>) -> Result<Vec<Lowered>, Fault> {
+        for result in &results {
+            if let Lowered::Static(tensor) = result {
+                self.held.hold(tensor)?;
+            }
+        }
+        Ok(results)
     }
 
     fn as_ops(&mut self, node: &Node) -> Result<Vec<Lowered>, Fault> {
@@ -258,11 +317,20 @@ impl<'m> Lowering<'m> {
     pub fn emit(&mut self, name: &str, op: Op, args: &[ValueId]) -> Result<Vec<ValueId>, Fault> {
         let program = &mut self.module.program;
         let types = op.infer(&program.graph.types(args)).map_err(Fault::Wrong)?;
+        if let Some(ty) = types.iter().find(|ty| !is_credible(ty)) {
+            return Err(format!("a tensor of shape {:?} is too large", ty.shape).into());
+        }
         let names = vec![name.to_string(); types.len()];
         let node = program.graph.add_typed(op, args, types, &names);
         program.body.push(node);
         Ok(program.graph.node(node).results.clone())
     }
+}
+
+/// Whether a tensor has no more elements than any may have.
+fn is_credible(ty: &TensorType) -> bool {
+    let n = ty.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1)));
+    n.is_some_and(|n| n <= MAX_ELEMENTS)
 }
 
 /// Why a node was not lowered.

@@ -53,4 +53,6 @@ pub fn import_fixed(model: &OnnxModel) -> Checked<Module> {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

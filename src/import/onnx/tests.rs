@@ -1,6 +1,7 @@
 //! Small models for the tests of the importer.
 
 use bytes::Bytes;
+use galvatron_ir::diagnostic::Checked;
 use galvatron_ir::op::Op;
 use galvatron_ir::recipe::Recipe;
 use prost::Message;
@@ -151,17 +152,22 @@ impl Builder {
 
     /// The model as the reader gives it.
     pub fn read(&self) -> OnnxModel {
+        self.try_read().unwrap()
+    }
+
+    fn try_read(&self) -> Checked<OnnxModel> {
         let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: self.opset }];
         let foreign = self.graph.node.iter().map(|node| &node.domain).filter(|domain| !domain.is_empty());
         opset_import.extend(foreign.map(|domain| OperatorSetIdProto { domain: domain.clone(), version: 1 }));
         let model = ModelProto { graph: Some(self.graph.clone()), opset_import, ..Default::default() };
-        OnnxModel::from_bytes(model.encode_to_vec().into(), "m.onnx".into()).unwrap()
+        OnnxModel::from_bytes(model.encode_to_vec().into(), "m.onnx".into())
     }
 
     /// The model imported for a batch of 2 and a sequence of 6, or the diagnostics as text.
     pub fn import(&self) -> Result<Imported, String> {
         let recipe = Recipe { global_batch: Some(2), sequence: Some(6), ..Recipe::default() };
-        let imported = import_model(&self.read(), &ImportOptions { recipe: &recipe, retie: true });
+        let options = ImportOptions { recipe: &recipe, retie: true };
+        let imported = self.try_read().and_then(|model| import_model(&model, &options));
         imported.map_err(|faults| faults.iter().map(|fault| format!("{fault}\n")).collect())
     }
 

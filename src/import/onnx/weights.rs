@@ -1,6 +1,6 @@
 //! Where the elements of an ONNX tensor lie: inside the file, in a file beside it, or in the message itself.
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use bytes::Bytes;
 use galvatron_ir::diagnostic::Diagnostic;
@@ -240,6 +240,9 @@ impl TensorFile {
         };
         let location = value("location").filter(|l| !l.is_empty());
         let location = location.ok_or_else(|| fault("external data without a `location`".into()))?;
+        if !Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+            return Err(fault(format!("its `location` is `{location}`, which leaves the folder of the model")));
+        }
         let offset = number("offset", 0)?;
         let length = number("length", bytes)?;
         if length != bytes || offset.checked_add(bytes).is_none() {
@@ -327,10 +330,13 @@ mod tests {
         assert_eq!(code(external(&[])), "onnx-external-data");
         assert_eq!(code(external(&[("location", "w"), ("length", "23")])), "onnx-external-data");
         assert_eq!(code(external(&[("location", "w"), ("offset", "-1")])), "onnx-external-data");
+        assert_eq!(code(external(&[("location", "../w")])), "onnx-external-data");
+        assert_eq!(code(external(&[("location", "/etc/passwd")])), "onnx-external-data");
         assert_eq!(code(TensorProto { data_type: 8, ..Default::default() }), "onnx-dtype");
         assert_eq!(code(TensorProto { data_type: 1, dims: vec![-1], ..Default::default() }), "onnx-dims");
         let absurd = vec![1 << 40, 1 << 40];
         assert_eq!(code(TensorProto { data_type: 1, dims: absurd, ..Default::default() }), "onnx-dims");
+        assert_eq!(code(TensorProto { data_type: 1, dims: vec![i64::MAX], ..Default::default() }), "onnx-dims");
         let short = TensorProto { data_type: 1, dims: vec![2], float_data: vec![1.0], ..Default::default() };
         assert_eq!(code(short), "onnx-tensor-length");
     }

@@ -9,7 +9,10 @@ use super::super::statics::{self, StaticTensor, StaticType};
 use super::{Fault, Lowered, Lowering};
 
 /// Most elements of a constant that is written into the program.
-const MAX_CONSTANT: usize = 1 << 16;
+pub(super) const MAX_CONSTANT: usize = 1 << 16;
+
+/// Longest chain of large tensors of which the program computes each from the one before.
+const MAX_CHAIN: usize = 64;
 
 impl Lowering<'_> {
     /// The static tensor of that ONNX name as a value of the program, of its whole shape.
@@ -88,14 +91,30 @@ impl Lowering<'_> {
 
     /// The static tensor of that name by the ops of the node that makes it, if it is of that type then.
     fn computed(&mut self, name: &str, ty: &TensorType) -> Result<Option<ValueId>, Fault> {
+        if self.n_computing == MAX_CHAIN {
+            return Ok(None);
+        }
+        self.n_computing += 1;
+        let result = self.computed_by_node(name);
+        self.n_computing -= 1;
+        Ok(result?.filter(|&value| self.module.program.graph.value(value).ty == *ty))
+    }
+
+    fn computed_by_node(&mut self, name: &str) -> Result<Option<ValueId>, Fault> {
         let Some(&node) = self.producers.get(name) else { return Ok(None) };
+        for input in &node.inputs {
+            let Some(ty) = self.forgotten.get(input.as_str()).cloned() else { continue };
+            let Some(value) = self.computed(input, &ty)? else { return Ok(None) };
+            self.table.insert(input, Lowered::Value(value));
+            self.forgotten.remove(input.as_str());
+        }
         let results = match self.as_ops(node) {
             Err(Fault::Unsupported(_)) => return Ok(None),
             results => results?,
         };
         let result = node.outputs.iter().zip(results).find(|(output, _)| *output == name);
         let Some((_, Lowered::Value(value))) = result else { return Ok(None) };
-        Ok((self.module.program.graph.value(value).ty == *ty).then_some(value))
+        Ok(Some(value))
     }
 }
 
@@ -162,6 +181,21 @@ mod tests {
         let builder = Builder::new(&nodes).input("x", 1, "batch 300 300").ints("numbers", &squares);
         let expected = "constant i64[300, 1]; constant i64[300]; sub i64[300, 300]; cast f32[300, 300]";
         assert_eq!(builder.ints("shape", &[300, 1]).ops(), format!("{expected}; mul f32[2, 300, 300]"));
+    }
+
+    #[test]
+    fn chains_of_large_constants_are_computed_up_to_a_length() {
+        let model = |n: usize| {
+            let add = |i: usize| format!("c{} = Sub c{i} numbers", i + 1);
+            let (add, last) = ((0..n).map(add).collect::<Vec<_>>(), format!("y = Mul x c{n}"));
+            let nodes =
+                ["c0 = Reshape numbers shape"].into_iter().chain(add.iter().map(String::as_str)).chain([&*last]);
+            let squares: Vec<i64> = (0..300).map(|i| i * i).collect();
+            let builder = Builder::new(&nodes.collect::<Vec<_>>()).input("x", 7, "batch 300 300");
+            builder.ints("numbers", &squares).ints("shape", &[300, 1])
+        };
+        assert_eq!(model(64).ops().matches("sub i64[300, 300]").count(), 64);
+        assert!(model(65).import().unwrap_err().contains("`Mul` with the constant `c65` of 90000 elements"));
     }
 
     #[test]

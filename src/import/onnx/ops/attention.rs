@@ -100,7 +100,7 @@ fn heads(call: &mut Call<'_, '_>) -> Result<Heads, Fault> {
     let scores = [queries[0], queries[2], queries[1], keys[1]];
     let (is_causal, mask) = mask(call, scores)?;
     let window = Window::of(call);
-    let n_past = if call.has(PAST_KEY) { call.shape(PAST_KEY)?[2] as i64 } else { 0 };
+    let n_past = if call.has(PAST_KEY) { call.shape(PAST_KEY)?.get(2).map_or(0, |&n| n as i64) } else { 0 };
     // The op of the IR counts keys from the last, the operator from the first of those that are not earlier ones.
     let ends_together = n_past == keys[1] as i64 - queries[1] as i64;
     let mut heads = Heads { q, k, v, scale, causal: is_causal, bias: mask };
@@ -175,7 +175,7 @@ fn mask(call: &mut Call<'_, '_>, scores: [u64; 4]) -> Result<(bool, Option<Value
         value = added_where(call, value)?;
     }
     if !is_whole {
-        let last = call.ty(value).rank() - 1;
+        let last = call.ty(value).rank().checked_sub(1).ok_or("a mask that is one number")?;
         let missing = scores[3] as i64 - call.ty(value).shape[last] as i64;
         value = padded(call, value, last, [0, missing], f64::NEG_INFINITY)?;
     }

@@ -69,14 +69,14 @@ fn contiguous(
     let shape = call.ty(data).shape;
     let stored = indices.stored_ints().unwrap_or_default();
     let Some(&start) = stored.first() else { return Ok(None) };
-    let in_order = stored.iter().zip(start..).all(|(&found, expected)| found == expected);
+    let in_order = stored.iter().zip(0..).all(|(&found, i)| start.checked_add(i) == Some(found));
     let single = indices.shape().iter().all(|&d| d == 1);
     if !in_order || (is_table(call, data, axis) && !single) {
         return Ok(None);
     }
     let (extent, n) = (shape[axis] as i64, stored.len() as i64);
     let first = if start < 0 { start + extent } else { start };
-    if first < 0 || first + n > extent || (start < 0 && n > 1) {
+    if first < 0 || first > extent - n || (start < 0 && n > 1) {
         return Err(format!("indices from {start} in a dimension of {extent}").into());
     }
     let around = |extents: &[usize]| {

@@ -108,7 +108,7 @@ fn transpose(call: &mut Call<'_, '_>) -> Results {
 
 /// The value with its dimensions in another order; the value itself if the order is the same.
 pub(super) fn transposed(call: &mut Call<'_, '_>, value: ValueId, perm: Vec<usize>) -> Result<ValueId, Fault> {
-    if perm.is_sorted() && perm.len() == call.ty(value).rank() {
+    if perm.iter().copied().eq(0..call.ty(value).rank()) {
         return Ok(value);
     }
     call.emit(Transpose { perm }, &[value])
@@ -129,6 +129,9 @@ pub(super) fn expanded(call: &mut Call<'_, '_>, value: ValueId, shape: Vec<u64>)
     let own = call.ty(value).shape;
     if own == shape {
         return Ok(value);
+    }
+    if own.len() > shape.len() {
+        return Err(format!("a tensor of shape {own:?} where {shape:?} was expected").into());
     }
     if element_count(&own) == element_count(&shape) {
         return call.reshape(value, &shape);

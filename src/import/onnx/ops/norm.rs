@@ -125,6 +125,9 @@ fn grouped(call: &mut Call<'_, '_>, groups: u64) -> Result<ValueId, Fault> {
 /// The value times operand 1 plus operand 2, one element of each a channel, or (`of_groups`) one a group of channels.
 fn affine(call: &mut Call<'_, '_>, value: ValueId, of_groups: Option<u64>) -> Results {
     let shape = call.ty(value).shape;
+    if shape.len() < 2 {
+        return Err(format!("no channels in a tensor of shape {shape:?}").into());
+    }
     let mut split = shape.clone();
     if let Some(groups) = of_groups {
         split[1] = shape[1] / groups;

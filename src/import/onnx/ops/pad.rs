@@ -6,9 +6,13 @@ use galvatron_ir::types::Scalar;
 
 use super::super::lower::as_f64;
 use super::super::statics::StaticTensor;
+use super::super::weights::MAX_ELEMENTS;
 use super::gather::looked_up;
 use super::pieces::sliced;
 use super::{Call, Fault, Operator, Results, axis_index, one};
+
+/// Most places of a dimension that are looked up one by one.
+const MAX_PLACES: i64 = 1 << 16;
 
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
@@ -27,6 +31,9 @@ fn pad(call: &mut Call<'_, '_>) -> Results {
     let axes = call.ints(3, "")?.unwrap_or_else(|| (0..rank as i64).collect());
     if pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} dimensions", pads.len(), axes.len()).into());
+    }
+    if pads.iter().any(|pad| pad.unsigned_abs() > MAX_ELEMENTS) {
+        return Err(format!("pads {pads:?} are more than any tensor has elements").into());
     }
     let fill = if mode == "constant" { fill(call)? } else { 0.0 };
     for (i, &axis) in axes.iter().enumerate() {
@@ -86,6 +93,10 @@ fn repeated(
         return Ok(value);
     }
     let n = call.ty(value).shape[dim] as i64;
+    let n_places = before + n + after;
+    if n < 1 || !(1..=MAX_PLACES).contains(&n_places) {
+        return Err(Fault::Unsupported(format!("from {n} places to {n_places} in the mode `{mode}`")));
+    }
     let place = |at: i64| match mode {
         "edge" => Ok(at.clamp(0, n - 1)),
         "wrap" => Ok(at.rem_euclid(n)),
@@ -94,10 +105,7 @@ fn repeated(
         other => Err(format!("the mode `{other}` is not one of `constant`, `edge`, `reflect` and `wrap`")),
     };
     let places: Vec<i64> = (-before..n + after).map(place).collect::<Result<_, _>>()?;
-    if places.is_empty() {
-        return Err(Fault::Unsupported("without any element".into()));
-    }
-    let name = format!("{}.places{dim}", call.node.outputs[0]);
+    let name = format!("{}.places{dim}", call.node.outputs.first().map_or("", String::as_str));
     let places = call.lowering.materialize(&name, &StaticTensor::from_ints(&places))?;
     looked_up(call, value, dim, places)
 }

@@ -8,6 +8,9 @@ use super::gather::looked_up;
 use super::layout::transposed;
 use super::{Call, Fault, Lowered, Operator, Results, axis_index, empty, one};
 
+/// No block of places has as many rows.
+const MAX_BLOCK: u64 = 1 << 16;
+
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
@@ -173,7 +176,8 @@ fn tile(call: &mut Call<'_, '_>) -> Results {
 
 fn block(call: &Call<'_, '_>) -> Result<u64, Fault> {
     let block = call.attributes().int("blocksize", 0);
-    u64::try_from(block).ok().filter(|&b| b > 0).ok_or_else(|| format!("`blocksize` is {block}").into())
+    let credible = u64::try_from(block).ok().filter(|b| (1..MAX_BLOCK).contains(b));
+    credible.ok_or_else(|| format!("`blocksize` is {block}").into())
 }
 
 /// [n, c, h, w] to [n, c / b², h b, w b]: channels become blocks of places.

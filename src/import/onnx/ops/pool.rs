@@ -8,6 +8,9 @@ use super::layout::transposed;
 use super::window::{Axis, axes, unfolded};
 use super::{Call, Fault, Operator, Results, one};
 
+/// Most elements of windows along one dimension that are counted one by one.
+const MAX_COUNTED: u64 = 1 << 24;
+
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
@@ -68,6 +71,9 @@ fn average_pool(call: &mut Call<'_, '_>) -> Results {
     let dims = (0..axes.len()).map(|d| 3 + 2 * d).collect();
     let mut value = call.emit(ReduceSum { dims }, &[windows])?;
     for (d, axis) in axes.iter().enumerate() {
+        if axis.count.saturating_mul(axis.size) > MAX_COUNTED {
+            return Err(format!("{} windows of {} elements are too many to count", axis.count, axis.size).into());
+        }
         let shares = (0..axis.count).map(|i| 1.0 / axis.n_inside(i, with_pads) as f64).collect::<Vec<_>>();
         let mut shape = vec![1; axes.len() - d];
         shape[0] = axis.count;

@@ -4,6 +4,9 @@ use super::super::statics::Scalar;
 use super::pieces::sliced;
 use super::{Call, Fault, Lowered, Operator, Results};
 
+/// Most parts of a list.
+const MAX_PARTS: u64 = 1 << 16;
+
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
@@ -24,9 +27,9 @@ fn split(call: &mut Call<'_, '_>) -> Results {
     let is_scalar = call.has(1) && call.shape(1)?.is_empty();
     let lengths = match call.ints(1, "")? {
         Some(lengths) if !is_scalar => lengths.iter().map(|&n| n.max(0) as u64).collect(),
-        length => parts(extent, length.and_then(|n| n.first().copied()).unwrap_or(1).max(1) as u64),
+        length => parts(extent, length.and_then(|n| n.first().copied()).unwrap_or(1).max(1) as u64)?,
     };
-    if lengths.iter().sum::<u64>() != extent {
+    if lengths.iter().try_fold(0u64, |sum, &n| sum.checked_add(n)) != Some(extent) {
         return Err(format!("parts {lengths:?} of an extent of {extent}").into());
     }
     let keep = call.has(1) || call.attributes().int("keepdims", 1) != 0;
@@ -43,12 +46,20 @@ fn split(call: &mut Call<'_, '_>) -> Results {
 }
 
 /// Equal lengths, the last the rest.
-fn parts(extent: u64, length: u64) -> Vec<u64> {
-    (0..extent.div_ceil(length)).map(|i| length.min(extent - i * length)).collect()
+fn parts(extent: u64, length: u64) -> Result<Vec<u64>, Fault> {
+    let n_parts = extent.div_ceil(length);
+    if n_parts > MAX_PARTS {
+        return Err(format!("{n_parts} parts, more than {MAX_PARTS}").into());
+    }
+    Ok((0..n_parts).map(|i| length.min(extent - i * length)).collect())
 }
 
 fn construct(call: &mut Call<'_, '_>) -> Results {
-    let list = (0..call.node.inputs.len()).map(|i| call.lowered(i).cloned()).collect::<Result<_, _>>()?;
+    let item = |i: usize| match call.lowered(i)? {
+        Lowered::Sequence(_) => Err(format!("operand {i} is a list, not a tensor").into()),
+        tensor => Ok(tensor.clone()),
+    };
+    let list = (0..call.node.inputs.len()).map(item).collect::<Result<_, Fault>>()?;
     Ok(vec![Lowered::Sequence(list)])
 }
 

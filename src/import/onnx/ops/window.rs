@@ -6,6 +6,9 @@ use galvatron_ir::op::compute::{Unfold, Windows};
 use super::pad::padded;
 use super::{Call, Fault};
 
+/// More than windows, their distances and their pads ever are.
+const MAX_WINDOW: u64 = 1 << 20;
+
 /// One spatial dimension of a convolution or a pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Axis {
@@ -45,13 +48,16 @@ impl Axis {
 /// The windows of the given sizes over an image [batch, channels, spatial..], from the attributes of the node.
 pub(super) fn axes(call: &Call<'_, '_>, image: &[u64], sizes: &[u64]) -> Result<Vec<Axis>, Fault> {
     let n = sizes.len();
-    if image.len() != n + 2 || n == 0 || sizes.contains(&0) {
+    let is_credible = |size: &u64| (1..MAX_WINDOW).contains(size);
+    if image.len() != n + 2 || n == 0 || image.contains(&0) || !sizes.iter().all(is_credible) {
         return Err(format!("windows of {sizes:?} on an image of shape {image:?}").into());
     }
     let list = |name: &str, default: i64, n: usize| -> Result<Vec<u64>, Fault> {
         let found = call.attributes().ints(name).map_or_else(|| vec![default; n], <[i64]>::to_vec);
-        let found: Option<Vec<u64>> = found.iter().map(|&v| u64::try_from(v).ok().filter(|&v| v < 1 << 32)).collect();
-        found.filter(|v| v.len() == n).ok_or_else(|| format!("`{name}` does not fit {n} dimensions").into())
+        let credible = found.iter().map(|&v| u64::try_from(v).ok().filter(|&v| v < MAX_WINDOW)).collect();
+        let credible: Option<Vec<u64>> = credible;
+        let what = || format!("`{name}` is {found:?}, where {n} numbers below {MAX_WINDOW} were expected");
+        credible.filter(|v| v.len() == n).ok_or_else(|| what().into())
     };
     let (strides, dilations, pads) = (list("strides", 1, n)?, list("dilations", 1, n)?, list("pads", 0, 2 * n)?);
     let rounds_up = call.attributes().int("ceil_mode", 0) != 0;

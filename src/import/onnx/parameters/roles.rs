@@ -54,6 +54,9 @@ const VIEWS: [&str; 12] = [
     "Dropout",
 ];
 
+/// A value that is made of more initializers is a view of none.
+const MAX_ORIGINS: usize = 256;
+
 /// Element-wise operators that a parameter enters as one of two operands.
 const ARITHMETIC: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 
@@ -201,13 +204,18 @@ impl<'m> Analysis<'m> {
         let tensors: &[Flow] = match op_type {
             _ if dynamic => &[],
             "Concat" => flows,
-            "Gather" | "GatherND" => &flows[..1],
-            _ if VIEWS.contains(&op_type) => &flows[..1],
+            "Gather" | "GatherND" => flows.get(..1).unwrap_or_default(),
+            _ if VIEWS.contains(&op_type) => flows.get(..1).unwrap_or_default(),
             _ if ARITHMETIC.contains(&op_type) => flows,
             _ => &[],
         };
         let mut origins: Vec<usize> = tensors.iter().flat_map(|flow| flow.origins.iter().copied()).collect();
         origins.retain(|&o| self.record(o).dtype.is_float() && self.record(o).n_elements() > 1);
+        origins.sort_unstable();
+        origins.dedup();
+        if origins.len() > MAX_ORIGINS {
+            origins.clear();
+        }
         Flow { dynamic, origins }
     }
 
@@ -251,12 +259,12 @@ impl<'m> Analysis<'m> {
     fn is_table(&self, node: &Node, origins: &[usize], dynamic: bool) -> bool {
         let rows = origins.iter().all(|&o| self.record(o).dims.len() >= 2);
         let rotary = ["Mul", "RotaryEmbedding", "Cos", "Sin"];
-        rows && (dynamic || !self.feeds(&node.outputs[0], &rotary))
+        rows && (dynamic || !self.result_feeds(node, &rotary))
     }
 
     /// Frequencies times positions.
     fn is_angle(&self, node: &Node) -> bool {
-        self.feeds(&node.outputs[0], &["Cos", "Sin"])
+        self.result_feeds(node, &["Cos", "Sin"])
     }
 
     fn is_combined(&self, node: &Node, origins: &[usize]) -> bool {
@@ -267,7 +275,7 @@ impl<'m> Analysis<'m> {
             record.n_elements() > 1 && is_kept && (is_vector || node.op_type != "Mul")
         };
         let vectors = origins.iter().all(|&o| self.record(o).dims.len() <= 1);
-        origins.iter().all(fits) && !self.is_angle(node) && (vectors || !self.feeds(&node.outputs[0], &["Softmax"]))
+        origins.iter().all(fits) && !self.is_angle(node) && (vectors || !self.result_feeds(node, &["Softmax"]))
     }
 
     /// Whether the name is neither one of those that exporters make for folded values nor that of a buffer.
@@ -275,6 +283,10 @@ impl<'m> Analysis<'m> {
         self.record(origin).n_elements() > 1
             && !is_made_up(&self.record(origin).name)
             && !is_buffer(&self.record(origin).name)
+    }
+
+    fn result_feeds(&self, node: &Node, targets: &[&str]) -> bool {
+        node.outputs.first().is_some_and(|result| self.feeds(result, targets))
     }
 
     /// Whether views of the value, or the value with a scalar or another mask added, reach one of the operators.

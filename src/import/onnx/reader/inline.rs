@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use galvatron_ir::diagnostic::{Checked, Diagnostic};
+use prost::Message;
 
 use super::super::proto::{AttributeProto, FunctionProto, NodeProto};
 use super::{opset_versions, standard_domain};
@@ -11,6 +12,8 @@ use super::{opset_versions, standard_domain};
 const MAX_DEPTH: usize = 64;
 /// Most nodes of a flat graph, calls included.
 const MAX_NODES: usize = 1 << 21;
+/// Most bytes of the nodes that calls are replaced by.
+const MAX_BYTES: usize = 1 << 30;
 
 /// A node that calls an operator, and the version of the operator set where it stands.
 pub(super) struct FlatNode {
@@ -32,8 +35,24 @@ pub(super) fn inline_functions(
     functions: &[FunctionProto],
     opsets: &BTreeMap<String, i64>,
 ) -> Checked<Vec<FlatNode>> {
+    inline_within(MAX_BYTES, nodes, functions, opsets)
+}
+
+/// The same for another largest sum of copies.
+fn inline_within(
+    max_bytes: usize,
+    nodes: Vec<NodeProto>,
+    functions: &[FunctionProto],
+    opsets: &BTreeMap<String, i64>,
+) -> Checked<Vec<FlatNode>> {
     let by_key = functions.iter().map(|f| ((standard_domain(&f.domain), &f.name[..], &f.overload[..]), f)).collect();
-    let mut inliner = Inliner { functions: by_key, flat: Vec::new(), n_visited: 0, missing: BTreeMap::new() };
+    let mut inliner = Inliner {
+        functions: by_key,
+        flat: Vec::new(),
+        n_visited: 0,
+        n_bytes_left: max_bytes,
+        missing: BTreeMap::new(),
+    };
     for node in nodes {
         inliner.node(node, opsets, 0).map_err(|fault| vec![fault])?;
     }
@@ -48,10 +67,16 @@ fn no_version(domain: &str, op_type: &str) -> Diagnostic {
     Diagnostic::new("onnx-opset", message)
 }
 
+fn too_large() -> Diagnostic {
+    Diagnostic::new("onnx-function", format!("the calls of functions copy more than {MAX_BYTES} bytes once inlined"))
+}
+
 struct Inliner<'a> {
     functions: HashMap<(&'a str, &'a str, &'a str), &'a FunctionProto>,
     flat: Vec<FlatNode>,
     n_visited: usize,
+    /// Bytes that may still be copied.
+    n_bytes_left: usize,
     /// Domains without version, each with the first operator that needs it.
     missing: BTreeMap<String, String>,
 }
@@ -93,7 +118,9 @@ impl Inliner<'_> {
             self.node(node, &inner_opsets, depth + 1)?;
         }
         for node in &function.node {
-            self.node(names.instance(node, call, function), &inner_opsets, depth + 1)?;
+            let instance = names.instance(node, call, function);
+            self.n_bytes_left = self.n_bytes_left.checked_sub(instance.encoded_len()).ok_or_else(too_large)?;
+            self.node(instance, &inner_opsets, depth + 1)?;
         }
         Ok(())
     }
@@ -154,4 +181,21 @@ fn bound_attribute(attribute: &AttributeProto, call: &NodeProto, function: &Func
     }
     let given = call.attribute.iter().chain(&function.attribute_proto).find(|a| a.name == attribute.ref_attr_name)?;
     Some(AttributeProto { name: attribute.name.clone(), ..given.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_calls_copy_is_counted() {
+        let node = |op_type: &str| NodeProto { op_type: op_type.into(), ..Default::default() };
+        let floats = AttributeProto { name: "values".into(), floats: vec![1.0; 100], r#type: 6, ..Default::default() };
+        let body = NodeProto { attribute: vec![floats], ..node("Constant") };
+        let function = FunctionProto { name: "F".into(), node: vec![body], ..Default::default() };
+        let opsets = BTreeMap::from([(String::new(), 20)]);
+        let inlined = |n_calls| inline_within(4000, vec![node("F"); n_calls], std::slice::from_ref(&function), &opsets);
+        assert_eq!(inlined(5).map(|flat| flat.len()), Ok(5));
+        assert_eq!(inlined(20).map(|flat| flat.len()).unwrap_err()[0].code, "onnx-function");
+    }
 }

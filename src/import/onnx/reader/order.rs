@@ -19,9 +19,10 @@ pub(super) fn topological_order<'a>(
     wanted: impl Iterator<Item = &'a str>,
 ) -> Checked<Vec<usize>> {
     let mut faults = Vec::new();
-    let given = unique_names(given, &mut faults);
+    let given = unique_names(given, "inputs or initializers", &mut faults);
+    let wanted = unique_names(wanted, "outputs", &mut faults);
     let producers = producers(nodes, &given, &mut faults);
-    check_defined(nodes, wanted, &given, &producers, &mut faults);
+    check_defined(nodes, &wanted, &given, &producers, &mut faults);
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -34,17 +35,22 @@ fn duplicate(name: &str, what: &str) -> Diagnostic {
     Diagnostic::new("onnx-duplicate-name", format!("the name `{name}` is {what}"))
 }
 
-fn unique_names<'a>(names: impl Iterator<Item = &'a str>, faults: &mut Vec<Diagnostic>) -> HashSet<&'a str> {
-    let mut seen = HashSet::new();
+/// The names; one that is there twice is a fault. `whose` says what they are names of.
+fn unique_names<'a>(
+    names: impl Iterator<Item = &'a str>,
+    whose: &str,
+    faults: &mut Vec<Diagnostic>,
+) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            faults.push(duplicate(name, "given to two inputs or initializers"));
+            faults.push(duplicate(name, &format!("given to two {whose}")));
         }
     }
     seen
 }
 
-fn producers<'a>(nodes: &'a [Node], given: &HashSet<&str>, faults: &mut Vec<Diagnostic>) -> HashMap<&'a str, usize> {
+fn producers<'a>(nodes: &'a [Node], given: &BTreeSet<&str>, faults: &mut Vec<Diagnostic>) -> HashMap<&'a str, usize> {
     let mut producers = HashMap::new();
     for (index, node) in nodes.iter().enumerate() {
         for output in node.outputs.iter().filter(|o| !o.is_empty()) {
@@ -58,10 +64,10 @@ fn producers<'a>(nodes: &'a [Node], given: &HashSet<&str>, faults: &mut Vec<Diag
     producers
 }
 
-fn check_defined<'a>(
-    nodes: &'a [Node],
-    wanted: impl Iterator<Item = &'a str>,
-    given: &HashSet<&str>,
+fn check_defined(
+    nodes: &[Node],
+    wanted: &BTreeSet<&str>,
+    given: &BTreeSet<&str>,
     producers: &HashMap<&str, usize>,
     faults: &mut Vec<Diagnostic>,
 ) {
@@ -76,7 +82,7 @@ fn check_defined<'a>(
             }
         }
     }
-    for output in wanted.filter(|o| !is_defined(o)) {
+    for output in wanted.iter().filter(|o| !is_defined(o)) {
         faults.push(Diagnostic::new("onnx-undefined-name", format!("nothing defines the output `{output}`")));
     }
 }

@@ -77,6 +77,9 @@ fn names_are_defined_once_and_before_use() {
     assert_eq!(codes(&["y = Add x q", "z = Neg p"]), ["onnx-undefined-name"; 2]);
     assert_eq!(codes(&["a = Neg x"]), ["onnx-undefined-name"]);
     assert_eq!(codes(&["y = Neg x", "y = Relu x", "w = Neg x"]), ["onnx-duplicate-name"; 2]);
+    let mut twice = model(&["y = Neg x"]);
+    twice.graph.as_mut().unwrap().output.push(value("y"));
+    assert_eq!(read(&twice).unwrap_err(), ["onnx-duplicate-name"]);
     assert_eq!(codes(&["y = Add x b", "a = Neg y", "b = Neg a"]), ["onnx-cycle"]);
     assert_eq!(codes(&["y = Add x y"]), ["onnx-cycle"]);
 }

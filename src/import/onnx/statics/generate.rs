@@ -64,7 +64,7 @@ pub(super) fn range(call: &Call) -> Results {
             let span = i128::from(limit) - i128::from(start);
             let n = span.checked_div(i128::from(delta)).ok_or("a step of 0")?;
             let n = n + i128::from(n * i128::from(delta) != span && (span < 0) == (delta < 0));
-            vector(n as f64, |i| start + i as i64 * delta)?
+            vector(n as f64, |i| start.wrapping_add((i as i64).wrapping_mul(delta)))?
         }
         (Scalar::F32(start), Scalar::F32(limit), Scalar::F32(delta)) => {
             let n = ((f64::from(limit) - f64::from(start)) / f64::from(delta)).ceil();

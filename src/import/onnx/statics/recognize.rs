@@ -75,12 +75,13 @@ fn offset<T: Element + PartialEq>(
         // A row that is stored with one element keeps all of its keys or none.
         keys[n..].iter().all(|&k| k == fill).then_some(if n_stored_keys == 1 { n * n_keys } else { n } as i64)
     };
-    let mut n_kept = values.chunks_exact(n_stored_keys).map(kept).collect::<Option<Vec<i64>>>()?;
-    n_kept.resize(n_rows, *n_kept.last()?);
-    let first = n_kept.iter().position(|&n| n > 0)?;
-    let offset = n_kept[first] - first as i64 - 1;
+    let n_kept = values.chunks_exact(n_stored_keys).map(kept).collect::<Option<Vec<i64>>>()?;
+    let (first, &n_first) = n_kept.iter().enumerate().find(|(_, n)| **n > 0)?;
+    let offset = n_first - first as i64 - 1;
     let expected = |row: usize| (row as i64 + offset + 1).clamp(0, n_keys as i64);
-    (0..n_rows).all(|row| n_kept[row] == expected(row)).then_some(offset)
+    // All rows are alike where one is stored; there may be more of them than fit the memory.
+    let n_stored = |row: usize| *n_kept.get(row).unwrap_or(&n_first);
+    (0..n_rows).all(|row| n_stored(row) == expected(row)).then_some(offset)
 }
 
 #[cfg(test)]
@@ -107,8 +108,9 @@ mod tests {
         assert!(mask(4, 4, 3, -1e9).as_causal_mask().is_none(), "keeps everything");
         assert!(mask(4, 4, -4, -1e9).as_causal_mask().is_none(), "keeps nothing");
         assert!(mask(4, 4, 0, 1.0).as_causal_mask().is_none(), "the fill is positive");
-        let padding = StaticTensor::from_elements(vec![3, 3], vec![1, 3], vec![true, true, false]).unwrap();
-        assert!(padding.as_causal_mask().is_none(), "all rows are the same");
+        let padding = |n| StaticTensor::from_elements(vec![n, 3], vec![1, 3], vec![true, true, false]).unwrap();
+        assert!(padding(3).as_causal_mask().is_none(), "all rows are the same");
+        assert!(padding(1 << 40).as_causal_mask().is_none(), "more rows than memory");
     }
 
     #[test]

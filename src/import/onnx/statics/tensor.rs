@@ -195,6 +195,11 @@ impl StaticTensor {
         with_values!(&self.values, v => v.len())
     }
 
+    /// Where the stored elements lie, which tensors that differ in shape only share, and how many bytes they take.
+    pub fn storage(&self) -> (usize, usize) {
+        with_values!(&self.values, v => (v.as_ptr() as usize, size_of_val(v.as_slice())))
+    }
+
     /// The stored elements, row-major over [`StaticTensor::stored`], if they are integers.
     pub fn stored_ints(&self) -> Option<&[i64]> {
         i64::view(&self.values)
