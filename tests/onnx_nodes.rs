@@ -4,6 +4,9 @@
 //! within the tolerance of the test. Inputs are inputs of the program, except for the operands that shape the program
 //! (axes, shapes, pads, ..., see [`shapes_the_program`]): those become constants of the model before it is imported.
 
+#[path = "support/node_tests.rs"]
+mod node_tests;
+
 use galvatron::import::onnx::import_fixed;
 use galvatron::import::onnx::reader::OnnxModel;
 use galvatron::import::onnx::weights::{TensorContent, TensorRecord};
@@ -16,8 +19,6 @@ use galvatron_ir::{Module, Program, ValueId};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::PathBuf;
 
 /// Tests that do not pass, and why not. One of them that passes is an error.
 const LISTED: [(&str, &str); 5] = [
@@ -37,36 +38,9 @@ struct NodeTest {
     atol: f64,
 }
 
-/// The files of the archive by name: the committed one, or the one in the folder `GALVATRON_FIXTURES`.
-fn archive() -> BTreeMap<String, Vec<u8>> {
-    let path = match std::env::var_os("GALVATRON_FIXTURES") {
-        Some(folder) => PathBuf::from(folder).join("onnx_node_tests.tar.gz"),
-        None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/nodes/nodes.tar.gz")),
-    };
-    let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut bytes).expect("the archive is compressed with gzip");
-    files(&bytes)
-}
-
-/// The plain files of a tar archive: a header of 512 bytes with a name and an octal size, then the content in such blocks.
-fn files(mut bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
-    let text = |field: &[u8]| String::from_utf8_lossy(field).trim_end_matches(['\0', ' ']).trim().to_string();
-    let mut files = BTreeMap::new();
-    while bytes.len() >= 512 && bytes[0] != 0 {
-        let (header, rest) = bytes.split_at(512);
-        let size = usize::from_str_radix(&text(&header[124..136]), 8).expect("sizes are octal numbers");
-        if matches!(header[156], 0 | b'0') {
-            files.insert(text(&header[..100]).trim_start_matches("./").to_string(), rest[..size].to_vec());
-        }
-        bytes = &rest[size.next_multiple_of(512)..];
-    }
-    files
-}
-
 #[test]
 fn operators_compute_what_onnx_says() {
-    let files = archive();
+    let files = node_tests::files();
     let index = files.get("index.json").expect("the archive has an index");
     let tests: Vec<NodeTest> = serde_json::from_slice(index).expect("the index is a list");
     let listed: BTreeMap<&str, &str> = LISTED.into_iter().collect();
