@@ -1,7 +1,7 @@
 //! The driver of galvatron: what stands between files, flags and the three rooms of the compiler.
 //!
-//! [`driver`] turns a model, a cluster and a recipe into a plan; [`runner`] trains a plan. [`import`] reads models, [`config`]
-//! the configuration files, [`launch`] finds or starts ranks that are processes, [`data`] and [`weights`] what training reads. Only [`cli`] prints and exits.
+//! [`driver`] turns a model, a cluster and a recipe into a plan; [`runner`] trains a plan. [`import`] reads models and
+//! [`export`] writes trained ones, [`config`] reads the configuration files, [`launch`] finds or starts ranks that are processes, [`data`] and [`weights`] what training reads. Only [`cli`] prints and exits.
 
 pub mod cli;
 pub mod config;
@@ -9,6 +9,8 @@ pub mod data;
 pub mod diagnostics;
 #[cfg(feature = "compiler")]
 pub mod driver;
+#[cfg(feature = "compiler")]
+pub mod export;
 #[cfg(feature = "compiler")]
 pub mod import;
 pub mod launch;

@@ -1,8 +1,8 @@
 //! The executor's command.
 
 use clap::Parser;
-use galvatron::cli::exec::{ExecArgs, exec};
+use galvatron::cli::exec::{ExecutorArgs, main as execute};
 
 fn main() {
-    std::process::exit(exec(&ExecArgs::parse()));
+    std::process::exit(execute(&ExecutorArgs::parse()));
 }

@@ -1,11 +1,12 @@
 //! `galvatron-exec`: trains a plan.
 
+use super::export::{ExportArgs, export};
 use super::{BAD_INPUT, OK, RUN_FAULT, complain, ranks, say_line, shown};
 use crate::launch::Place;
 use crate::metrics::MetricsWriter;
 use crate::runner::{Backend, GpuFlags, Outputs, PlanData, TrainFault, read_plan, run_record, train_on};
 use crate::weights::{PlanWeights, RandomWeights, Resumed, TensorFile};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use galvatron_backends::comm::tcp::JoinFault;
 use galvatron_backends::exec::{RunOptions, WeightSource, write_chrome_trace};
 use galvatron_ir::{Checked, Diagnostic, Module};
@@ -13,7 +14,25 @@ use std::path::{Path, PathBuf};
 
 /// Trains a plan on CPU ranks or GPUs.
 #[derive(Parser, Debug)]
-#[command(name = "galvatron-exec", version)]
+#[command(name = "galvatron-exec", version, args_conflicts_with_subcommands = true)]
+pub struct ExecutorArgs {
+    /// What else than training.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Training.
+    #[command(flatten)]
+    pub exec: Option<ExecArgs>,
+}
+
+/// Commands on trained models.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Writes a trained model as ONNX.
+    Export(ExportArgs),
+}
+
+/// Flags of training.
+#[derive(Args, Debug)]
 pub struct ExecArgs {
     /// The plan.
     pub plan: PathBuf,
@@ -79,7 +98,16 @@ pub struct ExecArgs {
     pub end_with_stdin: bool,
 }
 
-/// Runs the command; returns the exit status.
+/// Runs what the arguments say; returns the exit status.
+pub fn main(args: &ExecutorArgs) -> i32 {
+    match (&args.command, &args.exec) {
+        (Some(Command::Export(args)), _) => export(args),
+        (None, Some(args)) => exec(args),
+        (None, None) => complain(&[Diagnostic::new("usage", "no plan").help("say `galvatron-exec PLAN.gir`")], None),
+    }
+}
+
+/// Trains a plan; returns the exit status.
 pub fn exec(args: &ExecArgs) -> i32 {
     if args.end_with_stdin {
         ranks::end_with_stdin();

@@ -3,6 +3,7 @@
 #[cfg(feature = "compiler")]
 pub mod compile;
 pub mod exec;
+pub mod export;
 pub mod files;
 mod ranks;
 

@@ -35,8 +35,17 @@ impl Tensors {
 
     /// The tensor of a parameter and its file, under any spelling of its name.
     pub fn find(&self, name: &str) -> Option<(&Archive, &StoredTensor)> {
-        let named = |name: &String| self.archives.iter().find_map(|a| Some((a, a.tensors().get(name)?)));
-        spellings(name).iter().find_map(named)
+        spellings(name).iter().find_map(|name| self.get(name))
+    }
+
+    /// The tensor of exactly this name and its file.
+    pub fn get(&self, name: &str) -> Option<(&Archive, &StoredTensor)> {
+        self.archives.iter().find_map(|a| Some((a, a.tensors().get(name)?)))
+    }
+
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.archives.iter().map(Archive::path)
     }
 
     /// The names of all tensors.

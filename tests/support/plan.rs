@@ -58,8 +58,16 @@ impl Order<'_> {
     /// # Errors
     /// As [`Order::compile`].
     pub fn compile_with(&self, kind: &str, stop_after: Option<&str>) -> Checked<Compiled> {
+        self.compile_model(&self.fixture.onnx(self.dialect), kind, stop_after)
+    }
+
+    /// The same for another file of the model.
+    ///
+    /// # Errors
+    /// As [`Order::compile`].
+    pub fn compile_model(&self, model: &Path, kind: &str, stop_after: Option<&str>) -> Checked<Compiled> {
         let what = Compilation {
-            model: &self.fixture.onnx(self.dialect),
+            model,
             cluster: &parse_cluster(&cluster(self.ranks, kind))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,

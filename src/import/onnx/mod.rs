@@ -10,6 +10,8 @@ pub mod reader;
 pub mod statics;
 pub mod weights;
 
+pub use parameters::{ParameterNames, TiedCopy, names as parameter_names};
+
 use std::path::Path;
 
 use galvatron_ir::Module;

@@ -85,11 +85,7 @@ impl OnnxModel {
     /// # Errors
     /// All faults that were found, with codes that start with `onnx-`.
     pub fn open(path: &Path) -> Checked<Self> {
-        let name = path.to_string_lossy().into_owned();
-        let bytes = map(path).map_err(|error| {
-            let message = format!("cannot read `{name}`: {error}");
-            vec![Diagnostic::new("onnx-file", message).help("give the path of an ONNX file")]
-        })?;
+        let TensorFile { name, bytes } = TensorFile::open(path).map_err(|fault| vec![fault])?;
         Self::from_bytes(bytes, name)
     }
 
@@ -104,7 +100,27 @@ impl OnnxModel {
     }
 }
 
+impl TensorFile {
+    /// Maps an ONNX file.
+    ///
+    /// # Errors
+    /// Code `onnx-file` when it cannot be read.
+    pub fn open(path: &Path) -> Result<TensorFile, Diagnostic> {
+        let name = path.to_string_lossy().into_owned();
+        match map(path) {
+            Ok(bytes) => Ok(TensorFile { name, bytes }),
+            Err(error) => {
+                let fault = Diagnostic::new("onnx-file", format!("cannot read `{name}`: {error}"));
+                Err(fault.help("give the path of an ONNX file"))
+            }
+        }
+    }
+}
+
 /// The content of a file, mapped.
+///
+/// # Errors
+/// When it cannot be read.
 pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = File::open(path)?;
     if file.metadata()?.len() == 0 {

@@ -1,9 +1,11 @@
 //! Where the elements of an ONNX tensor lie: inside the file, in a file beside it, or in the message itself.
 
+use std::ops::Range;
 use std::path::{Component, Path};
 
 use bytes::Bytes;
 use galvatron_ir::diagnostic::Diagnostic;
+use prost::Message;
 
 use super::proto::TensorProto;
 
@@ -200,6 +202,16 @@ impl TensorFile {
             self.inline(proto, bytes, dtype)?
         };
         Ok(TensorRecord { name: name.clone(), dtype, dims, content })
+    }
+
+    /// Reads the tensor message that lies at a range of the file.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`], and code `onnx-format` for what is no such message.
+    pub fn tensor_at(&self, range: Range<usize>) -> Result<TensorRecord, Diagnostic> {
+        let decoded = TensorProto::decode(self.bytes.slice(range.clone()));
+        let damaged = |e| Diagnostic::new("onnx-format", format!("no tensor is at byte {}: {e}", range.start));
+        self.tensor(&decoded.map_err(damaged)?)
     }
 
     fn inline(&self, proto: &TensorProto, bytes: u64, dtype: ElementType) -> Result<TensorContent, Diagnostic> {

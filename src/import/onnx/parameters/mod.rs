@@ -97,6 +97,36 @@ pub(super) fn choose(model: &OnnxModel, recipe: &Recipe, retie: bool) -> Checked
     Ok(parameters)
 }
 
+/// The initializers that play the role of a parameter, and which of them are copies of others.
+#[derive(Clone, Debug, Default)]
+pub struct ParameterNames {
+    /// Names of the parameters, without the copies, in the order of the file.
+    pub originals: Vec<String>,
+    /// Initializers that are copies of one of them.
+    pub copies: Vec<TiedCopy>,
+}
+
+/// What training changes unless a recipe says otherwise, whatever the type of the floats.
+pub fn names(model: &OnnxModel) -> ParameterNames {
+    let roles = roles::roles(model);
+    let plays = |i: &usize| {
+        let (record, role) = (&model.initializers[*i], &roles[*i]);
+        role.n_uses > 0 && role.is_parameter() && record.dtype.is_float()
+    };
+    let chosen: Vec<usize> = (0..model.initializers.len()).filter(plays).collect();
+    let singles = chosen.iter().copied().filter(|&i| model.initializers[i].dtype == ElementType::F32);
+    let ties = tied::find(model, &roles, singles);
+    let is_copy = |i: usize| ties.iter().any(|tie| tie.copy == i);
+    let name = |i: usize| model.initializers[i].name.clone();
+    ParameterNames {
+        originals: chosen.iter().filter(|&&i| !is_copy(i)).map(|&i| name(i)).collect(),
+        copies: ties
+            .iter()
+            .map(|t| TiedCopy { name: name(t.copy), of: name(t.of), transposed: t.transposed })
+            .collect(),
+    }
+}
+
 fn refuse_type(record: &TensorRecord) -> Option<Diagnostic> {
     let message = format!("parameter `{}` holds {} elements", record.name, record.dtype.name());
     let fault = Diagnostic::new("onnx-dtype", message).help("export the model in single precision");
