@@ -12,9 +12,9 @@ use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::types::DType;
-use galvatron_ir::{Checked, Diagnostic, Level, Module};
+use galvatron_ir::{Diagnostic, Level, Module};
 use galvatron_passes::cost::CostModel;
-use galvatron_passes::manager::{Observer, PassManager};
+use galvatron_passes::manager::{Observer, PassFault, PassManager};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
 use galvatron_passes::segment::{Segment, segment};
@@ -70,22 +70,27 @@ pub enum CompileFault {
         /// Its strategy in words.
         name: String,
     },
+    /// A pass has a bug; the diagnostic names it.
+    Bug(Diagnostic),
 }
 
-impl From<Vec<Diagnostic>> for CompileFault {
-    fn from(diagnostics: Vec<Diagnostic>) -> Self {
-        CompileFault::Input(diagnostics)
+impl From<PassFault> for CompileFault {
+    fn from(fault: PassFault) -> Self {
+        match fault {
+            PassFault::Input(faults) => CompileFault::Input(faults),
+            PassFault::Bug(fault) => CompileFault::Bug(fault),
+        }
     }
 }
 
 /// Runs the pipeline.
 ///
 /// # Errors
-/// Diagnostics about the input, or that nothing fits.
+/// Diagnostics about the input, that nothing fits, or that a pass has a bug.
 pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compiled, CompileFault> {
     let verify: Option<fn(&Module) -> Vec<Diagnostic>> =
         if what.verify_each { Some(|m| galvatron_ir::verify::check(m, None)) } else { None };
-    let mut passes = PassManager::new(observer, what.stop_after, verify).map_err(|d| vec![d])?;
+    let mut passes = PassManager::new(observer, what.stop_after, verify).map_err(PassFault::from)?;
     let mut module = Module::new("model");
     let mut out = Compiled {
         module: Module::new("model"),
@@ -112,9 +117,11 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
     }
     if let Some(found) = &out.found {
         back(found, &mut passes, &mut module)?;
-        // A plan is never handed out unverified, whatever is checked on the way.
-        let faults = galvatron_ir::verify::check(&module, None);
-        assert!(faults.is_empty() || passes.is_stopped(), "invariant: plans verify: {}", faults[0]);
+        // A plan is never handed out unverified. If it is unsound, a second compilation that checks each pass names the one
+        // that has the bug.
+        if !(what.verify_each || passes.is_stopped() || galvatron_ir::verify::check(&module, None).is_empty()) {
+            return compile(&Compilation { verify_each: true, ..*what }, &mut |_, _| {});
+        }
     }
     out.times = passes.times().to_vec();
     out.module = module;
@@ -122,7 +129,12 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
 }
 
 /// From the model file to the training program.
-fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Module, out: &mut Compiled) -> Checked<()> {
+fn front(
+    what: &Compilation<'_>,
+    passes: &mut PassManager<'_>,
+    module: &mut Module,
+    out: &mut Compiled,
+) -> Result<(), PassFault> {
     let recipe = what.recipe;
     let mut sizes = (0, 0);
     passes.run("import", module, |module| {
@@ -177,7 +189,7 @@ fn front(what: &Compilation<'_>, passes: &mut PassManager<'_>, module: &mut Modu
 }
 
 /// From the decisions to the plan, pass by pass.
-fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Checked<()> {
+fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Result<(), PassFault> {
     passes.run("shard", module, |module| {
         apply::shard(module, &found.strategy);
         Ok(())

@@ -31,6 +31,7 @@ fn plan(cluster: &str, pins: &Pins) -> Compiled {
     match compile(&what, &mut |_: &str, _: &Module| {}) {
         Ok(compiled) => compiled,
         Err(CompileFault::Input(faults)) => panic!("{}", faults[0]),
+        Err(CompileFault::Bug(fault)) => panic!("{fault}"),
         Err(CompileFault::NoPlan { name, .. }) => panic!("no plan fits; {name} is the smallest"),
     }
 }

@@ -234,6 +234,7 @@ fn compiled(model: &Path, recipe: &Recipe, ranks: u32, stop_after: Option<&str>)
     match compile(&what, &mut |_, _| {}) {
         Ok(compiled) => compiled.module,
         Err(CompileFault::Input(faults)) => panic!("{faults:?}"),
+        Err(CompileFault::Bug(fault)) => panic!("{fault}"),
         Err(CompileFault::NoPlan { name, .. }) => panic!("no plan fits: {name}"),
     }
 }

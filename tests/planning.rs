@@ -61,6 +61,7 @@ fn fault_of(folder: &Path, (name, n_devices, layers): Case) -> Option<String> {
     };
     match compile(&what, &mut |_, _| {}) {
         Err(CompileFault::Input(faults)) => Some(format!("{name}: {}", faults[0])),
+        Err(CompileFault::Bug(fault)) => Some(format!("{name}: {fault}")),
         Err(CompileFault::NoPlan { least_bytes, .. }) => Some(format!("{name}: the smallest plan needs {least_bytes}")),
         Ok(compiled) => {
             let found = layers_of(&compiled.segments);

@@ -153,6 +153,7 @@ impl RealModel {
         match compile(&what, &mut |_, _| {}) {
             Ok(compiled) => compiled.module,
             Err(CompileFault::Input(faults)) => panic!("{faults:?}"),
+            Err(CompileFault::Bug(fault)) => panic!("{fault}"),
             Err(CompileFault::NoPlan { name, .. }) => panic!("no plan fits: {name}"),
         }
     }

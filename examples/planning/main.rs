@@ -51,6 +51,7 @@ fn plan(model: &Path, cluster: &Cluster, recipe: &Recipe) -> Result<(Compiled, D
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
         CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
+        CompileFault::Bug(fault) => rendered(&[fault]),
     })?;
     Ok((compiled, start.elapsed()))
 }

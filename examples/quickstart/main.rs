@@ -49,6 +49,7 @@ fn plan(cluster: &Cluster, recipe: &Recipe) -> Result<Compiled, String> {
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
         CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
+        CompileFault::Bug(fault) => rendered(&[fault]),
     })?;
     let found = compiled.found.as_ref().expect("invariant: a whole compilation searches");
     print!("{}", Report::new(found, &compiled.segments, cluster, &compiled.times).text(false));

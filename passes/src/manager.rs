@@ -24,6 +24,27 @@ pub const PASSES: [(&str, &str); 14] = [
 /// Sees the module after each pass.
 pub type Observer<'a> = &'a mut dyn FnMut(&str, &Module);
 
+/// Why the pipeline ended at a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PassFault {
+    /// The input is wrong.
+    Input(Vec<Diagnostic>),
+    /// The pass has a bug: its module does not verify. The diagnostic, of code `internal`, names the pass and the first fault.
+    Bug(Diagnostic),
+}
+
+impl From<Vec<Diagnostic>> for PassFault {
+    fn from(faults: Vec<Diagnostic>) -> PassFault {
+        PassFault::Input(faults)
+    }
+}
+
+impl From<Diagnostic> for PassFault {
+    fn from(fault: Diagnostic) -> PassFault {
+        PassFault::Input(vec![fault])
+    }
+}
+
 /// Runs passes one after the other.
 pub struct PassManager<'a> {
     observer: Observer<'a>,
@@ -53,13 +74,13 @@ impl<'a> PassManager<'a> {
     /// Runs one pass unless the pipeline has stopped.
     ///
     /// # Errors
-    /// The pass's own diagnostics. A module that does not verify afterwards is a bug of the pass and panics, naming it.
+    /// The pass's own diagnostics, or that the module does not verify afterwards.
     pub fn run(
         &mut self,
         name: &'static str,
         module: &mut Module,
         pass: impl FnOnce(&mut Module) -> Checked<()>,
-    ) -> Checked<()> {
+    ) -> Result<(), PassFault> {
         if self.is_stopped {
             return Ok(());
         }
@@ -67,9 +88,8 @@ impl<'a> PassManager<'a> {
         pass(module)?;
         self.times.push((name, start.elapsed()));
         (self.observer)(name, module);
-        if let Some(verify) = self.verify {
-            let faults = verify(module);
-            assert!(faults.is_empty(), "invariant: the module verifies after `{name}`: {}", faults[0]);
+        if let Some(fault) = self.verify.and_then(|verify| verify(module).into_iter().next()) {
+            return Err(PassFault::Bug(bug(name, &fault)));
         }
         self.is_stopped = self.stop_after.as_deref() == Some(name);
         Ok(())
@@ -86,6 +106,13 @@ impl<'a> PassManager<'a> {
     }
 }
 
+fn bug(pass: &str, fault: &Diagnostic) -> Diagnostic {
+    let message = format!("the module does not verify after the pass `{pass}`: {} ({})", fault.message, fault.code);
+    let help =
+        "this is a bug of galvatron, not of your files: please report it with the model, the cluster and the flags";
+    Diagnostic::new("internal", message).help(help)
+}
+
 /// Whether a pass has that name.
 ///
 /// # Errors
@@ -96,5 +123,39 @@ pub fn check_name(name: &str) -> Result<(), Diagnostic> {
         true => Ok(()),
         false => Err(Diagnostic::new("no-pass", format!("no pass is named `{name}`"))
             .help(format!("the passes are: {}", names.join(", ")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs passes that name the module after themselves; one of the name `shard` breaks it.
+    fn check(names: &[&'static str], expected: Result<(), &str>) {
+        let verify = |module: &Module| match module.name.as_str() {
+            "shard" => vec![Diagnostic::new("G0203", "`%d`: operand 0 is a partial sum")],
+            _ => Vec::new(),
+        };
+        let (mut seen, mut module) = (Vec::new(), Module::new("model"));
+        let mut observer = |name: &str, _: &Module| seen.push(name.to_string());
+        let mut passes = PassManager::new(&mut observer, None, Some(verify)).unwrap();
+        let ran = names.iter().try_for_each(|&name| {
+            passes.run(name, &mut module, |module| {
+                module.name = name.into();
+                Ok(())
+            })
+        });
+        match ran {
+            Err(PassFault::Bug(fault)) => assert_eq!(Err(fault.message.as_str()), expected),
+            other => assert_eq!((other, expected), (Ok(()), Ok(()))),
+        }
+        assert!(names.starts_with(&seen.iter().map(String::as_str).collect::<Vec<_>>()), "the observer sees each");
+    }
+
+    #[test]
+    fn the_pass_that_breaks_the_module_is_named() {
+        check(&["import", "segment"], Ok(()));
+        let fault = "the module does not verify after the pass `shard`: `%d`: operand 0 is a partial sum (G0203)";
+        check(&["import", "shard", "segment"], Err(fault));
     }
 }

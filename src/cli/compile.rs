@@ -1,6 +1,6 @@
 //! `galvatronc`: plans the training of a model.
 
-use super::{BAD_INPUT, NO_PLAN, OK, complain, read_text, shown};
+use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
 use crate::config::{cluster, strategy, train};
 use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
 use crate::report;
@@ -135,6 +135,10 @@ fn run(args: &CompileArgs) -> i32 {
         Ok(compiled) => finish(args, &inputs, &compiled),
         Err(CompileFault::Input(faults)) => complain(&faults, None),
         Err(CompileFault::NoPlan { least_bytes, limit, name }) => no_plan(least_bytes, limit, &name),
+        Err(CompileFault::Bug(fault)) => {
+            complain(&[fault], None);
+            BUG
+        }
     }
 }
 

@@ -18,6 +18,9 @@ pub const BAD_INPUT: i32 = 2;
 pub const NO_PLAN: i32 = 3;
 /// Exit status: a fault at run time.
 pub const RUN_FAULT: i32 = 4;
+/// Exit status: a bug of galvatron, as of a panic.
+#[cfg(feature = "compiler")]
+pub const BUG: i32 = 101;
 
 /// Prints diagnostics about a source to stderr; returns the exit status of bad input.
 pub fn complain(diagnostics: &[Diagnostic], source: Option<(&str, &str)>) -> i32 {

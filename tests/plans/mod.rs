@@ -48,6 +48,7 @@ impl Job<'_> {
         };
         compile(&what, observer).map_err(|fault| match fault {
             CompileFault::Input(faults) => faults,
+            CompileFault::Bug(fault) => panic!("{fault}"),
             CompileFault::NoPlan { name, .. } => panic!("two GiB are enough for `{name}`"),
         })
     }

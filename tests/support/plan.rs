@@ -77,6 +77,7 @@ impl Order<'_> {
         };
         compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
             CompileFault::Input(faults) => faults,
+            CompileFault::Bug(fault) => vec![fault],
             CompileFault::NoPlan { name, .. } => vec![Diagnostic::new("no-plan", name)],
         })
     }
