@@ -60,6 +60,9 @@ const MAX_ORIGINS: usize = 256;
 /// Element-wise operators that a parameter enters as one of two operands.
 const ARITHMETIC: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 
+/// Products of matrices.
+const PRODUCTS: [&str; 3] = ["MatMul", "Gemm", "Einsum"];
+
 /// Operators with a gain and a bias as operands 1 and 2.
 const NORMS: [&str; 6] = [
     "LayerNormalization",
@@ -206,7 +209,7 @@ impl<'m> Analysis<'m> {
             "Concat" => flows,
             "Gather" | "GatherND" => flows.get(..1).unwrap_or_default(),
             _ if VIEWS.contains(&op_type) => flows.get(..1).unwrap_or_default(),
-            _ if ARITHMETIC.contains(&op_type) => flows,
+            _ if ARITHMETIC.contains(&op_type) || PRODUCTS.contains(&op_type) || NORMS.contains(&op_type) => flows,
             _ => &[],
         };
         let mut origins: Vec<usize> = tensors.iter().flat_map(|flow| flow.origins.iter().copied()).collect();
@@ -228,7 +231,8 @@ impl<'m> Analysis<'m> {
         float
             && match op_type {
                 "Gather" | "GatherND" => operand == 0 && self.is_table(node, origins, others_dynamic),
-                "MatMul" | "Gemm" | "Einsum" | "Conv" | "ConvTranspose" => others_dynamic && !self.is_angle(node),
+                "Conv" | "ConvTranspose" => others_dynamic && !self.is_angle(node),
+                _ if PRODUCTS.contains(&op_type) => others_dynamic && !self.is_angle(node),
                 "PRelu" => operand == 1 && others_dynamic,
                 _ if NORMS.contains(&op_type) => others_dynamic && (1..=2).contains(&operand),
                 _ if ARITHMETIC.contains(&op_type) => others_dynamic && self.is_combined(node, origins),
@@ -348,6 +352,15 @@ mod tests {
         let nodes = ["a = MatMul positions m.inv_freq", "c = Cos a", "y = Mul x c"];
         let builder = Builder::new(&nodes).input("positions", 1, "batch 6 1");
         check(builder.f32("m.inv_freq", &[1, 4]), "");
+    }
+
+    #[test]
+    fn what_is_made_of_weights_alone_and_meets_an_activation_makes_them_parameters() {
+        let nodes = ["t = LayerNormalization table gain shift", "k = MatMul t w", "u = Transpose k", "y = MatMul x u"];
+        let builder = Builder::new(&nodes).f32("table", &[8, 4]).f32("gain", &[4]).f32("shift", &[4]);
+        check(builder.f32("w", &[4, 4]), "table gain shift w");
+        let nodes = ["a = MatMul positions inv", "c = Cos a", "y = Mul x c"];
+        check(Builder::new(&nodes).f32("positions", &[6, 1]).f32("inv", &[1, 4]), "");
     }
 
     #[test]
