@@ -224,6 +224,7 @@ impl Whole {
         let first_row = match &self.op {
             Op::Embedding(_) => first_row(&self.args[0].shape, &placed[0]),
             Op::EmbeddingGrad(op) => first_row(&op.shape, &results[0]),
+            Op::Moe(_) | Op::MoeGrad(_) => first_row(&self.args[3].shape, &placed[3]),
             _ => 0,
         };
         eval(&self.op, &parts.iter().collect::<Vec<_>>(), &types, first_row).unwrap()

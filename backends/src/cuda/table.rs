@@ -10,7 +10,7 @@ use super::kernels::{
 use crate::device::{BufferSpec, Move, NodeSpec};
 
 /// Mnemonics of the ops that no plan can run on a GPU, and why.
-pub const UNSUPPORTED: [(&str, &str); 15] = [
+pub const UNSUPPORTED: [(&str, &str); 17] = [
     ("comm.reshard", "it is lowered to collectives before a plan is made"),
     ("equal", NOT_WRITTEN),
     ("less", NOT_WRITTEN),
@@ -26,6 +26,8 @@ pub const UNSUPPORTED: [(&str, &str); 15] = [
     ("put_along", NOT_WRITTEN),
     ("add_along", NOT_WRITTEN),
     ("log_softmax", NOT_WRITTEN),
+    ("moe", NOT_WRITTEN),
+    ("moe_grad", NOT_WRITTEN),
 ];
 
 /// Why an op that CPUs have has no kernel here.

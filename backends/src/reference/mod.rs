@@ -11,6 +11,7 @@ mod elementwise;
 mod gather;
 mod layout;
 mod loss;
+mod moe;
 mod norm;
 mod optimizer;
 mod rotary;
@@ -30,7 +31,8 @@ use std::collections::BTreeMap;
 /// Results of one op.
 ///
 /// `results` are the types of the results, local ones when the operands are local. `first_row` is the first row of the table
-/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`); 0 for a whole table and for other ops.
+/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`), or its first expert (of `moe`, `moe_grad`); 0 for
+/// a whole table and for other ops.
 ///
 /// # Errors
 /// When the op communicates, reads or writes what the run supplies, or when a result has not the shape of its type.
@@ -110,6 +112,8 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args)),
         Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args),
         Op::Rotary(op) => rotary::rotary(op, args),
+        Op::Moe(op) => moe::moe(op.activation, args, first_row),
+        Op::MoeGrad(op) => return Ok(moe::moe_grad(op.activation, args, first_row)),
         Op::Embedding(_) => gather::embedding(args[0], args[1], shape(0), first_row),
         Op::EmbeddingGrad(_) => gather::embedding_grad(args[0], args[1], shape(0), first_row),
         Op::CrossEntropy(op) => return Ok(loss::cross_entropy(op.ignore, args[0], args[1])),

@@ -98,6 +98,14 @@ impl AttrReader {
         }
     }
 
+    /// A bare word.
+    pub fn word(&mut self, key: &str) -> Result<String, String> {
+        match self.need(key)? {
+            AttrValue::Word(w) => Ok(w),
+            other => Err(wrong(key, "a word", &other)),
+        }
+    }
+
     /// An element type.
     pub fn dtype(&mut self, key: &str) -> Result<DType, String> {
         match self.need(key)? {

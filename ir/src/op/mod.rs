@@ -160,9 +160,13 @@ macro_rules! ops {
             }
             /// See [`OpDef::workspace`]; in plans for devices without kernels for bf16 the f32 copies of tensors come first.
             pub fn workspace(&self, args: &[&TensorType], results: &[&TensorType], mesh: &Mesh) -> u64 {
-                let own = match self { $(Op::$name(op) => op.workspace(args, results, mesh),)* };
+                let own = self.own_workspace(args, results, mesh);
                 let is_widened = mesh.device() == DeviceKind::Cpu;
                 if is_widened { self.widening_bytes(args, results) + own } else { own }
+            }
+            /// See [`OpDef::workspace`]; without f32 copies.
+            pub fn own_workspace(&self, args: &[&TensorType], results: &[&TensorType], mesh: &Mesh) -> u64 {
+                match self { $(Op::$name(op) => op.workspace(args, results, mesh),)* }
             }
             /// See [`OpDef::attrs`].
             pub fn attrs(&self) -> Attrs {
@@ -211,6 +215,8 @@ ops! {
     compute::AttentionGrad,
     compute::AttentionMaskGrad,
     compute::Rotary,
+    compute::Moe,
+    compute::MoeGrad,
     compute::Embedding,
     compute::EmbeddingGrad,
     compute::CrossEntropy,

@@ -200,7 +200,7 @@ fn is_nan(cx: &Cx<'_>) -> Prepared {
 }
 
 /// The kernel's name of a function; `None` for `is_nan`, which gives a bool.
-fn unary_kind(kind: UnaryKind) -> Option<functions::UnaryKind> {
+pub(super) fn unary_kind(kind: UnaryKind) -> Option<functions::UnaryKind> {
     Some(match kind {
         UnaryKind::Neg => functions::UnaryKind::Neg,
         UnaryKind::Exp => functions::UnaryKind::Exp,

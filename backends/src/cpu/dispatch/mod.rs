@@ -8,6 +8,7 @@ mod contract;
 mod elementwise;
 mod layout;
 mod loss;
+mod moe;
 mod norm;
 mod optimizer;
 mod rotary;
@@ -33,12 +34,13 @@ type Prepared = Result<Box<dyn Kernel>, String>;
 /// # Errors
 /// When no kernel fits the op, its element types or the overlap of its buffers.
 pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, scratch: Span, spec: &NodeSpec<'_>) -> Prepared {
-    let cx = Cx { arena, threads, op: spec.op, args: buffers(spec.args), results: buffers(spec.results) };
+    let (args, results) = (buffers(spec.args), buffers(spec.results));
+    let cx = Cx { arena, threads, op: spec.op, args, results, workspace: spec.workspace };
     cx.check_overlaps()?;
     let types = |specs: &'_ [BufferSpec]| specs.iter().map(|s| s.ty.clone()).collect::<Vec<_>>();
     let (args, results) = (types(spec.args), types(spec.results));
     match spec.op.is_widened(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>()) {
-        true => widen::prepare(&cx, spec.workspace, scratch),
+        true => widen::prepare(&cx, scratch),
         false => dispatch(spec.op, &cx),
     }
 }
@@ -80,6 +82,8 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
         Op::AttentionGrad(op) => attention::attention_grad(op, cx),
         Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, cx),
         Op::Rotary(op) => rotary::rotary(op, cx),
+        Op::Moe(op) => moe::moe(op, cx),
+        Op::MoeGrad(op) => moe::moe_grad(op, cx),
         Op::Embedding(_) => contract::embedding(cx),
         Op::EmbeddingGrad(_) => contract::embedding_grad(cx),
         Op::CrossEntropy(op) => loss::cross_entropy(op, cx),
@@ -175,6 +179,8 @@ struct Cx<'a> {
     op: &'a Op,
     args: Vec<Buffer>,
     results: Vec<Buffer>,
+    /// Scratch memory of the op's own workspace, or more.
+    workspace: Option<Span>,
 }
 
 impl Cx<'_> {

@@ -51,7 +51,8 @@ fn run(sample: &Sample, over: &[(usize, usize)], n_threads: usize) -> Vec<Vec<u8
     let inferred = op.infer(&types).expect("a legal sample");
     let mut results: Vec<BufferSpec> = inferred.iter().map(|ty| buffer(ty, &mut end)).collect();
     over.iter().for_each(|&(a, r)| results[r].offset = args[a].offset);
-    let bytes = op.widening_bytes(&types, &inferred.iter().collect::<Vec<_>>());
+    let mesh = galvatron_ir::mesh::Mesh::new(1, Vec::new());
+    let bytes = op.workspace(&types, &inferred.iter().collect::<Vec<_>>(), &mesh);
     let device = Cpu::new(end + bytes, n_threads).unwrap();
     let workspace = (bytes > 0).then_some(Span { offset: end, bytes });
     let spec = NodeSpec { op, args: &args, results: &results, workspace };
