@@ -32,7 +32,7 @@ const FOLDED_BIASES: &str =
     "the exporter has folded the tables of relative positions, so that the biases are constants";
 
 fn models() -> Vec<&'static str> {
-    let all = ["gpt2", "llama", "bert", "t5", "vit", "swin"];
+    let all = ["gpt2", "llama", "mixtral", "bert", "t5", "vit", "swin"];
     if std::env::var_os("GALVATRON_FIXTURES").is_some() { all.to_vec() } else { vec!["gpt2"] }
 }
 

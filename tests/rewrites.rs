@@ -260,6 +260,24 @@ fn grouped_queries_become_attention() {
     assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-12);
 }
 
+/// As an exporter writes it: for each choice of each token the matrices of the expert are gathered.
+#[test]
+fn a_mixture_of_experts_becomes_one_op() {
+    for text in [
+        include_str!("filetests/canonicalize/mixture_of_experts.gir"),
+        include_str!("filetests/canonicalize/mixture_of_one_expert.gir"),
+    ] {
+        let (input, _) = text.split_once("// expect:").expect("the file has a result");
+        let before = galvatron_ir::text::parse(input).expect("the file is right");
+        let mut module = before.clone();
+        canonicalize(&mut module);
+        let found = listing(&module);
+        assert!(found.contains("moe") && !found.contains("embedding") && !found.contains("where"), "{found}");
+        assert!(weights(&module).ends_with("gate_up.0 [4, 5, 6] gate_up.1 [4, 5, 6] down [4, 6, 5]"));
+        assert!(evaluate(&module).distance(&evaluate(&before)) < 1e-12);
+    }
+}
+
 #[test]
 fn a_trained_mask_becomes_an_operand_of_attention() {
     let term = "(einsum[bhqk,bhkd->bhqd] (softmax (add (einsum[bhqd,bhkd->bhqk] q k) w_m)) v)";

@@ -6,12 +6,15 @@ use super::groups::{Group, ReshapeKind, groups, kind, reshaped_operand};
 use super::raise::{keeps_last, reshaped};
 use super::sweep::{Sweep, sweep};
 use galvatron_ir::op::Op;
-use galvatron_ir::op::compute::{Broadcast, Embedding, ReduceSum, Reshape, Transpose};
+use galvatron_ir::op::compute::{Broadcast, Embedding, ReduceSum, Reshape, TopK, Transpose};
 use galvatron_ir::{NodeId, Program, ValueId};
 
 /// Moves merges and transposes of operands below the op that reads them.
 pub(super) fn lower_layouts(program: &mut Program) -> bool {
     sweep(program, |cx, node| {
+        if let Op::TopK(top_k) = *cx.op(node) {
+            return lower_over_top_k(cx, node, top_k);
+        }
         if !cx.is_single(node) {
             return None;
         }
@@ -142,6 +145,18 @@ fn lower_repetition(cx: &mut Sweep<'_>, t: &Transpose, x: ValueId) -> Option<Val
     let shape = t.perm.iter().map(|&p| broadcast.shape[p]).collect();
     let value = cx.emit(t.clone(), &[source]);
     Some(cx.emit(Broadcast { shape, ..broadcast }, &[value]))
+}
+
+/// top_k works on the last dimension; the others may be split.
+fn lower_over_top_k(cx: &mut Sweep<'_>, node: NodeId, top_k: TopK) -> Option<ValueId> {
+    let x = cx.args(node)[0];
+    let source = merge_of(cx, x).filter(|&source| keeps_last(&cx.shape(source), &cx.shape(x)))?;
+    let shape = cx.shape(cx.result(node));
+    let values = cx.emit(top_k, &[source]);
+    let indices = cx.result_at(values, 1);
+    let indices = cx.emit(Reshape { shape: shape.clone() }, &[indices]);
+    cx.replace_result(node, 1, indices);
+    Some(cx.emit(Reshape { shape }, &[values]))
 }
 
 fn lower_over_embedding(cx: &mut Sweep<'_>, args: &[ValueId]) -> Option<ValueId> {

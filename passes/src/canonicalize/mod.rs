@@ -8,9 +8,11 @@ mod cse;
 mod dce;
 mod einsums;
 mod elementwise;
+mod experts;
 mod fold;
 mod groups;
 mod heads;
+mod indices;
 mod labels;
 mod lower;
 mod names;
@@ -47,7 +49,9 @@ pub fn canonicalize(module: &mut Module) {
 fn settle(program: &mut Program) {
     for _ in 0..MAX_ROUNDS {
         let mut changed = fold::fold(program);
+        changed |= indices::drop_wraps(program);
         changed |= cse::merge_equal_nodes(program);
+        changed |= experts::recognise_experts(program);
         changed |= raise::raise_reshapes(program);
         changed |= transposes::absorb_transposes(program);
         changed |= lower::lower_layouts(program);

@@ -17,7 +17,8 @@ pub(super) struct Sweep<'p> {
     body: Vec<NodeId>,
 }
 
-/// Runs `rule` on every node; the value that it returns replaces result 0 of the node, whose other results must be unused.
+/// Runs `rule` on every node; the value that it returns replaces result 0 of the node, whose other results must be unused or
+/// replaced by the rule.
 /// Says whether anything was replaced.
 pub(super) fn sweep(program: &mut Program, mut rule: impl FnMut(&mut Sweep<'_>, NodeId) -> Option<ValueId>) -> bool {
     let old = std::mem::take(&mut program.body);
@@ -87,6 +88,12 @@ impl<'p> Sweep<'p> {
         self.program.graph.node(node).results[0]
     }
 
+    /// Result `index` of the node whose result 0 is the value.
+    pub(super) fn result_at(&self, value: ValueId, index: usize) -> ValueId {
+        let node = self.producer(value).expect("invariant: the value was computed");
+        self.program.graph.node(node).results[index]
+    }
+
     /// Whether only result 0 of a node is read.
     pub(super) fn is_single(&self, node: NodeId) -> bool {
         self.program.graph.node(node).results[1..].iter().all(|r| self.uses[r.index()] == 0)
@@ -109,6 +116,22 @@ impl<'p> Sweep<'p> {
             Def::Node(node, 0) => Some(node),
             _ => None,
         }
+    }
+
+    /// The node that computes a value, and which of its results that is.
+    pub(super) fn source(&self, value: ValueId) -> Option<(NodeId, usize)> {
+        match self.program.graph.value(value).def {
+            Def::Node(node, result) => Some((node, result as usize)),
+            _ => None,
+        }
+    }
+
+    /// Redirects the readers of result `index` of a node, besides result 0, which the rule returns.
+    pub(super) fn replace_result(&mut self, node: NodeId, index: usize, value: ValueId) {
+        let old = self.program.graph.node(node).results[index];
+        self.replaced[old.index()] = Some(value);
+        self.uses[value.index()] += std::mem::take(&mut self.uses[old.index()]);
+        self.take_name(old, value);
     }
 
     /// Number of readers of a value, outputs of the program included.
