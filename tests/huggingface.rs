@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use walk::Walk;
 
 /// Models of the fixtures: name, kind, and length of the input where that is not the labels'.
-const FIXTURES: [(&str, &str, Option<u64>); 10] = [
+const FIXTURES: [(&str, &str, Option<u64>); 11] = [
     ("gpt2", "gpt2", None),
     ("gpt2_deep", "gpt2", None),
     ("llama", "llama", None),
@@ -38,15 +38,16 @@ const FIXTURES: [(&str, &str, Option<u64>); 10] = [
     ("t5_deep", "t5", Some(12)),
     ("vit", "vit", None),
     ("swin", "swin", None),
+    ("mixtral", "mixtral", None),
 ];
 
 /// Fixtures whose exported graphs make tables, masks or windows in another way.
-const SAME_BUT_FOR_CONSTANTS: [&str; 5] = ["llama", "llama_deep", "t5", "t5_deep", "swin"];
+const SAME_BUT_FOR_CONSTANTS: [&str; 6] = ["llama", "llama_deep", "t5", "t5_deep", "swin", "mixtral"];
 
 /// The fixtures that are there.
 fn fixtures() -> impl Iterator<Item = (Fixture, &'static str, Option<u64>)> {
     let has_all = std::env::var_os("GALVATRON_FIXTURES").is_some();
-    let there = FIXTURES.into_iter().filter(move |(name, ..)| has_all || *name == "gpt2");
+    let there = FIXTURES.into_iter().filter(move |(name, ..)| has_all || ["gpt2", "mixtral"].contains(name));
     there.map(|(name, kind, length)| (Fixture::open(name), kind, length))
 }
 
@@ -132,6 +133,9 @@ fn keys_change_the_losses() {
         ("llama3", "rope_scaling", Value::Null),
         ("gpt_neox", "rotary_pct", Value::from(0.25)),
         ("gpt2_scaled", "scale_attn_by_inverse_layer_idx", Value::from(false)),
+        ("mixtral", "num_experts_per_tok", Value::from(2)),
+        ("mixtral", "rms_norm_eps", Value::from(1e-3)),
+        ("mixtral", "rope_theta", Value::from(50.0)),
         ("t5_relu", "relative_attention_max_distance", Value::from(7)),
     ] {
         let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).expect("the reference is there");

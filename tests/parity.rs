@@ -37,7 +37,8 @@ const N_WORKERS: usize = 2;
 const OPTIMIZERS: [&str; 3] = ["sgd", "sgd_momentum", "adamw"];
 
 /// Codes with which a pin may be refused.
-const REFUSALS: [&str; 5] = ["divisibility", "world-size", "no-sequence-axis", "too-few-layers", "unsupported"];
+const REFUSALS: [&str; 6] =
+    ["divisibility", "world-size", "no-sequence-axis", "no-experts", "too-few-layers", "unsupported"];
 
 /// Layer 0 over tensor ranks, layer 1 over data ranks.
 const MIXED: &str = "[[layers]]\nrange = [0, 1]\ntp = 4\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 3";
@@ -85,6 +86,20 @@ const PINS: [(&str, &[u32]); 39] = [
     ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
 ];
 
+/// The same for models with mixtures of experts.
+const EXPERT_PINS: [(&str, &[u32]); 10] = [
+    ("ep = 1", &[2, 4]),
+    ("ep = 2", &[2, 4]),
+    ("ep = 3", &[4]),
+    ("ep = 4", &[2, 4]),
+    ("dp = 2\nep = 2", &[2]),
+    ("dp = 4\nep = 2\nzero = 1", &[4]),
+    ("dp = 4\nep = 4\nzero = 3\nmicro_batches = 1", &[4]),
+    ("dp = 2\ntp = 2\nep = 2\nzero = 2\nmicro_batches = 2", &[4]),
+    ("dp = 2\ntp = 2\nep = 4\nrecompute = \"full\"", &[4]),
+    ("tp = 2\nep = 2\nsequence = \"megatron\"\nrecompute = \"selective\"", &[2]),
+];
+
 #[test]
 fn every_plan_trains_like_pytorch() {
     check_models(&models());
@@ -110,6 +125,32 @@ fn check_models(models: &[&str]) {
     }
 }
 
+/// Mixtures of experts, also with pinned experts.
+#[test]
+fn mixtures_of_experts_train_like_pytorch() {
+    check_models(&["mixtral"]);
+}
+
+/// A model without experts refuses to lay them anywhere.
+#[test]
+fn experts_are_pinned_where_there_are_any() {
+    let fixture = Fixture::open("gpt2");
+    let order = |strategy| {
+        let (dialect, optimizer) = ("keep20", "adamw");
+        Order { fixture: &fixture, dialect, optimizer, ranks: 2, strategy, compute: DType::F32 }
+    };
+    for strategy in ["ep = 2", "[head]\nep = 2", "[[layers]]\nrange = [0, 1]\nep = 2"] {
+        let codes: Vec<_> = order(strategy).compile().err().unwrap_or_default().iter().map(|f| f.code).collect();
+        assert_eq!(codes, ["no-experts"], "{strategy}");
+    }
+    assert!(order("ep = 1").compile().is_ok());
+    let mixture = Fixture::open("mixtral");
+    for strategy in ["[embedding]\nep = 2", "[head]\nep = 2"] {
+        let faults = Order { fixture: &mixture, ..order(strategy) }.compile().err().unwrap_or_default();
+        assert_eq!(faults.iter().map(|f| f.code).collect::<Vec<_>>(), ["no-experts"], "{strategy}");
+    }
+}
+
 /// Whether the whole set of fixtures is there.
 fn is_whole_set() -> bool {
     std::env::var_os("GALVATRON_FIXTURES").is_some()
@@ -128,7 +169,8 @@ fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
     let mut orders = Vec::new();
     for dialect in dialects(fixture).filter(|d| follows(fixture, d)) {
         for optimizer in OPTIMIZERS {
-            for (strategy, worlds) in PINS {
+            let of_experts = if fixture.model == "mixtral" { &EXPERT_PINS[..] } else { &[] };
+            for (strategy, worlds) in PINS.iter().chain(of_experts).copied() {
                 let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy, compute: DType::F32 };
                 orders.extend(worlds.iter().map(order).filter(is_run));
             }
@@ -305,12 +347,19 @@ fn disobedience_is_seen() {
 #[test]
 fn gradients_are_those_of_pytorch() {
     let mut faults = Vec::new();
-    for model in models().into_iter().chain(ARCHITECTURES.into_iter().filter(|_| is_whole_set())) {
+    let beyond = ARCHITECTURES.into_iter().filter(|_| is_whole_set());
+    for model in models().into_iter().chain(["mixtral"]).chain(beyond) {
         let fixture = Fixture::open(model);
-        for (ranks, strategy) in
-            [(1, ""), (4, ""), (4, "dp = 2\ntp = 2"), (4, "dp = 4\nzero = 3"), (2, "micro_batches = 2")]
-        {
-            if model == "mlp" && strategy.contains("tp") {
+        for (ranks, strategy) in [
+            (1, ""),
+            (4, ""),
+            (4, "dp = 2\ntp = 2"),
+            (4, "dp = 4\nzero = 3"),
+            (2, "micro_batches = 2"),
+            (4, "dp = 4\nep = 2"),
+            (2, "tp = 2\nep = 2"),
+        ] {
+            if (model == "mlp" && strategy.contains("tp")) || (model != "mixtral" && strategy.contains("ep")) {
                 continue;
             }
             let order = Order {

@@ -1,6 +1,6 @@
 //! Graphs of published sizes without weights: each is planned for a cluster that can hold it, and its layers are found.
 //!
-//! Two graphs are committed; the rest lies in the folder that `GALVATRON_FIXTURES` names.
+//! Two graphs and a configuration are committed; the rest lies in the folder that `GALVATRON_FIXTURES` names.
 
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::driver::{Compilation, CompileFault, compile};
@@ -44,14 +44,14 @@ fn unpacked(packed: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// Plans a graph; what is wrong, if anything is.
-fn fault_of(folder: &Path, (name, n_devices, layers): Case) -> Option<String> {
+/// Plans a model; what is wrong, if anything is.
+fn fault_of(model: &Path, (name, n_devices, layers): Case) -> Option<String> {
     let clusters = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clusters");
     let cluster = std::fs::read_to_string(clusters.join(format!("a100-80gb-{n_devices}.toml"))).expect("it is there");
     let batch = if n_devices > 256 { 1024 } else { 256 };
     let settings = [format!("batch.global={batch}"), "batch.sequence=512".into()];
     let what = Compilation {
-        model: &unpacked(&folder.join(format!("{name}.onnx.gz")), name),
+        model,
         cluster: &parse_cluster(&cluster).expect("the cluster is described well"),
         recipe: &parse_recipe("", &settings).expect("the recipe is right"),
         pins: &Pins::default(),
@@ -71,13 +71,23 @@ fn fault_of(folder: &Path, (name, n_devices, layers): Case) -> Option<String> {
 }
 
 fn check(folder: &Path, cases: &[Case]) {
-    let faults: Vec<String> = cases.iter().filter_map(|&case| fault_of(folder, case)).collect();
+    let fault = |&case: &Case| {
+        let name = case.0;
+        fault_of(&unpacked(&folder.join(format!("{name}.onnx.gz")), name), case)
+    };
+    let faults: Vec<String> = cases.iter().filter_map(fault).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
 fn committed_graphs_are_planned() {
     check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/planning"), &COMMITTED);
+}
+
+#[test]
+fn a_published_mixture_of_experts_is_planned_from_its_configuration() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/configs/mixtral-8x7b.json");
+    assert_eq!(fault_of(&model, ("mixtral-8x7b", 64, &[32])), None);
 }
 
 #[test]

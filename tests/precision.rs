@@ -48,6 +48,21 @@ fn bf16_plans_follow_pytorch() {
     }
 }
 
+/// The router's choices are made of rounded scores, so a token may see another expert; losses stay in the band.
+#[test]
+fn mixtures_of_experts_in_bf16_follow_pytorch() {
+    let fixture = Fixture::open("mixtral");
+    let (dialect, optimizer, compute) = ("keep20", "adamw", DType::Bf16);
+    for (ranks, strategy) in [
+        (1, "micro_batches = 2"),
+        (4, "dp = 4\nep = 2\nzero = 1"),
+        (4, "dp = 2\ntp = 2\nep = 2\nzero = 3\nrecompute = \"full\""),
+        (4, "dp = 2\ntp = 2\nep = 1\nsequence = \"megatron\"\nrecompute = \"selective\""),
+    ] {
+        check(&Order { fixture: &fixture, dialect, optimizer, ranks, strategy, compute });
+    }
+}
+
 fn check(order: &Order<'_>) {
     let name = format!("{} on {}: {}", order.optimizer, order.ranks, order.strategy);
     let module = order.compile().unwrap_or_else(|faults| panic!("{name}: {}", faults[0])).module;

@@ -93,7 +93,7 @@ pub struct LayerPins {
     pub cp: Pinned<u32>,
     /// Ulysses degree (sequence between attentions, heads inside).
     pub ulysses: Pinned<u32>,
-    /// Expert-parallel degree; divides dp · cp.
+    /// Ranks over which the experts of mixtures lie: some of the data ranks, or all tensor ranks.
     pub ep: Pinned<u32>,
     /// ZeRO stage, 0 to 3, over the data-parallel axes.
     pub zero: Pinned<u8>,

@@ -2,6 +2,7 @@
 
 use crate::config::strategy::{self as file, Pinned, StrategyFile};
 use galvatron_ir::mesh::Mesh;
+use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
 use galvatron_passes::batch::rule_of;
 use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice, WHOLE};
@@ -15,7 +16,7 @@ pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> St
     let has_layers = segments.iter().any(|s| s.is_layer);
     let mut layer = 0;
     for (segment, choice) in segments.iter().zip(&found.decision.segments) {
-        let pins = pins_of_choice(choice);
+        let pins = pins_of_choice(module, choice);
         match (segment.is_layer, has_layers) {
             (true, _) => add_layer(&mut out.layers, layer, pins),
             (false, false) => out.pins = pins,
@@ -34,7 +35,7 @@ fn pin<T>(value: T) -> Pinned<T> {
     Some(Spanned::new(0..0, value))
 }
 
-fn pins_of_choice(choice: &SegmentChoice) -> file::LayerPins {
+fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
     let sequence = match choice.boundary {
         BoundaryKind::Sequence => file::SequenceMode::Megatron,
         BoundaryKind::Batch | BoundaryKind::Replicated => file::SequenceMode::None,
@@ -44,9 +45,11 @@ fn pins_of_choice(choice: &SegmentChoice) -> file::LayerPins {
         Mode::Selective => file::Recompute::Selective,
         Mode::Full => file::Recompute::Full,
     };
+    let is_moe = |&n: &NodeId| matches!(module.program.graph.node(n).op, Op::Moe(_));
     file::LayerPins {
         dp: pin(choice.dp as u32),
         tp: pin(choice.tp as u32),
+        ep: if choice.nodes.iter().any(is_moe) { pin(choice.ep as u32) } else { None },
         zero: pin(choice.zero),
         sequence: pin(sequence),
         recompute: pin(recompute),

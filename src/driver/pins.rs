@@ -63,11 +63,11 @@ fn refuse(pin: &file::Pinned<u32>, key: &'static str, only: u32, faults: &mut Ve
 fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
     refuse(&pins.cp, "cp", 1, faults);
     refuse(&pins.ulysses, "ulysses", 1, faults);
-    refuse(&pins.ep, "ep", 1, faults);
     let value = |pin: &file::Pinned<u32>| pin.as_ref().map(|p| *p.get_ref());
     LayerPins {
         dp: value(&pins.dp),
         tp: value(&pins.tp),
+        ep: value(&pins.ep),
         zero: pins.zero.as_ref().map(|z| *z.get_ref()),
         sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {
             file::SequenceMode::None => SequenceMode::None,

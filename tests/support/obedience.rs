@@ -96,6 +96,9 @@ impl<'a> LayerView<'a> {
         if let Some(tp) = pins.tp {
             self.check_products(u64::from(tp), &mut faults);
         }
+        if let Some(ep) = pins.ep {
+            self.check_experts(u64::from(ep), &mut faults);
+        }
         if let Some(zero) = pins.zero {
             self.check_residents(zero, &mut faults);
         }
@@ -106,6 +109,16 @@ impl<'a> LayerView<'a> {
             self.check_recomputation(mode, &mut faults);
         }
         faults
+    }
+
+    /// The experts of every mixture lie over `ep` ranks.
+    fn check_experts(&self, ep: u64, faults: &mut Vec<String>) {
+        for (node, value) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Moe(_))) {
+            let found = self.mesh.product(&placement(self.chunk.graph.value(node.args[3])).dims[0]);
+            if found != ep {
+                faults.push(format!("the experts of `{}` are over {found} ranks, not ep {ep}", value.name));
+            }
+        }
     }
 
     /// The batch of every activation that leaves the layer lies over axes of product `dp`. The products of a model without
@@ -154,7 +167,8 @@ impl<'a> LayerView<'a> {
                 ResidentRole::Accumulator => (gradient, 2),
                 ResidentRole::Parameter => (Some(of), 3),
             };
-            if !weight.is_some_and(|w| self.weights.contains(&w)) || !self.can_be_cut(value) {
+            let is_own = |w: ValueId| self.weights.contains(&w) && !self.is_spread(w);
+            if !weight.is_some_and(is_own) || !self.can_be_cut(value) {
                 continue;
             }
             let sharded = self.data.iter().filter(|&&a| placement(value).is_sharded_over(a)).count();
@@ -164,6 +178,15 @@ impl<'a> LayerView<'a> {
                 faults.push(format!("{role} `{}` is over {sharded} data axes at ZeRO {zero}", value.name));
             }
         }
+    }
+
+    /// Whether a weight holds experts that lie over several ranks, at any ZeRO level.
+    fn is_spread(&self, weight: ValueId) -> bool {
+        let mixtures = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Moe(_)));
+        mixtures.flat_map(|(node, _)| &node.args[3..]).any(|&arg| {
+            let value = self.chunk.graph.value(arg);
+            value.of == Some(weight) && self.mesh.product(&placement(value).dims[0]) > 1
+        })
     }
 
     /// Whether some dimension can be cut over the data axes besides its other axes.
@@ -207,7 +230,7 @@ impl<'a> LayerView<'a> {
             let is_kept = match mode {
                 Mode::None => true,
                 Mode::Selective => {
-                    matches!(self.module.program.graph.node(source).op, Op::Einsum(_) | Op::Attention(_))
+                    matches!(self.module.program.graph.node(source).op, Op::Einsum(_) | Op::Attention(_) | Op::Moe(_))
                 }
                 Mode::Full => false,
             };

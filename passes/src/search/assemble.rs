@@ -25,6 +25,8 @@ pub struct SegmentChoice {
     pub dp: u64,
     /// Ranks of the tensor axes.
     pub tp: u64,
+    /// Ranks over which the experts of its mixtures lie; 1 where it has none.
+    pub ep: u64,
     /// Where the tensor axes lie at the boundary.
     pub boundary: BoundaryKind,
     /// ZeRO level.
@@ -45,6 +47,9 @@ impl SegmentChoice {
         let mut name = format!("dp {dp}");
         if tp > 1 {
             name += &format!(" · tp {tp}");
+        }
+        if self.ep > 1 {
+            name += &format!(" · ep {}", self.ep);
         }
         if self.boundary == BoundaryKind::Sequence {
             name += " + sequence";

@@ -3,6 +3,7 @@
 use super::NoPlan;
 use super::assemble::SegmentChoice;
 use super::boundary::{BoundaryKind, boundary_placements};
+use super::experts::{self, expert_degree};
 use super::options::{NodeOption, Split};
 use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced};
@@ -45,6 +46,8 @@ pub struct Choice {
     pub split: Split,
     /// Where the tensor axes lie at the boundary.
     pub boundary: BoundaryKind,
+    /// Ranks over which the experts lie.
+    pub ep: u64,
     /// ZeRO level.
     pub zero: u8,
     /// What is recomputed.
@@ -119,6 +122,7 @@ impl<'a> SpaceBuilder<'a> {
                 help: "count layers from 0".into(),
             });
         }
+        experts::check_pins(self.facts.program, self.pins, segments)?;
         let mut known: Vec<(usize, LayerPins)> = Vec::new();
         let mut layer = 0;
         for (i, segment) in segments.iter().enumerate() {
@@ -205,7 +209,7 @@ impl SpaceBuilder<'_> {
         let recomputes: Vec<(Mode, Recompute)> =
             modes.into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
         for split in Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)) {
-            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins);
+            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins, mesh);
             let Some(priced) = Priced::new(&self.facts, piece, mesh, &split, &filter) else { continue };
             let boundaries = self.boundaries(piece, pins, &split, mesh);
             for (mode, recompute) in &recomputes {
@@ -220,7 +224,8 @@ impl SpaceBuilder<'_> {
                             points(&problem, self.listing).into_iter().filter(|(c, _)| !c.is_forbidden())
                         {
                             let (split, boundary, mode) = (split.clone(), *boundary, *mode);
-                            all.push(Choice { split, boundary, zero, mode, assignment, cost, state });
+                            let ep = priced.expert_degree(&assignment);
+                            all.push(Choice { split, boundary, ep, zero, mode, assignment, cost, state });
                         }
                     }
                 }
@@ -258,11 +263,22 @@ impl SpaceBuilder<'_> {
     }
 
     /// Under a pinned degree the tensor axes do not shard the batch; under a pinned tensor degree they shard the matrix products
-    /// of weights and the attention heads.
-    pub fn obeys_tensor_pin(&self, node: NodeId, option: &NodeOption, split: &Split, pins: &LayerPins) -> bool {
+    /// of weights, the attention heads, and the experts or what is inside of them. Experts lie over as many ranks as is pinned.
+    pub fn obeys_tensor_pin(
+        &self,
+        node: NodeId,
+        option: &NodeOption,
+        split: &Split,
+        pins: &LayerPins,
+        mesh: &Mesh,
+    ) -> bool {
         let program = self.facts.program;
         let n = program.graph.node(node);
         let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
+        let degree = expert_degree(program, node, &option.map, mesh);
+        if degree.is_some_and(|degree| pins.ep.is_some_and(|ep| u64::from(ep) != degree)) {
+            return false;
+        }
         if let Some(place) = self.pins.places.get(name).filter(|_| !split.tensor.is_empty()) {
             return place.allows(&crate::batch::rule_of(program, node), option.tensor_factor);
         }
@@ -274,13 +290,18 @@ impl SpaceBuilder<'_> {
             return true;
         }
         let wanted = self.tensor_factors(node, &crate::batch::rule_of(program, node));
-        // Queries are cut over all axes, keys as far as their heads reach.
-        let is_attention = matches!(program.graph.node(node).op, Op::Attention(_));
-        let is_cut = split.tensor.iter().all(|&axis| !is_attention || option.operands[0].is_sharded_over(axis));
+        // Queries and experts are cut over all axes, the weights of keys as far as their heads reach.
+        let cut = match n.op {
+            Op::Attention(_) => Some(&option.operands[0]),
+            Op::Moe(_) => Some(&option.operands[3]),
+            _ => None,
+        };
+        let is_cut = split.tensor.iter().all(|&axis| cut.is_none_or(|operand| operand.is_sharded_over(axis)));
         wanted.is_empty() || (is_cut && option.tensor_factor.is_some_and(|f| wanted.contains(&f)))
     }
 
-    /// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention.
+    /// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention, the
+    /// experts or what is inside of them.
     pub(super) fn tensor_factors(&self, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
         let n = self.facts.program.graph.node(node);
         match n.op {
@@ -289,6 +310,7 @@ impl SpaceBuilder<'_> {
                 weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
             }
             Op::Attention(_) => rule.operands[0][2].clone(),
+            Op::Moe(_) => rule.operands[3][..2].iter().flatten().copied().collect(),
             _ => Vec::new(),
         }
     }
@@ -365,6 +387,7 @@ impl SegmentChoice {
             nodes: piece.nodes.clone(),
             dp: mesh.product(&choice.split.data),
             tp: mesh.product(&choice.split.tensor),
+            ep: choice.ep,
             boundary: choice.boundary,
             zero: choice.zero,
             mode: choice.mode,

@@ -8,6 +8,7 @@
 mod assemble;
 mod boundary;
 mod candidates;
+mod experts;
 mod options;
 mod pins;
 mod price;

@@ -1,4 +1,5 @@
-//! The placements that an op may take: its batch over the data axes, one more factor (or none) over the tensor axes.
+//! The placements that an op may take: its batch over the data axes, one more factor (or none) over the tensor axes. Experts may
+//! take data axes from the batch.
 
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, ShardingRule};
@@ -49,6 +50,8 @@ pub struct OptionContext<'a> {
     pub split: &'a Split,
     /// The factor that is the batch.
     pub batch: Option<usize>,
+    /// The factor that counts experts.
+    pub experts: Option<usize>,
     /// Whether the op runs once a step on the whole batch.
     pub whole_batch: bool,
 }
@@ -65,6 +68,16 @@ pub fn options(rule: &ShardingRule, cx: &OptionContext<'_>) -> Vec<NodeOption> {
             return Vec::new();
         }
     }
+    let mut bases = vec![base.clone()];
+    if let (Some(batch), Some(experts)) = (cx.batch, cx.experts) {
+        let over = over_data_axes(&base, batch, experts, &cx.split.data);
+        bases.extend(over.into_iter().filter(|map| divides(rule, experts, &map.axes[experts], cx.mesh)));
+    }
+    bases.into_iter().flat_map(|base| over_tensor_axes(rule, base, cx)).collect()
+}
+
+/// The options that leave a map as it is, or put one factor over the tensor axes.
+fn over_tensor_axes(rule: &ShardingRule, base: FactorMap, cx: &OptionContext<'_>) -> Vec<NodeOption> {
     let mut all = vec![NodeOption::new(rule, base.clone(), None)];
     if cx.split.tensor.is_empty() {
         return all;
@@ -96,6 +109,17 @@ fn cut_into_single(rule: &ShardingRule, factor: usize, base: &FactorMap, cx: &Op
         map.axes[minor].truncate(base.axes[minor].len());
     }
     (n > 0).then(|| NodeOption::new(rule, map, Some(factor)))
+}
+
+/// The maps in which the fastest data axes go from the batch to the experts, fewest first.
+fn over_data_axes(base: &FactorMap, batch: usize, experts: usize, data: &[AxisId]) -> Vec<FactorMap> {
+    let moved = |n: usize| {
+        let mut map = base.clone();
+        let kept = map.axes[batch].len() - n;
+        map.axes[experts] = map.axes[batch].split_off(kept);
+        map
+    };
+    (1..=data.len()).map(moved).collect()
 }
 
 fn divides(rule: &ShardingRule, factor: usize, axes: &[AxisId], mesh: &Mesh) -> bool {

@@ -18,6 +18,8 @@ pub struct LayerPins {
     pub dp: Option<u32>,
     /// Ranks that share weights and heads.
     pub tp: Option<u32>,
+    /// Ranks that share the experts of mixtures.
+    pub ep: Option<u32>,
     /// ZeRO level.
     pub zero: Option<u8>,
     /// Where the boundary sequence lies.
@@ -73,6 +75,7 @@ impl LayerPins {
         LayerPins {
             dp: if names_degree { self.dp } else { base.dp },
             tp: if names_degree { self.tp } else { base.tp },
+            ep: self.ep.or(base.ep),
             zero: self.zero.or(base.zero),
             sequence: self.sequence.or(base.sequence),
             recompute: self.recompute.or(base.recompute),
@@ -83,7 +86,7 @@ impl LayerPins {
 /// A pin that cannot be met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinFault {
-    /// `divisibility`, `world-size`, `no-sequence-axis`, `too-few-layers` or `unsupported`.
+    /// `divisibility`, `world-size`, `no-sequence-axis`, `no-experts`, `too-few-layers` or `unsupported`.
     pub code: &'static str,
     /// What is wrong.
     pub message: String,

@@ -1,5 +1,6 @@
 //! Prices one segment under one split of the mesh: per option of each op, and per pair of options where a value flows.
 
+use super::experts::{expert_degree, expert_factor};
 use super::options::{NodeOption, OptionContext, Split, options};
 use super::recompute::Recompute;
 use super::solver::{Cost, Edge, Problem, Var};
@@ -89,8 +90,10 @@ pub fn groups(facts: &Facts<'_>, piece: &Piece, mesh: &Mesh, split: &Split, filt
     for members in siblings(facts.program, &piece.nodes) {
         let first = piece.nodes[members[0]];
         let batch = facts.batch.factors.get(&first).copied();
-        let cx = OptionContext { mesh, split, batch, whole_batch: facts.is_whole_batch(first) };
-        let mut options = options(&rule_of(facts.program, first), &cx);
+        let rule = rule_of(facts.program, first);
+        let experts = expert_factor(&facts.program.graph.node(first).op, &rule);
+        let cx = OptionContext { mesh, split, batch, experts, whole_batch: facts.is_whole_batch(first) };
+        let mut options = options(&rule, &cx);
         options.retain(|o| filter(first, o));
         if options.is_empty() {
             return None;
@@ -312,6 +315,15 @@ impl<'a> Priced<'a> {
         let results = vec![&local; n.results.len()];
         let squares: Op = SumSquares.into();
         self.facts.model.op_ns(&n.op, &args, &results) + self.facts.model.op_ns(&squares, &[&local], &[&scalar])
+    }
+
+    /// Ranks over which the experts of the segment's mixtures lie under an assignment; 1 where it has none.
+    pub fn expert_degree(&self, assignment: &[usize]) -> u64 {
+        let degree = |(group, &option): (&Group, &usize)| {
+            let node = self.piece.nodes[group.members[0]];
+            expert_degree(self.facts.program, node, &group.options[option].map, self.mesh)
+        };
+        self.groups.iter().zip(assignment).filter_map(degree).max().unwrap_or(1)
     }
 
     /// The costs between options where a value flows inside the segment, under a recomputation mode.

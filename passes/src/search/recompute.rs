@@ -25,7 +25,7 @@ impl Recompute {
             let n = program.graph.node(node);
             let is_kept = match mode {
                 Mode::None => true,
-                Mode::Selective => matches!(n.op, Op::Einsum(_) | Op::Attention(_)),
+                Mode::Selective => matches!(n.op, Op::Einsum(_) | Op::Attention(_) | Op::Moe(_)),
                 Mode::Full => false,
             };
             kept.extend(n.results.iter().filter(|&r| (is_kept && facts.saved.contains(r)) || Some(*r) == piece.output));

@@ -1,6 +1,7 @@
 //! Why pins leave a segment without any candidate: the first constraint that they break, by name.
 
 use super::candidates::{SpaceBuilder, fits_pins};
+use super::experts::{self, expert_factor};
 use super::options::{OptionContext, Split, options};
 use super::pins::{LayerPins, PinFault, SequenceMode};
 use super::price::Piece;
@@ -17,6 +18,7 @@ impl SpaceBuilder<'_> {
             return no_split(pins, mesh);
         }
         self.uncut_batch(&splits, mesh)
+            .or_else(|| experts::why_none(self.facts.program, &piece.nodes, pins.ep, &splits, mesh))
             .or_else(|| splits.iter().find_map(|split| self.uncut_sequence(piece, pins, split, mesh)))
             .or_else(|| splits.iter().find_map(|split| self.uncut_node(piece, pins, split, mesh)))
             .unwrap_or_else(|| PinFault {
@@ -71,16 +73,20 @@ impl SpaceBuilder<'_> {
             let rule = rule_of(self.facts.program, node);
             let batch = self.facts.batch.factors.get(&node).copied();
             let whole_batch = self.facts.is_whole_batch(node);
-            let all = options(&rule, &OptionContext { mesh, split, batch, whole_batch });
-            if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins)) {
+            let experts = expert_factor(&self.facts.program.graph.node(node).op, &rule);
+            let all = options(&rule, &OptionContext { mesh, split, batch, experts, whole_batch });
+            if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
                 return None;
             }
             let name = self.node_name(node);
-            let message = if all.is_empty() {
-                let (m, dp) = (mesh.micro_batches(), mesh.product(&split.data));
-                format!("the batch in `{name}` cannot be cut into {m} micro-batches over dp {dp}")
-            } else {
-                format!("tp {} {} `{name}`", mesh.product(&split.tensor), self.undivided(node, &rule))
+            let tp = mesh.product(&split.tensor);
+            let message = match pins.ep.filter(|_| experts.is_some()) {
+                _ if all.is_empty() => {
+                    let (m, dp) = (mesh.micro_batches(), mesh.product(&split.data));
+                    format!("the batch in `{name}` cannot be cut into {m} micro-batches over dp {dp}")
+                }
+                Some(ep) => format!("ep {ep} leaves tp {tp} nothing that it divides inside of the experts of `{name}`"),
+                None => format!("tp {tp} {} `{name}`", self.undivided(node, &rule)),
             };
             let help =
                 "choose a tensor degree that divides the number of heads, also of keys, and the hidden width".into();

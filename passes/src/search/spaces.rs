@@ -104,7 +104,7 @@ impl Spaces<'_> {
     fn groups(&self, space: &Space, variant: usize, candidate: usize) -> Vec<Group> {
         let (builder, choice) = (&self.builder, &space.choices[variant][candidate]);
         let (first, pins) = &builder.variants[variant];
-        let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins);
+        let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
         groups(&builder.facts, &builder.pieces[*first], &space.mesh, &choice.split, &filter)
             .expect("invariant: a chosen candidate has options")
     }

@@ -117,6 +117,11 @@ impl Config {
         }
     }
 
+    /// Gives a key a value where it is missing or null.
+    pub fn assume(&mut self, key: &str, value: impl Into<Value>) {
+        self.keys.entry(key.to_string()).or_insert_with(|| value.into());
+    }
+
     /// A positive integer.
     pub fn count(&mut self, key: &str, default: u64) -> u64 {
         self.optional_count(key).unwrap_or(default)

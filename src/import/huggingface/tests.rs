@@ -47,9 +47,9 @@ fn note(model_type: &str, more: &str) -> String {
 
 #[test]
 fn unknown_types_are_refused_with_the_known_ones() {
-    let unknown = import_text(r#"{"model_type": "mixtral"}"#, &[], &[]).unwrap_err();
-    assert!(unknown.starts_with("error[config-type]: models of type `mixtral` are not built"), "{unknown}");
-    assert!(unknown.contains("gpt2, llama, mistral, qwen2"), "{unknown}");
+    let unknown = import_text(r#"{"model_type": "mamba"}"#, &[], &[]).unwrap_err();
+    assert!(unknown.starts_with("error[config-type]: models of type `mamba` are not built"), "{unknown}");
+    assert!(unknown.contains("gpt2, llama, mistral, mixtral, qwen2"), "{unknown}");
     assert!(import_text(r#"{"vocab_size": 3}"#, &[], &[]).unwrap_err().contains("has no `model_type`"));
     assert!(import_text("{", &[], &[]).unwrap_err().starts_with("error[config-file]"));
 }
@@ -68,6 +68,13 @@ fn keys_that_are_not_supported_are_refused_by_name() {
         ("llama", r#""hidden_size": "wide""#, "`hidden_size` is \"wide\", not a positive integer"),
         ("llama", r#""hidden_size": 9, "num_attention_heads": 3, "num_key_value_heads": 3"#, "3 elements of each head"),
         ("mistral", r#""layer_types": ["full_attention"]"#, "`layer_types`"),
+        (
+            "mixtral",
+            r#""num_local_experts": 2, "num_experts_per_tok": 3"#,
+            "`num_experts_per_tok` is 3, more than the 2",
+        ),
+        ("mixtral", r#""output_router_logits": true"#, "`output_router_logits` is true"),
+        ("mixtral", r#""router_jitter_noise": 0.1"#, "`router_jitter_noise` is 0.1"),
         ("bert", r#""is_decoder": true"#, "`is_decoder` is true"),
         ("bert", r#""position_embedding_type": "relative_key""#, "`position_embedding_type` is \"relative_key\""),
         ("phi", r#""tie_word_embeddings": true"#, "`tie_word_embeddings` is true"),

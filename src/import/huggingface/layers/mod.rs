@@ -1,6 +1,7 @@
 //! Textbook modules on the builder: what every family is made of.
 
 mod attention;
+mod experts;
 mod linear;
 mod masks;
 mod norm;
@@ -9,6 +10,7 @@ mod relative;
 mod rotary;
 
 pub(super) use attention::Heads;
+pub(super) use experts::Experts;
 pub(super) use relative::Buckets;
 pub(super) use rotary::Rope;
 

@@ -1,4 +1,4 @@
-//! LLaMA (Touvron et al. 2023) and its close relatives Mistral and Qwen2.
+//! LLaMA (Touvron et al. 2023) and its close relatives Mistral, Mixtral and Qwen2.
 
 use galvatron_ir::diagnostic::Diagnostic;
 use galvatron_ir::id::ValueId;
@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Heads, Rope, activation};
+use super::super::layers::{Experts, Heads, Rope, activation};
 use super::{Model, Sizes, Tokens, language_head, tokens};
 
 struct Llama {
@@ -28,6 +28,8 @@ struct Llama {
     has_mlp_bias: bool,
     /// Positions that a query sees, itself among them, and the first layer for which that holds.
     window: Option<(u64, u64)>,
+    /// What stands between the attentions instead of linear maps.
+    experts: Option<Experts>,
 }
 
 /// Sizes that a configuration leaves out.
@@ -54,6 +56,24 @@ pub(super) fn read_mistral(config: &mut Config) -> Box<dyn Model> {
     let window = (!config.is_null("sliding_window")).then(|| config.count("sliding_window", 4096));
     let model = read(config, defaults);
     Box::new(Llama { window: window.map(|n| (n, 0)), ..model })
+}
+
+pub(super) fn read_mixtral(config: &mut Config) -> Box<dyn Model> {
+    let defaults = Defaults { vocabulary: 32_000, inner: 14_336, n_groups: Some(8), n_positions: 131_072 };
+    config.assume("rope_theta", 1e6);
+    config.assume("rms_norm_eps", 1e-5);
+    config.only("router_jitter_noise", 0.0);
+    config.only("output_router_logits", false);
+    config.ignore(&["router_aux_loss_coef"]);
+    let window = config.optional_count("sliding_window");
+    let (n, n_chosen) = (config.count("num_local_experts", 8), config.count("num_experts_per_tok", 2));
+    if n_chosen > n {
+        let message = format!("`num_experts_per_tok` is {n_chosen}, more than the {n} of `num_local_experts`");
+        config.fault(Diagnostic::new("config-value", message));
+    }
+    let model = read(config, defaults);
+    let experts = Experts { n, n_chosen, inner: model.inner, activation: model.activation };
+    Box::new(Llama { window: window.map(|n| (n, 0)), experts: Some(experts), ..model })
 }
 
 pub(super) fn read_qwen2(config: &mut Config) -> Box<dyn Model> {
@@ -96,6 +116,7 @@ fn read(config: &mut Config, defaults: Defaults) -> Llama {
         has_output_bias: false,
         has_mlp_bias: false,
         window: None,
+        experts: None,
     }
 }
 
@@ -135,7 +156,11 @@ impl Llama {
         let h = self.attention(b, &format!("{name}.self_attn"), h, shared, layer)?;
         let x = b.add(x, h)?;
         let h = b.rms_norm(&format!("{name}.post_attention_layernorm"), x, self.eps, 1.0)?;
-        let h = self.mlp(b, &format!("{name}.mlp"), h)?;
+        let name = format!("{name}.mlp");
+        let h = match self.experts {
+            Some(experts) => b.experts(&name, h, experts, self.std)?,
+            None => self.mlp(b, &name, h)?,
+        };
         b.add(x, h)
     }
 

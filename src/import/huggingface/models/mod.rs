@@ -62,7 +62,7 @@ pub(super) struct Family {
 }
 
 /// The families, in the order of the documents.
-pub(super) const FAMILIES: [Family; 11] = [
+pub(super) const FAMILIES: [Family; 12] = [
     Family { model_type: "gpt2", architectures: &["GPT2LMHeadModel", "GPT2Model"], read: gpt2::read },
     Family {
         model_type: "llama",
@@ -70,6 +70,7 @@ pub(super) const FAMILIES: [Family; 11] = [
         read: llama::read_llama,
     },
     Family { model_type: "mistral", architectures: &["MistralForCausalLM", "MistralModel"], read: llama::read_mistral },
+    Family { model_type: "mixtral", architectures: &["MixtralForCausalLM", "MixtralModel"], read: llama::read_mixtral },
     Family { model_type: "qwen2", architectures: &["Qwen2ForCausalLM", "Qwen2Model"], read: llama::read_qwen2 },
     Family { model_type: "gpt_neox", architectures: &["GPTNeoXForCausalLM", "GPTNeoXModel"], read: gpt_neox::read },
     Family { model_type: "opt", architectures: &["OPTForCausalLM", "OPTModel"], read: opt::read },
