@@ -39,7 +39,7 @@ fn is_buffer(name: &str) -> bool {
 }
 
 /// Operators that only move elements: what comes out is still the initializer.
-const VIEWS: [&str; 12] = [
+const VIEWS: [&str; 13] = [
     "Transpose",
     "Reshape",
     "Cast",
@@ -50,6 +50,7 @@ const VIEWS: [&str; 12] = [
     "Slice",
     "Split",
     "Expand",
+    "Tile",
     "Flatten",
     "Dropout",
 ];
@@ -356,8 +357,9 @@ mod tests {
 
     #[test]
     fn what_is_made_of_weights_alone_and_meets_an_activation_makes_them_parameters() {
-        let nodes = ["t = LayerNormalization table gain shift", "k = MatMul t w", "u = Transpose k", "y = MatMul x u"];
-        let builder = Builder::new(&nodes).f32("table", &[8, 4]).f32("gain", &[4]).f32("shift", &[4]);
+        let nodes = ["t = LayerNormalization table gain shift", "k = MatMul t w", "u = Tile k n", "y = MatMul x u"];
+        let builder =
+            Builder::new(&nodes).ints("n", &[1, 2]).f32("table", &[8, 4]).f32("gain", &[4]).f32("shift", &[4]);
         check(builder.f32("w", &[4, 4]), "table gain shift w");
         let nodes = ["a = MatMul positions inv", "c = Cos a", "y = Mul x c"];
         check(Builder::new(&nodes).f32("positions", &[6, 1]).f32("inv", &[1, 4]), "");
