@@ -206,9 +206,12 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Res
         apply::bucket_reductions(module);
         Ok(())
     })?;
+    passes.run("schedule", module, |module| {
+        apply::schedule(module, &found.strategy);
+        Ok(())
+    })?;
     passes.run("assign-buffers", module, |module| {
         apply::assign_buffers(module);
-        apply::schedule(module);
         module.predicted = found.plan.predicted;
         Ok(())
     })

@@ -39,10 +39,11 @@ impl Report {
         let train = found.plan.train.as_ref();
         let tokens = train.map_or(0, |t| t.global_batch * t.sequence.max(1));
         let step_s = found.cost.step_ns as f64 * 1e-9;
-        let peak = found.plan.arena.bytes();
+        let peak = found.plan.peak_bytes();
         let totals = vec![
             ("repeated layers".into(), repeated(segments)),
             ("micro-batches".into(), found.decision.micro_batches.to_string()),
+            ("stages".into(), stages(found)),
             ("predicted step time".into(), ms(found.cost.step_ns)),
             ("predicted tokens/s".into(), format!("{:.0}", tokens as f64 / step_s)),
             ("predicted peak a rank".into(), format!("{} of {}", amount(peak), amount(cluster.device.memory_bytes))),
@@ -57,6 +58,7 @@ impl Report {
                 ),
             ),
         ];
+        let totals = totals.into_iter().filter(|(_, text): &(String, String)| !text.is_empty()).collect();
         let rejected = found.rejected.iter().map(|r| (r.name.clone(), ms(r.time_ns), r.why.clone())).collect();
         let json = json(found, &rows, &memory, cluster);
         Report { rows, totals, memory, rejected, json }
@@ -186,17 +188,27 @@ fn total(phases: &BTreeMap<PhaseKind, PhaseTimes>, micro_batches: u64) -> PhaseT
     sum
 }
 
-/// Bytes of one rank by class.
+/// The stages of the pipeline and their largest arenas; nothing where there is one.
+fn stages(found: &Found) -> String {
+    let Some(stages) = &found.decision.stages else { return String::new() };
+    let peaks: Vec<String> = found.plan.stages.iter().map(|s| amount(s.arena.bytes())).collect();
+    format!("{}; peaks {}", stages.name(), peaks.join(", "))
+}
+
+/// Bytes of one rank by class, of the stage that needs most.
 fn memory(plan: &Module) -> BTreeMap<&'static str, u64> {
-    let mut classes = BTreeMap::from([("activations and workspaces", plan.arena.transient)]);
-    for chunk in &plan.chunks {
+    let largest = (0..plan.stages.len()).rev().max_by_key(|&s| plan.stages[s].arena.bytes()).unwrap_or(0);
+    let stage = &plan.stages[largest];
+    let passing = stage.arena.slots + stage.arena.transient;
+    let mut classes = BTreeMap::from([("activations and workspaces", passing)]);
+    for chunk in plan.chunks.iter().filter(|chunk| chunk.stage as usize == largest) {
         for resident in &chunk.residents {
             let class = match resident.role {
                 ResidentRole::Parameter => "parameters",
                 ResidentRole::State => "optimizer state",
                 ResidentRole::Accumulator => "gradients",
             };
-            *classes.entry(class).or_default() += chunk.local_type(resident.value, &plan.mesh).bytes();
+            *classes.entry(class).or_default() += chunk.local_type(resident.value, &stage.mesh).bytes();
         }
     }
     classes
@@ -215,7 +227,7 @@ fn json(found: &Found, rows: &[Row], memory: &BTreeMap<&'static str, u64>, clust
         "world": cluster.world(),
         "micro_batches": found.decision.micro_batches,
         "step_time_ns": found.cost.step_ns,
-        "peak_bytes": found.plan.arena.bytes(),
+        "peak_bytes": found.plan.peak_bytes(),
         "gap_ppm": found.plan.predicted.gap_ppm,
         "memory": memory,
         "rows": rows.iter().map(row).collect::<Vec<_>>(),

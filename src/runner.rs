@@ -42,7 +42,7 @@ pub fn run_record(module: &Module, plan_digest: String) -> RunRecord {
         plan: plan_digest,
         world: world as u32,
         predicted_step_time_s: module.predicted.step_time_ns as f64 * 1e-9,
-        predicted_peak_bytes: vec![module.arena.bytes(); world as usize],
+        predicted_peak_bytes: module.peak_bytes_by_rank(),
     }
 }
 

@@ -57,9 +57,8 @@ struct Searched {
 impl Searched {
     fn search(&self, memory_bytes: u64, pins: &Pins) -> Result<Found, NoPlan> {
         let found = search(&self.module, &self.segments, &CostModel::analytic(&cluster(memory_bytes)), pins);
-        found.inspect(|found| {
-            assert!(found.plan.arena.bytes() <= memory_bytes, "{} does not fit", found.decision.name())
-        })
+        found
+            .inspect(|found| assert!(found.plan.peak_bytes() <= memory_bytes, "{} does not fit", found.decision.name()))
     }
 
     /// The plans as the memory is tightened, and the bytes of the smallest.
@@ -68,7 +67,7 @@ impl Searched {
         loop {
             match self.search(limit, pins) {
                 Ok(found) => {
-                    let next = found.plan.arena.bytes() * TIGHTER / 100;
+                    let next = found.plan.peak_bytes() * TIGHTER / 100;
                     steps.push((limit, found));
                     limit = next;
                 }
@@ -104,7 +103,7 @@ fn uniform_pins() -> Vec<Pins> {
 /// One line of the sequence.
 fn row(limit: u64, found: &Found) -> String {
     let kib = |bytes: u64| bytes as f64 / 1024.0;
-    let (limit, peak) = (kib(limit), kib(found.plan.arena.bytes()));
+    let (limit, peak) = (kib(limit), kib(found.plan.peak_bytes()));
     let ms = found.cost.step_ns as f64 / 1e6;
     format!("{limit:>9.0} KiB: {peak:>6.0} KiB, {ms:>7.3} ms, {}\n", found.decision.name())
 }

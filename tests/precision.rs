@@ -73,7 +73,7 @@ fn check(order: &Order<'_>) {
         let expected = run["losses"][step.step as usize - 1].as_f64().expect("the manifest has a number");
         let error = (step.loss - expected).abs() / expected;
         assert!(error < BAND, "{name}: loss {} of step {}, not {expected}", step.loss, step.step);
-        assert!(step.peak_bytes.iter().all(|&bytes| bytes == module.arena.bytes()), "{name}: {:?}", step.peak_bytes);
+        assert!(step.peak_bytes.iter().all(|&bytes| bytes == module.peak_bytes()), "{name}: {:?}", step.peak_bytes);
         Flow::Continue
     };
     let report = galvatron_backends::run(&module, &options, order.fixture.data(), &order.weights(), &mut each);
@@ -99,7 +99,12 @@ fn plans_for_gpus_run_on_cpu_ranks_and_are_smaller() {
     let order = |compute| Order { fixture: &fixture, dialect, optimizer, ranks: 4, strategy, compute };
     let plan = |compute, kind: &str| order(compute).compile_for(kind).expect("the pins can be met").module;
     let [cpu, gpu] = ["cpu", "cuda"].map(|kind| plan(DType::Bf16, kind));
-    assert!(gpu.arena.transient < cpu.arena.transient, "{} and {} bytes", gpu.arena.transient, cpu.arena.transient);
+    assert!(
+        gpu.stages[0].arena.transient < cpu.stages[0].arena.transient,
+        "{} and {} bytes",
+        gpu.stages[0].arena.transient,
+        cpu.stages[0].arena.transient
+    );
     let run = |module: &Module| {
         let options = RunOptions { steps: 2, collect: true, ..RunOptions::default() };
         let weights = order(DType::Bf16).weights();
@@ -108,7 +113,7 @@ fn plans_for_gpus_run_on_cpu_ranks_and_are_smaller() {
     let (on_cpu_plan, on_gpu_plan) = (run(&cpu), run(&gpu));
     assert_eq!(on_cpu_plan.trained, on_gpu_plan.trained);
     assert_eq!((on_cpu_plan.remarks.len(), on_gpu_plan.remarks.len()), (0, 4));
-    assert!(on_gpu_plan.peak_bytes.iter().all(|&bytes| bytes == gpu.arena.bytes()), "{:?}", on_gpu_plan.peak_bytes);
+    assert!(on_gpu_plan.peak_bytes.iter().all(|&bytes| bytes == gpu.peak_bytes()), "{:?}", on_gpu_plan.peak_bytes);
     // In f32 there are no copies: the same plan is one for GPUs when its mesh says so.
     let text = galvatron_ir::text::print(&plan(DType::F32, "cpu"));
     let mesh = text.lines().find(|line| line.contains("mesh [")).expect("it has a mesh");

@@ -56,7 +56,7 @@ impl Input {
         std::fs::write(folder.join("half.gir"), galvatron_ir::text::print(&half)).unwrap();
         std::fs::write(folder.join("other.gir"), galvatron_ir::text::print(&other)).unwrap();
         batches::write(&fixture, &folder.join("data.safetensors"));
-        Input { arena_bytes: module.arena.bytes(), fixture, folder }
+        Input { arena_bytes: module.peak_bytes(), fixture, folder }
     }
 
     fn file(&self, name: &str) -> PathBuf {

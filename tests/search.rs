@@ -143,10 +143,10 @@ fn check_search(instance: &Instance, i: u64) {
         |limit: u64| search(module, segments, &CostModel::analytic(&cluster(instance.levels, limit)), &instance.pins);
     let free = run(u64::MAX >> 1).unwrap_or_else(|_| panic!("program {i} has plans"));
     assert_eq!(Some(free.bound_ns), instance.brute(u64::MAX), "program {i}");
-    let bytes = free.plan.arena.bytes();
+    let bytes = free.plan.peak_bytes();
     for limit in [bytes, bytes * 3 / 4, bytes / 2] {
         match run(limit) {
-            Ok(found) => assert!(found.plan.arena.bytes() <= limit, "program {i} does not fit {limit} bytes"),
+            Ok(found) => assert!(found.plan.peak_bytes() <= limit, "program {i} does not fit {limit} bytes"),
             Err(NoPlan::Memory { least_bytes, .. }) => {
                 assert!(least_bytes > limit, "program {i}: {least_bytes} bytes fit {limit}");
             }

@@ -46,6 +46,42 @@ pub trait Device: Send + Sync {
     /// The fault of the collective.
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault>;
 
+    /// Whether ranks of this kind can send each other messages.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    fn messages(&self) -> Result<(), String> {
+        Err("this backend has no messages between the stages of a pipeline yet".into())
+    }
+
+    /// Sends a part of the arena to a rank, under a tag; what was launched before is finished first.
+    ///
+    /// # Errors
+    /// The fault of the communication.
+    fn send(
+        &self,
+        _comm: &mut dyn Collective,
+        _to: (usize, u64),
+        _at: Span,
+        _site: &Site<'_>,
+    ) -> Result<(), CommFault> {
+        unreachable!("invariant: messages are prepared where the device has them")
+    }
+
+    /// Receives what a rank sends under a tag into a part of the arena.
+    ///
+    /// # Errors
+    /// The fault of the communication.
+    fn recv(
+        &self,
+        _comm: &mut dyn Collective,
+        _from: (usize, u64),
+        _at: Span,
+        _site: &Site<'_>,
+    ) -> Result<(), CommFault> {
+        unreachable!("invariant: messages are prepared where the device has them")
+    }
+
     /// Lets the host write the whole of a part of the arena.
     ///
     /// # Errors

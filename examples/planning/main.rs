@@ -69,7 +69,7 @@ fn print_plan(compiled: &Compiled) {
     println!("strategy: {}", found.decision.name());
     println!("step time: {:.3} s (surrogate {:.3} s)", seconds(found.cost.step_ns), seconds(found.surrogate_ns));
     println!("optimality gap: {:.4} %", found.plan.predicted.gap_ppm as f64 / 1e4);
-    println!("peak a rank: {:.3} GiB", gib(found.plan.arena.bytes()));
+    println!("peak a rank: {:.3} GiB", gib(found.plan.peak_bytes()));
     println!("searched: {:?}", found.effort);
 }
 

@@ -13,7 +13,9 @@ const SHOWN: usize = 24;
 /// Operations of the matrix products of one step, over all ranks; recomputation counts.
 pub fn model_flops(plan: &Module) -> u64 {
     let chunk = &plan.chunks[0];
-    let runs = |phase: galvatron_ir::plan::PhaseKind| plan.schedule.iter().filter(|s| s.phase == phase).count() as u64;
+    let runs = |phase: galvatron_ir::plan::PhaseKind| {
+        plan.stages[0].schedule.iter().filter(|s| s.phase == phase).count() as u64
+    };
     let flops = chunk.nodes().map(|(phase, node)| runs(phase) * matmul_flops(plan, chunk.graph.node(node)));
     plan.mesh.world() * flops.sum::<u64>()
 }

@@ -4,7 +4,7 @@ use crate::graph::Graph;
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::op::Op;
-use crate::plan::{Arena, Chunk, Predicted, ScheduleStep};
+use crate::plan::{Chunk, Predicted, Stage};
 use crate::recipe::LrSchedule;
 use crate::types::{Scalar, TensorType, element_count};
 
@@ -188,7 +188,7 @@ pub struct Module {
     pub name: String,
     /// How far it has come.
     pub level: Level,
-    /// The mesh; trivial below level `sharded`.
+    /// The mesh of all ranks; trivial below level `sharded`.
     pub mesh: Mesh,
     /// Stored tensors.
     pub initializers: Vec<Initializer>,
@@ -196,12 +196,10 @@ pub struct Module {
     pub program: Program,
     /// How it is trained, from level `training` on.
     pub train: Option<TrainInfo>,
-    /// The chunks, from level `sharded` on.
+    /// The stages in the order of their ranks, from level `sharded` on; the only one of a module without pipeline has `mesh`.
+    pub stages: Vec<Stage>,
+    /// The chunks in the order of the model, from level `sharded` on.
     pub chunks: Vec<Chunk>,
-    /// What each stage runs in order, at level `plan`.
-    pub schedule: Vec<ScheduleStep>,
-    /// One rank's arena, at level `plan`.
-    pub arena: Arena,
     /// What the compiler expects, at level `plan`.
     pub predicted: Predicted,
 }
@@ -216,11 +214,37 @@ impl Module {
             initializers: Vec::new(),
             program: Program::default(),
             train: None,
+            stages: Vec::new(),
             chunks: Vec::new(),
-            schedule: Vec::new(),
-            arena: Arena::default(),
             predicted: Predicted::default(),
         }
+    }
+}
+
+impl Module {
+    /// The stage that hosts a chunk.
+    pub fn stage_of(&self, chunk: &Chunk) -> &Stage {
+        &self.stages[chunk.stage as usize]
+    }
+
+    /// The mesh of the stage that hosts a chunk.
+    pub fn mesh_of(&self, chunk: &Chunk) -> &Mesh {
+        &self.stage_of(chunk).mesh
+    }
+
+    /// Index of the stage that a rank belongs to.
+    pub fn stage_of_rank(&self, rank: u64) -> Option<usize> {
+        self.stages.iter().position(|stage| stage.ranks().contains(&rank))
+    }
+
+    /// Bytes of the largest arena.
+    pub fn peak_bytes(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.arena.bytes()).max().unwrap_or(0)
+    }
+
+    /// Bytes of each rank's arena.
+    pub fn peak_bytes_by_rank(&self) -> Vec<u64> {
+        self.stages.iter().flat_map(|s| s.ranks().map(|_| s.arena.bytes())).collect()
     }
 }
 

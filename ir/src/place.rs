@@ -3,15 +3,18 @@
 /// A part of a rank's arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Region {
-    /// Lives across steps: parameters, optimizer state, accumulators.
+    /// Lives across steps: parameters, optimizer state, accumulators. Where a chunk has slots, also what lives across phases.
     Persistent,
-    /// Lives within one step.
+    /// Lives from forward to backward of one micro-batch, in the slot of that micro-batch.
+    Slot,
+    /// Lives within one step; where a chunk has slots, within one phase.
     Transient,
 }
 
 impl Region {
     /// All regions with their names in the text format.
-    pub const ALL: [(Region, &'static str); 2] = [(Region::Persistent, "persistent"), (Region::Transient, "transient")];
+    pub const ALL: [(Region, &'static str); 3] =
+        [(Region::Persistent, "persistent"), (Region::Slot, "slot"), (Region::Transient, "transient")];
 
     /// Name in the text format.
     pub fn name(self) -> &'static str {

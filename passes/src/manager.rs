@@ -4,7 +4,7 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 14] = [
+pub const PASSES: [(&str, &str); 15] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
@@ -18,7 +18,8 @@ pub const PASSES: [(&str, &str); 14] = [
     ("insert-recomputation", "computes again what is not kept"),
     ("lower-reshards", "turns changes of placement into collectives"),
     ("bucket-reductions", "joins small gradient reductions"),
-    ("assign-buffers", "places every buffer and writes the schedule"),
+    ("schedule", "writes the order in which each stage runs its phases"),
+    ("assign-buffers", "places every buffer"),
 ];
 
 /// Sees the module after each pass.

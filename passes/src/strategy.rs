@@ -28,4 +28,41 @@ pub struct Strategy {
     pub keep: BTreeSet<ValueId>,
     /// Weights whose gathered copies are dropped after the forward pass and gathered again (ZeRO-3).
     pub regather: BTreeSet<ValueId>,
+    /// How the model is cut into stages, if it is; placements are then those of a stage's mesh.
+    pub pipeline: Option<Pipeline>,
+}
+
+/// In which order stages run their micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ScheduleKind {
+    /// All forwards, then all backwards (GPipe, Huang et al., 2019).
+    Gpipe,
+    /// After a warm-up one forward, one backward (PipeDream-Flush, Narayanan et al., 2021).
+    OneForwardOneBackward,
+    /// The same with several chunks a stage (Megatron-LM's interleaved schedule, Narayanan et al., 2021).
+    Interleaved,
+}
+
+impl ScheduleKind {
+    /// Name in strategies and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScheduleKind::Gpipe => "gpipe",
+            ScheduleKind::OneForwardOneBackward => "1f1b",
+            ScheduleKind::Interleaved => "interleaved",
+        }
+    }
+}
+
+/// A model cut into chunks on equal stages; chunk c lies on stage c modulo their number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Number of stages.
+    pub n_stages: u32,
+    /// Number of chunks, a multiple of the stages.
+    pub n_chunks: u32,
+    /// The order of micro-batches.
+    pub schedule: ScheduleKind,
+    /// The chunk of every forward node.
+    pub chunk_of: BTreeMap<NodeId, u32>,
 }

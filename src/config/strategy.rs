@@ -201,7 +201,7 @@ fn read_file(root: &mut Fields<'_>) -> StrategyFile {
         micro_batches: root.read("micro_batches", spanned(count)),
         schedule: root.read("schedule", spanned(one_of(&SCHEDULES))),
         virtual_stages: root.read("virtual_stages", spanned(degree)),
-        stage_layers: root.read("stage_layers", spanned(list(degree))),
+        stage_layers: root.read("stage_layers", spanned(list(layer_count))),
         stage_cuts: root.read("stage_cuts", spanned(list(self::text))),
         embedding: root.section("embedding").map(read_all_pins),
         head: root.section("head").map(read_all_pins),
@@ -256,6 +256,11 @@ fn read_save(mut fields: Fields<'_>) -> Option<SavePin> {
 /// A degree of parallelism, or a number of layers.
 fn degree(item: &Item) -> Result<u32, Wrong> {
     Ok(integer_in(1..=65536)(item)? as u32)
+}
+
+/// A number of layers of a chunk, which may be an embedding or a head alone.
+fn layer_count(item: &Item) -> Result<u32, Wrong> {
+    Ok(integer_in(0..=65536)(item)? as u32)
 }
 
 fn layer_range(item: &Item) -> Result<Range<u32>, Wrong> {

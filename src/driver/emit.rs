@@ -7,12 +7,20 @@ use galvatron_ir::{Module, NodeId};
 use galvatron_passes::batch::rule_of;
 use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice, WHOLE};
 use galvatron_passes::segment::Segment;
+use galvatron_passes::strategy::ScheduleKind;
 use serde_spanned::Spanned;
 
 /// The strategy file of a search on a module at level `training` or higher.
 pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> StrategyFile {
     let mut out =
         StrategyFile { micro_batches: pin(u64::from(found.decision.micro_batches)), ..StrategyFile::default() };
+    if let Some(stages) = &found.decision.stages {
+        out.pp = pin(stages.n_stages);
+        out.schedule = pin(schedule(stages.schedule));
+        out.stage_layers = pin(stages.layers.clone());
+        let each = stages.layers.len() as u32 / stages.n_stages;
+        out.virtual_stages = pin(each).filter(|_| each > 1);
+    }
     let has_layers = segments.iter().any(|s| s.is_layer);
     let mut layer = 0;
     for (segment, choice) in segments.iter().zip(&found.decision.segments) {
@@ -29,6 +37,14 @@ pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> St
         }
     }
     out
+}
+
+fn schedule(kind: ScheduleKind) -> file::PipelineSchedule {
+    match kind {
+        ScheduleKind::Gpipe => file::PipelineSchedule::Gpipe,
+        ScheduleKind::OneForwardOneBackward => file::PipelineSchedule::OneForwardOneBackward,
+        ScheduleKind::Interleaved => file::PipelineSchedule::Interleaved,
+    }
 }
 
 fn pin<T>(value: T) -> Pinned<T> {
@@ -67,7 +83,7 @@ fn add_layer(layers: &mut Vec<file::LayerRange>, layer: u32, pins: file::LayerPi
 
 /// What the tensor axes of one op shard.
 fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -> file::PlacePin {
-    let mesh = &module.mesh;
+    let mesh = &found.plan.stages[0].mesh;
     let tensor = tensor_axes(mesh, choice.tp);
     let rule = rule_of(&module.program, node);
     let map = &found.strategy.maps[&node];

@@ -3,6 +3,7 @@
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
 use galvatron_passes::search::{LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
+use galvatron_passes::strategy::ScheduleKind;
 
 /// The pins of a strategy file.
 ///
@@ -10,21 +11,18 @@ use galvatron_passes::search::{LayerPins, Mode, Pins, Place, SequenceMode, WHOLE
 /// Keys whose dimension is not built: each with its place.
 pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
     let mut faults = Vec::new();
-    refuse(&strategy.pp, "pp", 1, &mut faults);
-    refuse(&strategy.virtual_stages, "virtual_stages", 1, &mut faults);
     if let Some(cuts) = &strategy.stage_cuts {
         faults.push(unsupported("stage_cuts").at(cuts.span()));
-    }
-    if let Some(layers) = &strategy.stage_layers
-        && layers.get_ref().len() > 1
-    {
-        faults.push(unsupported("stage_layers").at(layers.span()));
     }
     if !strategy.save.is_empty() {
         faults.push(unsupported("[[save]]"));
     }
     let mut pins = Pins {
         micro_batches: strategy.micro_batches.as_ref().map(|m| *m.get_ref() as u32),
+        pp: value(&strategy.pp),
+        schedule: schedule(&strategy.schedule, &mut faults),
+        virtual_stages: value(&strategy.virtual_stages),
+        stage_layers: strategy.stage_layers.as_ref().map(|layers| layers.get_ref().clone()),
         all: layer_pins(&strategy.pins, &mut faults),
         embedding: strategy.embedding.as_ref().map_or_else(LayerPins::default, |p| layer_pins(p, &mut faults)),
         head: strategy.head.as_ref().map_or_else(LayerPins::default, |p| layer_pins(p, &mut faults)),
@@ -60,10 +58,26 @@ fn refuse(pin: &file::Pinned<u32>, key: &'static str, only: u32, faults: &mut Ve
     }
 }
 
+fn value(pin: &file::Pinned<u32>) -> Option<u32> {
+    pin.as_ref().map(|pin| *pin.get_ref())
+}
+
+fn schedule(pin: &file::Pinned<file::PipelineSchedule>, faults: &mut Vec<Diagnostic>) -> Option<ScheduleKind> {
+    let pin = pin.as_ref()?;
+    match pin.get_ref() {
+        file::PipelineSchedule::Gpipe => Some(ScheduleKind::Gpipe),
+        file::PipelineSchedule::OneForwardOneBackward => Some(ScheduleKind::OneForwardOneBackward),
+        file::PipelineSchedule::Interleaved => Some(ScheduleKind::Interleaved),
+        other => {
+            faults.push(unsupported(&format!("schedule = \"{}\"", other.name())).at(pin.span()));
+            None
+        }
+    }
+}
+
 fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
     refuse(&pins.cp, "cp", 1, faults);
     refuse(&pins.ulysses, "ulysses", 1, faults);
-    let value = |pin: &file::Pinned<u32>| pin.as_ref().map(|p| *p.get_ref());
     LayerPins {
         dp: value(&pins.dp),
         tp: value(&pins.tp),

@@ -16,13 +16,14 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
     let found = compiled.found.as_ref().expect("the search ran");
     let has_layers = compiled.segments.iter().any(|s| s.is_layer);
     let mut faults = micro_batches(&compiled.module, pins.micro_batches);
+    faults.extend(stages(&compiled.module, pins));
     let mut layer = 0;
     for (i, choice) in found.decision.segments.iter().enumerate() {
         if has_layers && !compiled.segments[i].is_layer {
             continue;
         }
         let mut own = pins.layers.get(&layer).map_or(pins.all.clone(), |own| own.over(&pins.all));
-        own.dp = own.dp.or(own.tp.map(|tp| compiled.module.mesh.world() as u32 / tp));
+        own.dp = own.dp.or(own.tp.map(|tp| compiled.module.stages[0].mesh.world() as u32 / tp));
         layer += 1;
         let view = LayerView::new(compiled, choice, &own);
         faults.extend(view.faults(&own).into_iter().map(|fault| format!("segment {i}: {fault}")));
@@ -30,8 +31,21 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
     faults
 }
 
+/// The plan has the pinned stages, and each the pinned chunks.
+fn stages(module: &Module, pins: &Pins) -> Vec<String> {
+    let (stages, chunks) = (module.stages.len() as u32, module.chunks.len() as u32);
+    let wanted = pins.pp.unwrap_or(1);
+    let each = pins.virtual_stages.filter(|_| wanted > 1);
+    let fits = stages == wanted && each.is_none_or(|each| chunks == stages * each);
+    if fits {
+        Vec::new()
+    } else {
+        vec![format!("{stages} stages and {chunks} chunks, not {wanted} with {each:?} each")]
+    }
+}
+
 fn micro_batches(module: &Module, pinned: Option<u32>) -> Vec<String> {
-    let runs = |phase| module.schedule.iter().filter(|s| s.phase == phase).count() as u32;
+    let runs = |phase| module.stages[0].schedule.iter().filter(|s| (s.phase, s.chunk) == (phase, 0)).count() as u32;
     let found = (module.mesh.micro_batches() as u32, runs(PhaseKind::Forward), runs(PhaseKind::Backward));
     match pinned {
         Some(m) if found != (m, m, m) => vec![format!("mesh, forwards and backwards {found:?} for {m} micro-batches")],
@@ -66,7 +80,10 @@ impl<'a> LayerView<'a> {
         let others = compiled.segments.iter().filter(|s| s.nodes != choice.nodes);
         let read_outside: BTreeSet<ValueId> = others.flat_map(|s| args(&s.nodes)).collect();
         let trained = module.program.weights.iter().filter(|w| w.trainable).map(|w| w.value);
-        let mesh = &module.mesh;
+        let strategy = &compiled.found.as_ref().expect("the search ran").strategy;
+        let chunk = strategy.pipeline.as_ref().map_or(0, |p| p.chunk_of[&choice.nodes[0]]);
+        let chunk = &module.chunks[chunk as usize];
+        let mesh = module.mesh_of(chunk);
         let mut data = Vec::new();
         for axis in mesh.spatial() {
             if mesh.product(&data) < pins.dp.map_or(choice.dp, u64::from) {
@@ -77,7 +94,7 @@ impl<'a> LayerView<'a> {
         let leaves = |v: &&ValueId| read_outside.contains(*v) && !constant[v.index()];
         LayerView {
             module,
-            chunk: &module.chunks[0],
+            chunk,
             mesh,
             tp: pins.tp.map_or(choice.tp, u64::from),
             outputs: results.iter().filter(leaves).copied().collect(),
@@ -269,7 +286,7 @@ impl<'a> LayerView<'a> {
 
 /// Whether a node computes its results; collectives and cuts only move them.
 fn is_computed(node: &Node) -> bool {
-    !node.op.mnemonic().starts_with("comm.")
+    !node.op.mnemonic().starts_with("comm.") && !node.op.mnemonic().starts_with("pipe.")
 }
 
 fn placement(value: &Value) -> &Sharding {

@@ -138,6 +138,30 @@ impl Device for Cpu {
         }
     }
 
+    fn messages(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        comm: &mut dyn Collective,
+        (to, tag): (usize, u64),
+        at: Span,
+        site: &Site<'_>,
+    ) -> Result<(), CommFault> {
+        comm.send(to, tag, self.arena.view(at), site)
+    }
+
+    fn recv(
+        &self,
+        comm: &mut dyn Collective,
+        (from, tag): (usize, u64),
+        at: Span,
+        site: &Site<'_>,
+    ) -> Result<(), CommFault> {
+        comm.recv(from, tag, self.arena.view_mut(at), site)
+    }
+
     fn fill(&self, at: Span, write: Write<'_>) -> Result<(), String> {
         write(self.arena.view_mut(at))
     }

@@ -10,8 +10,10 @@ use super::kernels::{
 use crate::device::{BufferSpec, Move, NodeSpec};
 
 /// Mnemonics of the ops that no plan can run on a GPU, and why.
-pub const UNSUPPORTED: [(&str, &str); 17] = [
+pub const UNSUPPORTED: [(&str, &str); 19] = [
     ("comm.reshard", "it is lowered to collectives before a plan is made"),
+    ("pipe.send", NO_STAGES),
+    ("pipe.recv", NO_STAGES),
     ("equal", NOT_WRITTEN),
     ("less", NOT_WRITTEN),
     ("less_equal", NOT_WRITTEN),
@@ -32,6 +34,9 @@ pub const UNSUPPORTED: [(&str, &str); 17] = [
 
 /// Why an op that CPUs have has no kernel here.
 const NOT_WRITTEN: &str = "it runs on CPUs only";
+
+/// Why there are no messages between stages.
+const NO_STAGES: &str = "GPUs have no pipeline stages yet";
 
 /// Mnemonics of the ops that the engine does without a kernel: by exchanges, moves and writes of the host.
 pub const BY_THE_ENGINE: [&str; 7] = [

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use galvatron_ir::module::Module;
+
 use super::gate::Flow;
 use super::instr::optimizer_nodes;
 use super::layout::Layout;
@@ -37,14 +39,15 @@ pub(super) struct Expected {
 
 impl Expected {
     /// What rank 0 gets from all others.
-    pub(super) fn new(shared: &Shared<'_>, own: &Layout<'_>, stored: &[Stored]) -> Result<Expected, RunFault> {
+    pub(super) fn new(shared: &Shared<'_>, stored: &[Stored]) -> Result<Expected, RunFault> {
         let mut expected = Expected::default();
+        let optimizers = optimizer_nodes(shared.module);
         for from in 1..shared.observed.len() {
-            let layout = Layout::new(shared.module, own.chunk, from);
             let parcel = |(index, buffer)| Parcel { from, index, buffer };
-            expected.stored.extend(held(&layout, stored)?.into_iter().map(parcel));
-            for (index, (node, _)) in optimizer_nodes(shared.module, &layout).into_iter().enumerate() {
-                let gradient = layout.chunk.graph.node(node).args[1];
+            expected.stored.extend(held(shared.module, from, stored)?.into_iter().map(parcel));
+            for (index, optimizer) in optimizers.iter().enumerate() {
+                let Some(layout) = Layout::hosted(shared.module, optimizer.chunk, from) else { continue };
+                let gradient = layout.chunk.graph.node(optimizer.node).args[1];
                 if layout.is_first_replica(&layout.sharding(gradient)) {
                     expected.gradients.push(parcel((index, layout.buffer(gradient)?)));
                 }
@@ -55,10 +58,16 @@ impl Expected {
 }
 
 /// The parameters and states that a rank is the first holder of.
-pub(super) fn held(layout: &Layout<'_>, stored: &[Stored]) -> Result<Vec<(usize, BufferSpec)>, RunFault> {
-    let value = |s: &Stored| layout.chunk.residents[s.resident].value;
-    let held = stored.iter().enumerate().filter(|(_, s)| layout.is_first_replica(&layout.sharding(value(s))));
-    held.map(|(i, s)| Ok((i, layout.buffer(value(s))?))).collect()
+pub(super) fn held(module: &Module, rank: usize, stored: &[Stored]) -> Result<Vec<(usize, BufferSpec)>, RunFault> {
+    let mut held = Vec::new();
+    for (i, s) in stored.iter().enumerate() {
+        let Some(layout) = Layout::hosted(module, s.chunk, rank) else { continue };
+        let value = layout.chunk.residents[s.resident].value;
+        if layout.is_first_replica(&layout.sharding(value)) {
+            held.push((i, layout.buffer(value)?));
+        }
+    }
+    Ok(held)
 }
 
 /// How to go on, as rank 0 says it to other processes.
@@ -97,14 +106,14 @@ impl Worker {
         if shared.is_whole {
             return Ok(self.comm.barrier(self.world, &site)?);
         }
-        let Ends { persistent, transient } = shared.observed[self.rank].ends();
-        let own = [persistent.to_le_bytes(), transient.to_le_bytes()];
+        let Ends { persistent, slots, transient } = shared.observed[self.rank].ends();
+        let own = [persistent, slots, transient].map(u64::to_le_bytes);
         let mut all = vec![0; own.as_flattened().len() * shared.observed.len()];
         self.comm.all_gather(self.world, own.as_flattened(), &mut all, &site)?;
-        let numbers = all.as_chunks::<8>().0.as_chunks::<2>().0;
-        for (observed, &[persistent, transient]) in shared.observed.iter().zip(numbers) {
-            let (persistent, transient) = (u64::from_le_bytes(persistent), u64::from_le_bytes(transient));
-            observed.bind(Ends { persistent, transient });
+        let numbers = all.as_chunks::<8>().0.as_chunks::<3>().0;
+        for (observed, numbers) in shared.observed.iter().zip(numbers) {
+            let [persistent, slots, transient] = numbers.map(u64::from_le_bytes);
+            observed.bind(Ends { persistent, slots, transient });
         }
         Ok(())
     }

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
+use galvatron_ir::ValueId;
 use galvatron_ir::module::{Level, Module};
-use galvatron_ir::plan::Chunk;
+use galvatron_ir::plan::ScheduleStep;
 
 use super::collect::{Gather, Trained};
 use super::data::DataSource;
 use super::deliver::{Expected, held};
 use super::gate::{Gate, StopOnDrop};
-use super::instr::{Builder, Phases, Report, optimizer_nodes, resident_ends, value_of_output};
+use super::instr::{Builder, Hosted, Optimizer, Report, optimizer_nodes, resident_ends, value_of_output};
 use super::layout::Layout;
 use super::observe::Observed;
 use super::rank::{Entry, Rank, RankEnd, RankReport, Shared, Worker, learning_rate};
 use super::runs::first_writes;
-use super::weights::{Stored, WeightSource, stored_residents, upload};
+use super::weights::{Stored, WeightSource, collected, stored_residents, upload};
 use super::{Flow, RunOptions, RunReport, StepReport};
 use crate::comm::{Collective, GroupId};
 use crate::device::{BufferSpec, Device};
@@ -40,11 +41,9 @@ pub fn launch(
     observer: &mut dyn FnMut(StepReport) -> Flow,
 ) -> Result<RunReport, RunFault> {
     let n_ranks = world.first().map_or(0, |(_, comm)| comm.world());
-    let chunk = check(module, n_ranks)?;
-    let first = Layout::new(module, chunk, 0);
-    let mut stored = stored_residents(module, &first)?;
-    stored.retain(|s| s.is_collected);
-    let optimizers = optimizer_nodes(module, &first);
+    check(module, n_ranks)?;
+    let stored = collected(stored_residents(module)?);
+    let optimizers = optimizer_nodes(module);
     let has_first = world.iter().any(|(_, comm)| comm.rank() == 0);
     let collects = has_first && (options.collect || options.collect_every > 0);
     let dumps = has_first && options.dump_gradients;
@@ -52,16 +51,15 @@ pub fn launch(
         module,
         options,
         data,
-        schedule: entries(module),
         gate: Gate::new(options.first_step),
         is_whole: world.len() == n_ranks,
         observed: (0..n_ranks).map(|_| Observed::default()).collect(),
         trained: Gather::new(module, subjects(&stored).filter(|_| collects)),
-        gradients: Gather::new(module, optimizers.iter().map(|&(_, w)| (w, None)).filter(|_| dumps)),
+        gradients: Gather::new(module, optimizers.iter().map(|o| (o.weight, None)).filter(|_| dumps)),
         epoch: Instant::now(),
     };
-    let (ranks, reports) = prepare(&shared, chunk, world, &stored)?;
-    upload_all(module, chunk, &ranks, weights).inspect_err(|fault| {
+    let (ranks, reports) = prepare(&shared, world, &stored)?;
+    upload_all(module, &ranks, weights).inspect_err(|fault| {
         ranks.iter().for_each(|rank| rank.worker.comm.abort(&fault.to_string()));
     })?;
     let mut snapshots = Snapshots { shared: &shared, weights, fault: None };
@@ -73,7 +71,7 @@ pub fn launch(
 }
 
 /// What the engine itself relies on; everything else is the verifier's.
-fn check(module: &Module, n_ranks: usize) -> Result<&Chunk, RunFault> {
+fn check(module: &Module, n_ranks: usize) -> Result<(), RunFault> {
     let fault = |what: String| Err(RunFault::Plan(what));
     if module.level != Level::Plan {
         return fault(format!("it is at level `{}`, not `plan`", module.level.name()));
@@ -84,29 +82,38 @@ fn check(module: &Module, n_ranks: usize) -> Result<&Chunk, RunFault> {
     if module.mesh.world() != n_ranks as u64 {
         return fault(format!("it is for {} ranks, there are {n_ranks}", module.mesh.world()));
     }
-    for step in &module.schedule {
-        let fits = match step.micro_batch {
-            Some(mb) => step.phase.is_per_micro_batch() && u64::from(mb) < module.mesh.micro_batches(),
-            None => !step.phase.is_per_micro_batch(),
-        };
-        if !fits || step.chunk != 0 {
-            let (phase, chunk, micro_batch) = (step.phase.name(), step.chunk, step.micro_batch);
-            return fault(format!("`{phase}` of chunk {chunk}, micro-batch {micro_batch:?} cannot be scheduled"));
+    if module.chunks.iter().any(|chunk| chunk.stage as usize >= module.stages.len()) {
+        return fault("it has a chunk without a stage".into());
+    }
+    for (index, stage) in module.stages.iter().enumerate() {
+        for step in &stage.schedule {
+            let fits = match step.micro_batch {
+                Some(mb) => step.phase.is_per_micro_batch() && u64::from(mb) < stage.mesh.micro_batches(),
+                None => !step.phase.is_per_micro_batch(),
+            };
+            let is_hosted = module.chunks.get(step.chunk as usize).is_some_and(|c| c.stage as usize == index);
+            if !fits || !is_hosted {
+                let (phase, chunk, micro_batch) = (step.phase.name(), step.chunk, step.micro_batch);
+                return fault(format!("`{phase}` of chunk {chunk}, micro-batch {micro_batch:?} cannot be scheduled"));
+            }
         }
     }
-    match &module.chunks[..] {
-        [chunk] => Ok(chunk),
-        chunks => fault(format!("it has {} chunks, this engine runs one", chunks.len())),
-    }
+    Ok(())
 }
 
-fn entries(module: &Module) -> Vec<Entry> {
-    let schedule = &module.schedule;
-    let is_first = |i: usize| schedule[..i].iter().all(|earlier| earlier.phase != schedule[i].phase);
-    let entry = |(i, step): (usize, &galvatron_ir::plan::ScheduleStep)| Entry {
-        phase: step.phase,
-        micro_batch: step.micro_batch,
-        is_first: is_first(i),
+/// What a stage runs in order; `hosted` are its chunks.
+fn entries(module: &Module, stage: usize, hosted: &[u32]) -> Vec<Entry> {
+    let schedule = &module.stages[stage].schedule;
+    let is_same = |a: &ScheduleStep, b: &ScheduleStep| (a.phase, a.chunk) == (b.phase, b.chunk);
+    let entry = |(i, step): (usize, &ScheduleStep)| {
+        let slots = module.chunks[step.chunk as usize].slots.count.max(1);
+        Entry {
+            phase: step.phase,
+            hosted: hosted.iter().position(|&c| c == step.chunk).expect("invariant: the schedule was checked"),
+            slot: (step.micro_batch.unwrap_or(0) % slots) as usize,
+            micro_batch: step.micro_batch,
+            is_first: schedule[..i].iter().all(|earlier| !is_same(earlier, step)),
+        }
     };
     schedule.iter().enumerate().map(entry).collect()
 }
@@ -118,15 +125,13 @@ fn subjects(stored: &[Stored]) -> impl Iterator<Item = (usize, Option<String>)> 
 /// Prepares all ranks; what no kernel exists for is listed for the whole plan.
 fn prepare(
     shared: &Shared<'_>,
-    chunk: &Chunk,
     world: World,
     stored: &[Stored],
 ) -> Result<(Vec<Rank>, Receiver<RankReport>), RunFault> {
     let (sender, receiver) = channel();
     let mut ranks = Vec::new();
     for (device, mut comm) in world {
-        let layout = Layout::new(shared.module, chunk, comm.rank());
-        let prepared = prepare_rank(shared, &layout, &*device, &mut *comm, stored);
+        let prepared = prepare_rank(shared, &*device, &mut *comm, stored);
         let prepared = prepared.inspect_err(|fault| comm.abort(&fault.to_string()))?;
         let reports = (comm.rank() == 0).then(|| sender.clone());
         let worker = prepared.worker(comm, reports);
@@ -137,55 +142,88 @@ fn prepare(
 
 fn prepare_rank(
     shared: &Shared<'_>,
-    layout: &Layout<'_>,
     device: &dyn Device,
     comm: &mut dyn Collective,
     stored: &[Stored],
 ) -> Result<Prepared, RunFault> {
-    let (module, chunk, rank) = (shared.module, layout.chunk, layout.rank as usize);
+    let (module, rank) = (shared.module, comm.rank());
     let everyone: Vec<usize> = (0..comm.world()).collect();
     let world = comm.group(&everyone);
-    let mut reports = reported(shared, layout)?;
-    let reported: Vec<_> = reports.iter().map(|&(_, value)| value).collect();
-    reports.retain(|_| rank == 0);
-    let optimizers: Vec<_> = optimizer_nodes(module, layout).into_iter().map(|(node, _)| node).collect();
-    let mut builder = Builder {
-        module,
-        layout,
-        device,
-        comm,
-        data: shared.data,
-        reports: &reports,
-        reported: &reported,
-        optimizers: &optimizers,
-        unsupported: Vec::new(),
-        first_writes: first_writes(chunk),
-        grouped: BTreeMap::new(),
-        options: shared.options,
-    };
-    let phases = builder.phases()?;
-    refuse(builder.unsupported)?;
-    shared.observed[rank].bind(resident_ends(layout)?);
+    let layouts: Vec<(usize, Layout<'_>)> =
+        (0..module.chunks.len()).filter_map(|c| Some((c, Layout::hosted(module, c, rank)?))).collect();
+    let fault = || RunFault::Plan(format!("no stage has rank {rank}"));
+    let stage = module.stage_of_rank(rank as u64).ok_or_else(fault)?;
+    if rank == 0 && !layouts.iter().any(|(_, layout)| find(module, layout, "loss").is_some()) {
+        return Err(RunFault::Plan("none of its values is the whole loss".into()));
+    }
+    let (mut hosted, mut unsupported) = (Vec::new(), Vec::new());
+    for (chunk, layout) in &layouts {
+        hosted.push(prepare_chunk(shared, (*chunk, layout), device, comm, &mut unsupported)?);
+        shared.observed[rank].bind(resident_ends(layout)?);
+    }
+    refuse(unsupported)?;
     let expected = match rank {
-        0 if !shared.is_whole => Expected::new(shared, layout, stored)?,
+        0 if !shared.is_whole => Expected::new(shared, stored)?,
         _ => Expected::default(),
     };
-    Ok(Prepared { world, phases, stored: held(layout, stored)?, expected })
+    let chunks: Vec<u32> = hosted.iter().map(|h| h.chunk).collect();
+    let schedule = entries(module, stage, &chunks);
+    Ok(Prepared { world, hosted, schedule, stored: held(module, rank, stored)?, expected })
+}
+
+/// Prepares a chunk for each of its slots.
+fn prepare_chunk(
+    shared: &Shared<'_>,
+    (chunk, layout): (usize, &Layout<'_>),
+    device: &dyn Device,
+    comm: &mut dyn Collective,
+    unsupported: &mut Vec<Unsupported>,
+) -> Result<Hosted, RunFault> {
+    let module = shared.module;
+    let mut reports = reported(module, layout);
+    let reported: Vec<_> = reports.iter().map(|&(_, value)| value).collect();
+    reports.retain(|_| layout.rank == 0);
+    let own = |o: &Optimizer| (o.chunk == chunk).then_some(o.node);
+    let optimizers: Vec<_> = optimizer_nodes(module).iter().map(own).collect();
+    let mut slots = Vec::new();
+    for slot in 0..layout.chunk.slots.count.max(1) {
+        let mut builder = Builder {
+            module,
+            layout: &layout.in_slot(slot),
+            device,
+            comm: &mut *comm,
+            data: shared.data,
+            reports: &reports,
+            reported: &reported,
+            optimizers: &optimizers,
+            unsupported: Vec::new(),
+            first_writes: first_writes(layout.chunk),
+            grouped: BTreeMap::new(),
+            options: shared.options,
+            is_other_slot: slot > 0,
+        };
+        slots.push(builder.phases()?);
+        if slot == 0 {
+            unsupported.extend(builder.unsupported);
+        }
+    }
+    Ok(Hosted { chunk: chunk as u32, slots })
 }
 
 /// A rank's part of the plan.
 struct Prepared {
     world: GroupId,
-    phases: Phases,
+    hosted: Vec<Hosted>,
+    schedule: Vec<Entry>,
     stored: Vec<(usize, BufferSpec)>,
     expected: Expected,
 }
 
 impl Prepared {
     fn worker(self, comm: Box<dyn Collective>, reports: Option<Sender<RankReport>>) -> Worker {
-        let Prepared { world, phases, stored, expected } = self;
+        let Prepared { world, hosted, schedule, stored, expected } = self;
         let (rank, events, pending) = (comm.rank(), Vec::new(), Vec::new());
-        Worker { rank, comm, world, phases, stored, expected, pending, reports, events, at: None }
+        Worker { rank, comm, world, hosted, schedule, stored, expected, pending, reports, events, at: None }
     }
 }
 
@@ -193,17 +231,19 @@ fn refuse(unsupported: Vec<Unsupported>) -> Result<(), RunFault> {
     if unsupported.is_empty() { Ok(()) } else { Err(RunFault::Unsupported(unsupported)) }
 }
 
-/// The values that rank 0 reports; the loss must be among them.
-fn reported(shared: &Shared<'_>, layout: &Layout<'_>) -> Result<Vec<(Report, galvatron_ir::ValueId)>, RunFault> {
-    let find = |name: &str| shared.module.program.output(name).and_then(|output| value_of_output(layout, output));
-    let loss = find("loss").ok_or_else(|| RunFault::Plan("none of its values is the whole loss".into()))?;
-    let grad_norm = find("grad_norm").map(|value| (Report::GradNorm, value));
-    Ok([(Report::Loss, loss)].into_iter().chain(grad_norm).collect())
+/// The whole copies of what is reported that a chunk has.
+fn reported(module: &Module, layout: &Layout<'_>) -> Vec<(Report, ValueId)> {
+    let reports = [("loss", Report::Loss), ("grad_norm", Report::GradNorm)];
+    reports.into_iter().filter_map(|(name, report)| Some((report, find(module, layout, name)?))).collect()
 }
 
-fn upload_all(module: &Module, chunk: &Chunk, ranks: &[Rank], weights: &dyn WeightSource) -> Result<(), RunFault> {
-    let layout = |rank| Layout::new(module, chunk, rank);
-    let ranks: Vec<_> = ranks.iter().map(|rank| (layout(rank.worker.rank), &*rank.device)).collect();
+/// A chunk's whole copy of an output.
+fn find(module: &Module, layout: &Layout<'_>, name: &str) -> Option<ValueId> {
+    module.program.output(name).and_then(|output| value_of_output(layout, output))
+}
+
+fn upload_all(module: &Module, ranks: &[Rank], weights: &dyn WeightSource) -> Result<(), RunFault> {
+    let ranks: Vec<_> = ranks.iter().map(|rank| (rank.worker.rank, &*rank.device)).collect();
     upload(module, &ranks, weights)
 }
 

@@ -84,7 +84,7 @@ impl Parts {
         if axes.contains(&galvatron_ir::mesh::Mesh::MB) {
             return Err("no collective runs over micro-batches".into());
         }
-        let ranks: Vec<usize> = layout.mesh.group(axes, layout.rank).into_iter().map(|r| r as usize).collect();
+        let ranks = layout.group(axes);
         let group = comm.group(&ranks);
         let members = comm.members(group);
         let slot = |&rank: &usize| members.index_of(rank).expect("invariant: the group has these ranks");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use galvatron_ir::module::Module;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::op::{Op, opt};
-use galvatron_ir::plan::{PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{NodeId, ValueId};
 
 use super::RunOptions;
@@ -32,6 +32,13 @@ pub(super) struct Instr {
     pub(super) gradient: Option<(usize, BufferSpec)>,
 }
 
+/// A chunk that a rank hosts: its instructions for the micro-batches of each slot. What runs once a step is in the first.
+pub(super) struct Hosted {
+    /// Index of the chunk in the plan.
+    pub(super) chunk: u32,
+    pub(super) slots: Vec<Phases>,
+}
+
 /// What an instruction does.
 pub(super) enum Work {
     /// Nothing: the result is where the operand is.
@@ -45,12 +52,25 @@ pub(super) enum Work {
     Group { first: Option<Box<dyn Kernel>>, kernel: Box<dyn Kernel> },
     /// Moves and exchanges, in order.
     Collective(Vec<Step>),
+    /// A message to another rank.
+    Send(Message),
+    /// A message from another rank.
+    Recv(Message),
     /// Data from the host.
     Load(Box<Load>),
     /// The learning rate.
     LearningRate(Span),
     /// The number of the step.
     StepNumber(Span),
+}
+
+/// One end of a channel between two stages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    /// The other rank.
+    pub(super) peer: usize,
+    pub(super) channel: u32,
+    pub(super) at: Span,
 }
 
 /// A scalar that a step's report holds.
@@ -81,14 +101,16 @@ pub(super) struct Builder<'a> {
     pub(super) reports: &'a [(Report, ValueId)],
     /// The values whose scalars are reported by any rank.
     pub(super) reported: &'a [ValueId],
-    /// The optimizer nodes whose gradients are dumped.
-    pub(super) optimizers: &'a [NodeId],
+    /// The optimizer nodes whose gradients are dumped, where they are of this chunk.
+    pub(super) optimizers: &'a [Option<NodeId>],
     pub(super) options: &'a RunOptions,
     pub(super) unsupported: Vec<Unsupported>,
     /// The nodes that are the first in a step to write their accumulator.
     pub(super) first_writes: BTreeSet<NodeId>,
     /// What nodes do that are prepared in groups.
     pub(super) grouped: BTreeMap<NodeId, Work>,
+    /// Whether only what runs once a micro-batch is prepared, for another slot than the first.
+    pub(super) is_other_slot: bool,
 }
 
 impl Builder<'_> {
@@ -99,11 +121,20 @@ impl Builder<'_> {
     pub(super) fn phases(&mut self) -> Result<Phases, RunFault> {
         self.prepare_groups()?;
         let mut phases = Phases::default();
-        for (kind, node) in self.layout.chunk.nodes() {
+        let chunk = self.layout.chunk;
+        for (kind, node) in chunk.nodes() {
+            if !self.prepares(kind) {
+                continue;
+            }
             let instr = self.instr(node)?;
             phases[phase_index(kind)].extend(instr);
         }
         Ok(phases)
+    }
+
+    /// Whether nodes of a phase are prepared.
+    pub(super) fn prepares(&self, phase: PhaseKind) -> bool {
+        !self.is_other_slot || phase.is_per_micro_batch()
     }
 
     fn instr(&mut self, id: NodeId) -> Result<Option<Instr>, RunFault> {
@@ -132,7 +163,7 @@ impl Builder<'_> {
             Some((report, at)) => Some((report, self.device.prepare_readout(at).map_err(|what| self.fault(what))?)),
             None => None,
         };
-        let gradient = self.optimizers.iter().position(|&n| n == id);
+        let gradient = self.optimizers.iter().position(|&n| n == Some(id));
         let gradient = gradient.filter(|_| self.layout.is_first_replica(&self.layout.sharding(node.args[1])));
         let gradient = gradient.map(|index| (index, args[1].clone()));
         Ok(Some(Instr { name, op, work, ends, report, gradient }))
@@ -162,6 +193,8 @@ impl Builder<'_> {
             Op::RunScalar(op) if op.name == "lr" => Ok(Work::LearningRate(results[0].span())),
             Op::RunScalar(_) => Ok(Work::StepNumber(results[0].span())),
             Op::Accumulate(_) => self.accumulate(id, &spec),
+            Op::Send(op) => self.message(op.channel, op.to, args[0].span()).map(Work::Send),
+            Op::Recv(op) => self.message(op.channel, op.from, results[0].span()).map(Work::Recv),
             Op::Update(_) | Op::Reshape(_) if is_same_place(&spec) => Ok(Work::Nothing),
             _ => self.device.prepare(&spec).map(Work::Kernel),
         })
@@ -171,6 +204,12 @@ impl Builder<'_> {
         let train = self.module.train.as_ref().expect("invariant: the engine checked the module");
         let load = Load::new(op, value, self.layout, self.data, train.global_batch)?;
         Ok(Work::Load(Box::new(load)))
+    }
+
+    fn message(&self, channel: u32, chunk: u32, at: Span) -> Result<Message, String> {
+        let peer = self.layout.peer(chunk).ok_or_else(|| format!("there is no chunk {chunk}"))?;
+        self.device.messages()?;
+        Ok(Message { peer, channel, at })
     }
 
     fn accumulate(&self, id: NodeId, spec: &NodeSpec<'_>) -> Result<Work, String> {
@@ -201,17 +240,30 @@ pub(super) fn value_of_output(layout: &Layout<'_>, output: ValueId) -> Option<Va
     chunk.nodes().flat_map(|(_, node)| chunk.graph.node(node).results.iter().copied()).filter(is_it).last()
 }
 
-/// The optimizer nodes with the index of the weight that each one updates.
-pub(super) fn optimizer_nodes(module: &Module, layout: &Layout<'_>) -> Vec<(NodeId, usize)> {
-    let chunk = layout.chunk;
-    let weight = |node: NodeId| {
+/// A node that updates a weight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Optimizer {
+    /// Index of its chunk.
+    pub(super) chunk: usize,
+    pub(super) node: NodeId,
+    /// Index of the weight in the program.
+    pub(super) weight: usize,
+}
+
+/// The optimizer nodes of all chunks.
+pub(super) fn optimizer_nodes(module: &Module) -> Vec<Optimizer> {
+    let weight = |chunk: &Chunk, node: NodeId| {
         let node = chunk.graph.node(node);
         matches!(node.op, Op::Sgd(opt::Sgd { .. }) | Op::Adamw(opt::Adamw { .. })).then_some(())?;
         let of = chunk.graph.value(node.args[0]).of?;
         let weight = module.program.states.iter().find(|s| s.value == of).map_or(of, |s| s.weight);
         module.program.weights.iter().position(|w| w.value == weight)
     };
-    chunk.phase(PhaseKind::Step).iter().filter_map(|&node| Some((node, weight(node)?))).collect()
+    let nodes = module.chunks.iter().enumerate().flat_map(|(index, chunk)| {
+        let step = chunk.phase(PhaseKind::Step).iter();
+        step.filter_map(move |&node| Some(Optimizer { chunk: index, node, weight: weight(chunk, node)? }))
+    });
+    nodes.collect()
 }
 
 /// The ends of what is in memory before the first step.

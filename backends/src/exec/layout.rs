@@ -4,7 +4,7 @@ use galvatron_ir::cluster::DeviceKind;
 use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Module;
-use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region};
+use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
 use galvatron_ir::types::TensorType;
 use galvatron_ir::{AxisId, ValueId};
 
@@ -12,17 +12,21 @@ use super::observe::Ends;
 use crate::device::{BufferSpec, Span};
 use crate::fault::RunFault;
 
-/// One rank's view of a chunk: the persistent region lies first in its arena, the transient one after it.
+/// One rank's view of a chunk: the persistent region lies first in its arena, then the slots, then the transient region.
+#[derive(Clone)]
 pub(super) struct Layout<'a> {
+    pub(super) module: &'a Module,
     pub(super) chunk: &'a Chunk,
     pub(super) mesh: &'a Mesh,
     pub(super) rank: u64,
-    /// Position of the rank along each axis of the mesh.
+    /// Position of the rank along each axis of its stage's mesh.
     pub(super) coordinates: Vec<u64>,
     arena: Arena,
+    /// The slot of the micro-batches that are looked at.
+    slot: u32,
 }
 
-/// Bytes of an arena with both regions.
+/// Bytes of an arena with all regions.
 pub(super) fn arena_bytes(arena: &Arena) -> u64 {
     transient_start(arena) + arena.transient
 }
@@ -34,23 +38,48 @@ pub(super) fn scratch_bytes(module: &Module) -> u64 {
         return 0;
     }
     let bytes = |chunk: &Chunk, id| {
-        let node = chunk.graph.node(id);
-        let (args, results) =
-            (chunk.local_types(&node.args, &module.mesh), chunk.local_types(&node.results, &module.mesh));
+        let (node, mesh) = (chunk.graph.node(id), module.mesh_of(chunk));
+        let (args, results) = (chunk.local_types(&node.args, mesh), chunk.local_types(&node.results, mesh));
         node.op.widening_bytes(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>())
     };
     let nodes = module.chunks.iter().flat_map(|chunk| chunk.nodes().map(move |(_, id)| bytes(chunk, id)));
     nodes.max().unwrap_or(0)
 }
 
-fn transient_start(arena: &Arena) -> u64 {
+fn slots_start(arena: &Arena) -> u64 {
     arena.persistent.next_multiple_of(ALIGNMENT)
 }
 
+fn transient_start(arena: &Arena) -> u64 {
+    (slots_start(arena) + arena.slots).next_multiple_of(ALIGNMENT)
+}
+
 impl<'a> Layout<'a> {
-    pub(super) fn new(module: &'a Module, chunk: &'a Chunk, rank: usize) -> Layout<'a> {
-        let coordinates = module.mesh.coordinates(rank as u64);
-        Layout { chunk, mesh: &module.mesh, rank: rank as u64, coordinates, arena: module.arena }
+    /// A rank's view of a chunk, if its stage hosts that.
+    pub(super) fn hosted(module: &'a Module, chunk: usize, rank: usize) -> Option<Layout<'a>> {
+        let (chunk, rank) = (&module.chunks[chunk], rank as u64);
+        let stage = module.stage_of(chunk);
+        let (mesh, arena) = (&stage.mesh, stage.arena);
+        let place = rank.checked_sub(stage.first_rank).filter(|&place| place < mesh.world())?;
+        Some(Layout { module, chunk, mesh, rank, coordinates: mesh.coordinates(place), arena, slot: 0 })
+    }
+
+    /// The same for the micro-batches of another slot.
+    pub(super) fn in_slot(&self, slot: u32) -> Layout<'a> {
+        Layout { slot, ..self.clone() }
+    }
+
+    /// The ranks that differ from this one only along `axes`, in row-major order over `axes`.
+    pub(super) fn group(&self, axes: &[AxisId]) -> Vec<usize> {
+        let first = self.module.stage_of(self.chunk).first_rank;
+        self.mesh.group(axes, self.rank - first).into_iter().map(|rank| (first + rank) as usize).collect()
+    }
+
+    /// The rank at this rank's position of the stage that hosts another chunk.
+    pub(super) fn peer(&self, chunk: u32) -> Option<usize> {
+        let other = self.module.chunks.get(chunk as usize)?;
+        let place = self.rank - self.module.stage_of(self.chunk).first_rank;
+        Some((self.module.stage_of(other).first_rank + place) as usize)
     }
 
     /// The placement of a value; none means a copy on every rank.
@@ -102,6 +131,7 @@ impl<'a> Layout<'a> {
     fn absolute(&self, place: Place, bytes: u64) -> Result<u64, String> {
         let (start, size) = match place.region {
             Region::Persistent => (0, self.arena.persistent),
+            Region::Slot => self.slot(),
             Region::Transient => (transient_start(&self.arena), self.arena.transient),
         };
         if !place.offset.is_multiple_of(ALIGNMENT) {
@@ -114,17 +144,25 @@ impl<'a> Layout<'a> {
         Ok(start + place.offset)
     }
 
+    /// Where the slot starts, and its bytes; the last one may be shorter than the others.
+    fn slot(&self) -> (u64, u64) {
+        let Slots { bytes, offset, .. } = self.chunk.slots;
+        let first = offset.saturating_add(bytes.saturating_mul(u64::from(self.slot)));
+        (slots_start(&self.arena).saturating_add(first), bytes.min(self.arena.slots.saturating_sub(first)))
+    }
+
     /// Where the part of a value, or the workspace, ends in its region.
     pub(super) fn ends(&self, spans: impl Iterator<Item = Span>) -> Ends {
-        let transient = transient_start(&self.arena);
+        let (slots, transient) = (slots_start(&self.arena), transient_start(&self.arena));
         let mut ends = Ends::default();
         for span in spans {
             let end = span.offset + span.bytes;
-            if span.offset < transient {
-                ends.persistent = ends.persistent.max(end);
-            } else {
-                ends.transient = ends.transient.max(end - transient);
-            }
+            let (region, start) = match span.offset {
+                offset if offset < slots => (&mut ends.persistent, 0),
+                offset if offset < transient => (&mut ends.slots, slots),
+                _ => (&mut ends.transient, transient),
+            };
+            *region = (*region).max(end - start);
         }
         ends
     }

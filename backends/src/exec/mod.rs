@@ -160,9 +160,11 @@ pub fn run_ranks(
 ) -> Result<RunReport, RunFault> {
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_threads = (options.threads.unwrap_or_else(cores) / comms.len().max(1)).max(1);
-    let (bytes, scratch) = (arena_bytes(module), layout::scratch_bytes(module));
+    let scratch = layout::scratch_bytes(module);
     let mut world: World = Vec::new();
     for comm in comms {
+        let stage = module.stage_of_rank(comm.rank() as u64).map(|stage| &module.stages[stage]);
+        let bytes = stage.map_or(0, |stage| layout::arena_bytes(&stage.arena));
         let fault = || RunFault::Memory { rank: comm.rank(), bytes };
         let device = Cpu::with_scratch(bytes, scratch, n_threads).ok_or_else(fault);
         let device = device.inspect_err(|fault| comm.abort(&fault.to_string()))?;
@@ -171,7 +173,7 @@ pub fn run_ranks(
     launch(module, world, options, sources, observer)
 }
 
-/// Bytes of the arena that each rank of a plan needs.
+/// Bytes of the largest arena that a rank of a plan needs.
 pub fn arena_bytes(module: &Module) -> u64 {
-    layout::arena_bytes(&module.arena)
+    module.stages.iter().map(|stage| layout::arena_bytes(&stage.arena)).max().unwrap_or(0)
 }

@@ -13,7 +13,7 @@ use super::data::DataSource;
 use super::deliver::{END_OF_STEP, Expected};
 use super::exchange::Step;
 use super::gate::{Flow, Gate};
-use super::instr::{Instr, Phases, Report, Work, phase_index};
+use super::instr::{Hosted, Instr, Message, Report, Work, phase_index};
 use super::observe::Observed;
 use super::trace::TraceEvent;
 use crate::comm::{Collective, CommFault, GroupId, Site, Stats};
@@ -25,7 +25,6 @@ pub(super) struct Shared<'a> {
     pub(super) module: &'a Module,
     pub(super) options: &'a RunOptions,
     pub(super) data: &'a dyn DataSource,
-    pub(super) schedule: Vec<Entry>,
     pub(super) gate: Gate,
     /// Whether all ranks of the world are in this process.
     pub(super) is_whole: bool,
@@ -42,8 +41,12 @@ pub(super) struct Shared<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) phase: PhaseKind,
+    /// Which of the rank's chunks, by its place among them.
+    pub(super) hosted: usize,
+    /// The slot of the micro-batch.
+    pub(super) slot: usize,
     pub(super) micro_batch: Option<u32>,
-    /// Whether no earlier entry of the step runs this phase.
+    /// Whether no earlier entry of the step runs this phase of the chunk.
     pub(super) is_first: bool,
 }
 
@@ -66,7 +69,10 @@ pub(super) struct Worker {
     pub(super) rank: usize,
     pub(super) comm: Box<dyn Collective>,
     pub(super) world: GroupId,
-    pub(super) phases: Phases,
+    /// The chunks of the rank's stage.
+    pub(super) hosted: Vec<Hosted>,
+    /// What its stage runs in order.
+    pub(super) schedule: Vec<Entry>,
     /// The parameters and states that this rank is the first holder of, by their entry in the collection.
     pub(super) stored: Vec<(usize, BufferSpec)>,
     /// What rank 0 gets from ranks of other processes.
@@ -76,8 +82,8 @@ pub(super) struct Worker {
     /// Rank 0 has it.
     pub(super) reports: Option<Sender<RankReport>>,
     pub(super) events: Vec<TraceEvent>,
-    /// Phase and number of the instruction in work, for the message of a panic.
-    pub(super) at: Option<(usize, usize)>,
+    /// Entry and number of the instruction in work, for the message of a panic.
+    pub(super) at: Option<(Entry, usize)>,
 }
 
 /// The scalars that a step reports.
@@ -108,7 +114,7 @@ impl Rank {
         if let Err(panic) = run {
             let message = panic.downcast_ref::<String>().map(String::as_str);
             let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message");
-            let node = worker.at.map_or("no node", |(phase, i)| &worker.phases[phase][i].name).to_string();
+            let node = worker.at.map_or("no node", |(entry, i)| &worker.instrs(entry)[i].name).to_string();
             outcome = Err(RunFault::Panic { rank: worker.rank, node, message: message.into() });
         }
         match outcome {
@@ -145,8 +151,8 @@ impl Worker {
         if !options.trace && !options.dumps_at(step) {
             device.begin();
         }
-        for &entry in &shared.schedule {
-            self.phase(device, shared, entry, step)?;
+        for i in 0..self.schedule.len() {
+            self.phase(device, shared, self.schedule[i], step)?;
         }
         self.at = None;
         device.finish().map_err(|what| self.fault_at_end(what, step))?;
@@ -171,10 +177,9 @@ impl Worker {
     }
 
     fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, entry: Entry, step: u64) -> Result<(), RunFault> {
-        let phase = phase_index(entry.phase);
-        for i in 0..self.phases[phase].len() {
-            self.at = Some((phase, i));
-            let instr = &mut self.phases[phase][i];
+        for i in 0..self.instrs(entry).len() {
+            self.at = Some((entry, i));
+            let instr = &mut self.hosted[entry.hosted].slots[entry.slot][phase_index(entry.phase)][i];
             shared.observed[self.rank].bind(instr.ends);
             if let Some((index, gradient)) = &instr.gradient
                 && shared.options.dumps_at(step)
@@ -195,10 +200,19 @@ impl Worker {
         Ok(())
     }
 
+    fn all_instrs(&self) -> impl Iterator<Item = &Instr> {
+        self.hosted.iter().flat_map(|hosted| hosted.slots.iter().flatten().flatten())
+    }
+
+    /// The instructions of an entry.
+    fn instrs(&self, entry: Entry) -> &[Instr] {
+        &self.hosted[entry.hosted].slots[entry.slot][phase_index(entry.phase)]
+    }
+
     /// What the readouts of a finished step hold.
     fn scalars(&self) -> Scalars {
         let mut scalars = Scalars::default();
-        for (report, readout) in self.phases.iter().flatten().filter_map(|instr| instr.report.as_ref()) {
+        for (report, readout) in self.all_instrs().filter_map(|instr| instr.report.as_ref()) {
             let mut bytes = [0; 4];
             readout.value(&mut bytes);
             let value = f64::from(f32::from_ne_bytes(bytes));
@@ -230,6 +244,9 @@ fn event(instr: &Instr, shared: &Shared<'_>, entry: Entry, (rank, step, start): 
         duration_ns: start.elapsed().as_nanos() as u64,
     }
 }
+
+/// Tags of messages of the plan; those of the engine itself are below it.
+const MESSAGES: u64 = 1 << 63;
 
 /// Where an instruction runs.
 struct Context<'a> {
@@ -281,6 +298,16 @@ impl Context<'_> {
                     }
                 }
             }
+            Work::Send(Message { peer, channel, at }) => {
+                let site = Site { node: &instr.name, step: self.step };
+                let tag = self.tag(*channel);
+                self.device.send(&mut *self.comm, (*peer, tag), *at, &site).map_err(Failure::Comm)?;
+            }
+            Work::Recv(Message { peer, channel, at }) => {
+                let site = Site { node: &instr.name, step: self.step };
+                let tag = self.tag(*channel);
+                self.device.recv(&mut *self.comm, (*peer, tag), *at, &site).map_err(Failure::Comm)?;
+            }
             Work::Load(load) => {
                 let micro_batch = self.entry.micro_batch.unwrap_or(0) as usize;
                 load.run(self.device, self.shared.data, self.step, micro_batch)?;
@@ -292,6 +319,11 @@ impl Context<'_> {
             readout.run()?;
         }
         Ok(())
+    }
+
+    /// The tag of a channel's message of the micro-batch in work.
+    fn tag(&self, channel: u32) -> u64 {
+        MESSAGES | u64::from(channel) << 32 | u64::from(self.entry.micro_batch.unwrap_or(0))
     }
 
     fn train(&self) -> &TrainInfo {

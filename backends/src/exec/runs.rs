@@ -93,6 +93,9 @@ impl Builder<'_> {
         }
         let (chunk, readers) = (self.layout.chunk, Readers::new(self));
         for phase in &chunk.phases {
+            if !self.prepares(phase.kind) {
+                continue;
+            }
             let mut run = Vec::new();
             for &id in &phase.body {
                 if self.ends_before(id) {
@@ -114,7 +117,7 @@ impl Builder<'_> {
 
     /// Whether the host reads an operand just before a node.
     fn ends_before(&self, id: NodeId) -> bool {
-        self.options.dump_gradients && self.optimizers.contains(&id)
+        self.options.dump_gradients && self.optimizers.contains(&Some(id))
     }
 
     /// Whether the host reads a result just after a node.
@@ -125,7 +128,9 @@ impl Builder<'_> {
 
     fn place(&self, id: NodeId) -> Result<Place, RunFault> {
         let node = self.layout.chunk.graph.node(id);
-        if step_of_op(&node.op).is_some() || matches!(node.op, Op::Load(_) | Op::RunScalar(_)) {
+        if step_of_op(&node.op).is_some()
+            || matches!(node.op, Op::Load(_) | Op::RunScalar(_) | Op::Send(_) | Op::Recv(_))
+        {
             return Ok(Place::Outside);
         }
         let (args, results) = (self.layout.buffers(&node.args)?, self.layout.buffers(&node.results)?);

@@ -1,5 +1,7 @@
 //! Initial parameters and optimizer states: from stored tensors, through their views, to the ranks' shards.
 
+use std::collections::BTreeSet;
+
 use galvatron_ir::module::{Initializer, MASTER, Module, Weight};
 use galvatron_ir::plan::ResidentRole;
 use galvatron_ir::types::DType;
@@ -32,6 +34,8 @@ pub trait WeightSource: Sync {
 /// A resident that is filled before the first step and collected after the last: a weight's parameter or one of its states.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
+    /// Index of the chunk.
+    pub(super) chunk: usize,
     /// Index of the resident in the chunk.
     pub(super) resident: usize,
     /// Index of the weight in the program.
@@ -42,12 +46,17 @@ pub(super) struct Stored {
     pub(super) is_collected: bool,
 }
 
-/// The parameters and states among the residents of a layout's chunk.
-pub(super) fn stored_residents(module: &Module, layout: &Layout<'_>) -> Result<Vec<Stored>, RunFault> {
+/// The parameters and states among the residents of all chunks.
+pub(super) fn stored_residents(module: &Module) -> Result<Vec<Stored>, RunFault> {
     let program = &module.program;
     let mut stored = Vec::new();
-    for (resident, declared) in layout.chunk.residents.iter().enumerate() {
-        let value = layout.chunk.graph.value(declared.value);
+    let residents = module
+        .chunks
+        .iter()
+        .enumerate()
+        .flat_map(|(c, chunk)| chunk.residents.iter().enumerate().map(move |(i, resident)| (c, i, resident)));
+    for (chunk, resident, declared) in residents {
+        let value = module.chunks[chunk].graph.value(declared.value);
         let state = program.states.iter().find(|s| Some(s.value) == value.of);
         let (weight, kind) = match declared.role {
             ResidentRole::Accumulator => continue,
@@ -59,19 +68,31 @@ pub(super) fn stored_residents(module: &Module, layout: &Layout<'_>) -> Result<V
         let is_collected = value.ty.dtype == DType::F32;
         let weight = program.weights.iter().position(|w| Some(w.value) == weight);
         let weight = weight.ok_or_else(|| RunFault::Plan(format!("resident `%{}` is of no weight", value.name)))?;
-        stored.push(Stored { resident, weight, kind, is_collected });
+        stored.push(Stored { chunk, resident, weight, kind, is_collected });
     }
     Ok(stored)
 }
 
-/// Fills the parameters and states of all ranks. Each stored tensor is read once for each use.
+/// Those that are collected, each from the first chunk that has it.
+pub(super) fn collected(stored: Vec<Stored>) -> Vec<Stored> {
+    let mut known = BTreeSet::new();
+    stored.into_iter().filter(|s| s.is_collected && known.insert((s.weight, s.kind.clone()))).collect()
+}
+
+/// Fills the parameters and states of some ranks. Each stored tensor is read once for each chunk that uses it here.
 pub(super) fn upload(
     module: &Module,
-    ranks: &[(Layout<'_>, &dyn Device)],
+    ranks: &[(usize, &dyn Device)],
     weights: &dyn WeightSource,
 ) -> Result<(), RunFault> {
-    let Some((first, _)) = ranks.first() else { return Ok(()) };
-    for stored in stored_residents(module, first)? {
+    for stored in stored_residents(module)? {
+        let hosts: Vec<_> = ranks
+            .iter()
+            .filter_map(|&(rank, device)| Some((Layout::hosted(module, stored.chunk, rank)?, device)))
+            .collect();
+        if hosts.is_empty() {
+            continue;
+        }
         let weight = &module.program.weights[stored.weight];
         let initializer = &module.initializers[weight.initializer];
         let data = match &stored.kind {
@@ -80,7 +101,7 @@ pub(super) fn upload(
         };
         let Some(data) = data else { continue };
         let (data, shape) = viewed(data, initializer, weight)?;
-        for (layout, device) in ranks {
+        for (layout, device) in &hosts {
             let buffer = layout.buffer(layout.chunk.residents[stored.resident].value)?;
             if buffer.global_shape != shape {
                 let what = format!("the plan wants shape {:?}, its view has {shape:?}", buffer.global_shape);

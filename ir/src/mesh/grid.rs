@@ -96,6 +96,28 @@ impl Mesh {
         mesh
     }
 
+    /// The mesh of each of `n` equal parts of consecutive ranks, which part the slowest links first; `None` where `n` does not divide
+    /// the ranks along their levels.
+    pub fn part_of(&self, n: u64) -> Option<Mesh> {
+        let mut levels: Vec<(Option<u32>, u32)> = Vec::new();
+        for axis in &self.axes[1..] {
+            match levels.last_mut().filter(|(level, _)| *level == axis.level) {
+                Some((_, size)) => *size *= axis.size,
+                None => levels.push((axis.level, axis.size)),
+            }
+        }
+        let mut rest = n;
+        let mut spatial = Vec::new();
+        for (level, size) in levels {
+            let parts = if spatial.is_empty() { gcd(rest, u64::from(size)) } else { 1 };
+            rest /= parts;
+            for prime in prime_factors((u64::from(size) / parts) as u32) {
+                spatial.push(MeshAxis { name: format!("a{}", spatial.len()), size: prime, level });
+            }
+        }
+        (rest == 1).then(|| Mesh::new(self.axes[0].size, spatial).of(self.device))
+    }
+
     /// Number of ranks.
     pub fn world(&self) -> u64 {
         self.axes[1..].iter().map(|a| u64::from(a.size)).product()
@@ -140,6 +162,10 @@ impl Mesh {
     }
 }
 
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// Prime factors in ascending order; empty for 1.
 fn prime_factors(mut n: u32) -> Vec<u32> {
     let mut factors = Vec::new();
@@ -157,6 +183,18 @@ fn prime_factors(mut n: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_cut_along_the_slowest_links() {
+        let sizes = |mesh: Option<Mesh>| mesh.map(|m| m.axes()[1..].iter().map(|a| a.size).collect::<Vec<_>>());
+        let mesh = Mesh::from_levels(&[2, 12], 4);
+        assert_eq!(mesh.part_of(1), Some(mesh.clone()));
+        assert_eq!(sizes(mesh.part_of(2)), Some(vec![2, 2, 3]));
+        assert_eq!(sizes(mesh.part_of(6)), Some(vec![2, 2]));
+        assert_eq!(sizes(mesh.part_of(24)), Some(vec![]));
+        assert_eq!(sizes(mesh.part_of(3)), None);
+        assert_eq!(sizes(Mesh::from_levels(&[4, 3], 1).part_of(3)), None);
+    }
 
     #[test]
     fn ranks_are_row_major_over_the_spatial_axes() {

@@ -238,6 +238,8 @@ ops! {
     comm::AllGather,
     comm::AllToAll,
     comm::Shard,
+    comm::Send,
+    comm::Recv,
     mem::Load,
     mem::RunScalar,
     mem::Accumulate,

@@ -3,7 +3,7 @@
 //! Positions are indices into [`Chunk::nodes`]. A buffer is a value together with all views of it. The buffer assignment
 //! and the verifier use these same intervals.
 
-use super::{Chunk, PhaseKind, ResidentRole};
+use super::{Chunk, PhaseKind, Region, ResidentRole};
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::op::{Alias, Op};
@@ -36,6 +36,8 @@ pub struct Lifetime {
     pub last: usize,
     /// Position of the last node that reads a member, a write of the resident by `update` not counted.
     pub last_read: usize,
+    /// Where it must lie, unless it is written over a buffer that lies elsewhere.
+    pub region: Region,
 }
 
 impl Lifetime {
@@ -84,7 +86,8 @@ pub fn buffer_of_values(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Option<usi
 ///
 /// A result may take the place of an operand that its op lists for it if that has the same bytes, is no other
 /// operand of the node too, and dies here: no later node reads it. An accumulator dies with its last reader; a parameter or a
-/// state dies here if the result becomes its new value. What an `update` reads is never written over.
+/// state dies here if the result becomes its new value. What an `update` reads is never written over, nor is what lies in a region
+/// that the result would outlive.
 pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
     let buffer_of = buffer_of_values(chunk, lifetimes);
     let updates = updates_of(chunk, &buffer_of, lifetimes.len());
@@ -101,7 +104,8 @@ pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
                 let is_other = others.any(|(_, a)| buffer_of[a.index()] == Some(over));
                 let becomes_content = updates[writer].contains(&over);
                 let dies = dies_at(&lifetimes[over], position, &micro_batches, &updates[over], becomes_content);
-                (dies && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes).then_some(over)
+                let lasts = lifetimes[over].region <= lifetimes[writer].region;
+                (dies && lasts && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes).then_some(over)
             };
             if let Some(over) = alias.reusable(i, node.results.len()).iter().find_map(is_free) {
                 found.push(Reuse { writer, over });
@@ -175,7 +179,8 @@ impl<'a> Table<'a> {
     }
 
     fn push(&mut self, owner: Owner, values: Vec<ValueId>, bytes: u64, at: usize) {
-        self.lifetimes.push(Lifetime { owner, values, bytes, first: at, last: at, last_read: at });
+        let region = Region::Transient;
+        self.lifetimes.push(Lifetime { owner, values, bytes, first: at, last: at, last_read: at, region });
     }
 
     fn read(&mut self, position: usize, node: NodeId) {
@@ -214,13 +219,37 @@ impl<'a> Table<'a> {
     }
 
     fn close(mut self) -> Vec<Lifetime> {
-        for lifetime in &mut self.lifetimes {
-            if let Owner::Resident(..) = lifetime.owner {
-                lifetime.last = self.n_positions.saturating_sub(1);
+        for i in 0..self.lifetimes.len() {
+            if let Owner::Resident(..) = self.lifetimes[i].owner {
+                self.lifetimes[i].last = self.n_positions.saturating_sub(1);
             }
+            self.lifetimes[i].region = self.region(&self.lifetimes[i]);
         }
         self.lifetimes
     }
+
+    /// In a chunk with slots phases of other micro-batches and chunks run between its own: only what lives within one is transient.
+    fn region(&self, lifetime: &Lifetime) -> Region {
+        if let Owner::Resident(..) = lifetime.owner {
+            return Region::Persistent;
+        }
+        match (phase_at(self.chunk, lifetime.first), phase_at(self.chunk, lifetime.last)) {
+            _ if self.chunk.slots.count == 0 => Region::Transient,
+            (first, last) if first == last => Region::Transient,
+            (Some(PhaseKind::Forward), Some(PhaseKind::Backward)) => Region::Slot,
+            _ => Region::Persistent,
+        }
+    }
+}
+
+/// The phase of the node at a position.
+fn phase_at(chunk: &Chunk, position: usize) -> Option<PhaseKind> {
+    let mut end = 0;
+    let found = chunk.phases.iter().find(|phase| {
+        end += phase.body.len();
+        position < end
+    });
+    found.map(|phase| phase.kind)
 }
 
 /// The operand whose bytes a result is.

@@ -1,8 +1,10 @@
 //! What a plan adds to a program: chunks with phases, residents, a schedule, arenas and a prediction.
 
 pub mod lifetime;
+mod stage;
 
 pub use crate::place::{ALIGNMENT, Place, Region};
+pub use stage::{Arena, Slots, Stage};
 
 use crate::graph::Graph;
 use crate::id::{NodeId, ValueId};
@@ -103,13 +105,17 @@ pub struct Chunk {
     pub residents: Vec<Resident>,
     /// The phases, each kind at most once, in order.
     pub phases: Vec<Phase>,
+    /// Index of the stage that hosts it.
+    pub stage: u32,
+    /// Where activations of several micro-batches lie, at level `plan`.
+    pub slots: Slots,
 }
 
 impl Chunk {
     /// A chunk with empty phases of every kind.
     pub fn new() -> Chunk {
         let phases = PhaseKind::ALL.iter().map(|&(kind, ..)| Phase { kind, body: Vec::new() }).collect();
-        Chunk { graph: Graph::new(), residents: Vec::new(), phases }
+        Chunk { graph: Graph::new(), residents: Vec::new(), phases, stage: 0, slots: Slots::default() }
     }
 
     /// The nodes of a phase.
@@ -157,22 +163,6 @@ pub struct ScheduleStep {
     pub chunk: u32,
     /// The micro-batch.
     pub micro_batch: Option<u32>,
-}
-
-/// Bytes of each region of one rank's arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Arena {
-    /// Persistent bytes.
-    pub persistent: u64,
-    /// Transient bytes.
-    pub transient: u64,
-}
-
-impl Arena {
-    /// All bytes.
-    pub fn bytes(&self) -> u64 {
-        self.persistent + self.transient
-    }
 }
 
 /// What the compiler expects of the plan.

@@ -12,7 +12,7 @@ mod spans;
 pub use fault::nearest;
 pub use parser::{parse, parse_with_spans};
 pub use printer::print;
-pub use spans::{ChunkSpans, DeclSpans, NodeSpans, SourceMap};
+pub use spans::{ChunkSpans, DeclSpans, NodeSpans, SourceMap, StageSpans};
 
 /// The version of the format that this crate writes and reads.
 pub const VERSION: u64 = 1;

@@ -8,7 +8,7 @@ use crate::id::{AxisId, NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::module::{Initializer, Level, Module, Program, TrainInfo, ViewStep, Weight};
 use crate::op::{AttrValue, Attrs};
-use crate::plan::{Arena, Chunk, Place, Predicted, ScheduleStep};
+use crate::plan::{Arena, Chunk, Place, Predicted, ScheduleStep, Slots, Stage};
 use crate::recipe::ScheduleKind;
 use std::fmt::{self, Display, Formatter, Result, Write};
 
@@ -46,6 +46,11 @@ fn write_module(out: &mut String, module: &Module) -> Result {
         writeln!(out, "  initializer {} = {{file={}, offset={offset}{start}}} {ty}", quote(name), quote(file))?;
     }
     write_program(out, module)?;
+    if !is_whole(module) {
+        for (index, stage) in module.stages.iter().enumerate() {
+            writeln!(out, "  stage {index} at {} [{}]", stage.first_rank, axes(&stage.mesh))?;
+        }
+    }
     for (index, chunk) in module.chunks.iter().enumerate() {
         write_chunk(out, module, chunk, index)?;
     }
@@ -60,12 +65,20 @@ fn module_name(name: &str) -> String {
     if is_word { name.to_string() } else { quote(name) }
 }
 
-fn write_mesh(out: &mut String, mesh: &Mesh) -> Result {
-    let axes = list(mesh.axes(), |f, axis| {
+/// Whether the module has one stage, which is the whole mesh: then it needs no name.
+fn is_whole(module: &Module) -> bool {
+    module.stages.iter().all(|stage| stage.first_rank == 0 && stage.mesh == module.mesh) && module.stages.len() <= 1
+}
+
+fn axes(mesh: &Mesh) -> impl Display + '_ {
+    list(mesh.axes(), |f, axis| {
         write!(f, "{}={}", axis.name, axis.size)?;
         axis.level.map_or(Ok(()), |level| write!(f, "@{level}"))
-    });
-    write!(out, "  mesh [{axes}]")?;
+    })
+}
+
+fn write_mesh(out: &mut String, mesh: &Mesh) -> Result {
+    write!(out, "  mesh [{}]", axes(mesh))?;
     if mesh.device() != DeviceKind::Cpu {
         write!(out, " of {}", mesh.device().name())?;
     }
@@ -83,20 +96,16 @@ fn write_train(out: &mut String, train: &TrainInfo) -> Result {
 }
 
 fn write_plan(out: &mut String, module: &Module) -> Result {
-    if !module.schedule.is_empty() {
-        out.write_str("  schedule")?;
-        for ScheduleStep { phase, chunk, micro_batch } in &module.schedule {
-            write!(out, " {}{chunk}", phase.letter())?;
-            if let Some(micro_batch) = micro_batch {
-                write!(out, ".{micro_batch}")?;
-            }
-        }
-        out.write_str("\n")?;
-    }
     let is_plan = module.level == Level::Plan;
-    if is_plan || module.arena != Arena::default() {
-        let Arena { persistent, transient } = module.arena;
-        writeln!(out, "  arena {{persistent={persistent}, transient={transient}}}")?;
+    for (index, stage) in module.stages.iter().enumerate() {
+        let of = if is_whole(module) { String::new() } else { format!(" of {index}") };
+        write_schedule(out, &of, stage)?;
+    }
+    for (index, stage) in module.stages.iter().enumerate().filter(|(_, s)| is_plan || s.arena != Arena::default()) {
+        let of = if is_whole(module) { String::new() } else { format!(" of {index}") };
+        let Arena { persistent, slots, transient } = stage.arena;
+        let slots = if slots > 0 { format!("slots={slots}, ") } else { String::new() };
+        writeln!(out, "  arena{of} {{persistent={persistent}, {slots}transient={transient}}}")?;
     }
     if is_plan || module.predicted != Predicted::default() {
         let Predicted { step_time_ns, gap_ppm } = module.predicted;
@@ -105,9 +114,23 @@ fn write_plan(out: &mut String, module: &Module) -> Result {
     Ok(())
 }
 
+fn write_schedule(out: &mut String, of: &str, stage: &Stage) -> Result {
+    if stage.schedule.is_empty() {
+        return Ok(());
+    }
+    write!(out, "  schedule{of}")?;
+    for ScheduleStep { phase, chunk, micro_batch } in &stage.schedule {
+        write!(out, " {}{chunk}", phase.letter())?;
+        if let Some(micro_batch) = micro_batch {
+            write!(out, ".{micro_batch}")?;
+        }
+    }
+    out.write_str("\n")
+}
+
 fn write_program(out: &mut String, module: &Module) -> Result {
     let program = &module.program;
-    let text = GraphText::new(module, &program.graph, program.body.iter().copied());
+    let text = GraphText::new(module, &module.mesh, &program.graph, program.body.iter().copied());
     out.write_str("  program {\n")?;
     for input in &program.inputs {
         writeln!(out, "    input %{} = {}: {}", text.name(input.value), quote(&input.name), text.tail(input.value))?;
@@ -153,8 +176,16 @@ fn source(module: &Module, weight: &Weight) -> String {
 }
 
 fn write_chunk(out: &mut String, module: &Module, chunk: &Chunk, index: usize) -> Result {
-    let text = GraphText::new(module, &chunk.graph, chunk.nodes().map(|(_, node)| node));
-    writeln!(out, "  chunk {index} {{")?;
+    let text = GraphText::new(module, module.mesh_of(chunk), &chunk.graph, chunk.nodes().map(|(_, node)| node));
+    write!(out, "  chunk {index}")?;
+    if !is_whole(module) {
+        write!(out, " of {}", chunk.stage)?;
+    }
+    if chunk.slots != Slots::default() {
+        let Slots { count, bytes, offset } = chunk.slots;
+        write!(out, " slots {{count={count}, bytes={bytes}, offset={offset}}}")?;
+    }
+    out.write_str(" {\n")?;
     for resident in &chunk.residents {
         let (role, name) = (resident.role.name(), text.name(resident.value));
         writeln!(out, "    resident {role} %{name}: {}", text.tail(resident.value))?;
@@ -172,16 +203,17 @@ fn write_chunk(out: &mut String, module: &Module, chunk: &Chunk, index: usize) -
 /// A graph with what is needed to print parts of it.
 struct GraphText<'m> {
     module: &'m Module,
+    mesh: &'m Mesh,
     graph: &'m Graph,
     /// For each node whether it stands in a body.
     is_printed: Vec<bool>,
 }
 
 impl<'m> GraphText<'m> {
-    fn new(module: &'m Module, graph: &'m Graph, body: impl Iterator<Item = NodeId>) -> Self {
+    fn new(module: &'m Module, mesh: &'m Mesh, graph: &'m Graph, body: impl Iterator<Item = NodeId>) -> Self {
         let mut is_printed = vec![false; graph.n_nodes()];
         body.for_each(|node| is_printed[node.index()] = true);
-        GraphText { module, graph, is_printed }
+        GraphText { module, mesh, graph, is_printed }
     }
 
     fn name(&self, value: ValueId) -> &'m str {
@@ -200,7 +232,7 @@ impl<'m> GraphText<'m> {
     fn write_tail(&self, f: &mut Formatter<'_>, value: &Value) -> Result {
         write!(f, "{}", value.ty)?;
         if let Some(sharding) = &value.sharding {
-            write!(f, "@{}", sharding.display(&self.module.mesh))?;
+            write!(f, "@{}", sharding.display(self.mesh))?;
         }
         if let Some(of) = value.of {
             write!(f, " of=%{}", self.module.program.graph.value(of).name)?;
@@ -251,7 +283,7 @@ impl<'m> GraphText<'m> {
     }
 
     fn write_attr(&self, f: &mut Formatter<'_>, (key, value): &(&str, AttrValue)) -> Result {
-        let axis = |f: &mut Formatter<'_>, axis: &AxisId| f.write_str(self.module.mesh.name(*axis));
+        let axis = |f: &mut Formatter<'_>, axis: &AxisId| f.write_str(self.mesh.name(*axis));
         match value {
             AttrValue::Int(v) => write!(f, "{key}={v}"),
             AttrValue::Float(v) => write!(f, "{key}={v}"),

@@ -37,6 +37,19 @@ pub struct ChunkSpans {
     pub residents: Vec<DeclSpans>,
 }
 
+/// Byte ranges of what is said of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StageSpans {
+    /// Its line; empty where the only stage is the whole mesh.
+    pub header: Range<usize>,
+    /// The whole schedule.
+    pub schedule: Range<usize>,
+    /// The entries of the schedule, by index.
+    pub schedule_steps: Vec<Range<usize>>,
+    /// The sizes of the arena.
+    pub arena: Range<usize>,
+}
+
 /// Byte ranges of a module; sections that the text does not have are empty ranges at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceMap {
@@ -66,12 +79,8 @@ pub struct SourceMap {
     pub chunks: Vec<ChunkSpans>,
     /// The nodes of each chunk, by id.
     pub chunk_nodes: Vec<Vec<NodeSpans>>,
-    /// The whole schedule.
-    pub schedule: Range<usize>,
-    /// The entries of the schedule, by index.
-    pub schedule_steps: Vec<Range<usize>>,
-    /// The sizes of the arena.
-    pub arena: Range<usize>,
+    /// The stages, by index.
+    pub stages: Vec<StageSpans>,
     /// The prediction.
     pub predicted: Range<usize>,
 }

@@ -61,7 +61,7 @@ impl<'a> ChunkCx<'a> {
         for (i, r) in chunk.residents.iter().enumerate() {
             resident[r.value.index()] = Some(i);
         }
-        ChunkCx { module, facts, index: index as u32, chunk, mesh: &module.mesh, resident }
+        ChunkCx { module, facts, index: index as u32, chunk, mesh: module.mesh_of(chunk), resident }
     }
 
     pub(super) fn program(&self) -> &'a Program {

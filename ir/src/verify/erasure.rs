@@ -16,7 +16,8 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
         match &node.op {
             Op::Load(_) => findings.extend(check_load(cx, id, node)),
             Op::Accumulate(_) => findings.extend(keeps(cx, id, node, 0, 1)),
-            Op::Update(_) => {}
+            // Who sends is compared with who receives.
+            Op::Update(_) | Op::Send(_) | Op::Recv(_) => {}
             op if is_compute(op) => findings.extend(check_compute(cx, id, node)),
             _ => findings.extend((0..node.results.len()).filter_map(|i| collective_keeps(cx, id, node, i))),
         }

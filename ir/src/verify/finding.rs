@@ -36,10 +36,12 @@ pub enum Site {
     Resident(u32, usize),
     /// A node of a chunk.
     ChunkNode(u32, NodeId, Part),
-    /// An entry of the schedule, by index; one past the end where entries are missing.
-    Schedule(usize),
-    /// The sizes of the arena.
-    Arena,
+    /// A stage.
+    Stage(usize),
+    /// An entry of the schedule of a stage, by index; one past the end where entries are missing.
+    Schedule(usize, usize),
+    /// The sizes of the arena of a stage.
+    Arena(usize),
 }
 
 /// A broken invariant.

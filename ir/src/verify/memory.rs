@@ -4,7 +4,7 @@ use super::context::{ChunkCx, node_name};
 use super::{Finding, Part, Site};
 use crate::id::ValueId;
 use crate::plan::lifetime::{Lifetime, Owner, Reuse, lifetimes, reuses};
-use crate::plan::{ALIGNMENT, Place, Region};
+use crate::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Checks the places of all buffers, then that none overlaps another that is needed at the same time.
@@ -12,19 +12,81 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
     if !cx.is_plan() {
         return Vec::new();
     }
-    if cx.module.arena.persistent.checked_add(cx.module.arena.transient).is_none() {
-        return vec![Finding::new("G0212", Site::Arena, "the arena has more bytes than can be counted")];
+    let stage = cx.chunk.stage as usize;
+    if let Err(why) = check_regions(cx) {
+        return vec![Finding::new("G0212", Site::Arena(stage), why)];
     }
     let buffers = lifetimes(cx.chunk, cx.mesh);
-    let mut findings: Vec<Finding> = buffers.iter().flat_map(|b| check_places(cx, b)).collect();
+    let regions = Regions::new(cx, &buffers);
+    let mut findings: Vec<Finding> =
+        buffers.iter().enumerate().flat_map(|(i, b)| check_places(cx, b, regions.allowed[i])).collect();
+    findings.extend(regions.shared(cx, &buffers));
     if findings.is_empty() {
         findings.extend(Sweep::new(cx, &buffers).run());
     }
     findings
 }
 
-fn check_places(cx: &ChunkCx<'_>, buffer: &Lifetime) -> Vec<Finding> {
-    let root = check_place(cx, buffer).map_err(|why| Finding::new("G0212", site(cx, buffer), why));
+/// The arena can be counted, and the slots lie inside of their region.
+fn check_regions(cx: &ChunkCx<'_>) -> Result<(), String> {
+    let Arena { persistent, slots, transient } = cx.module.stage_of(cx.chunk).arena;
+    if persistent.checked_add(slots).and_then(|n| n.checked_add(transient)).is_none() {
+        return Err("the arena has more bytes than can be counted".into());
+    }
+    let Slots { count, bytes, offset } = cx.chunk.slots;
+    if !bytes.is_multiple_of(ALIGNMENT) || !offset.is_multiple_of(ALIGNMENT) {
+        return Err(format!("the slots of chunk {} are not aligned to {ALIGNMENT} bytes", cx.index));
+    }
+    // The last slot may end before its alignment does.
+    let end = bytes.checked_mul(u64::from(count)).and_then(|n| n.checked_add(offset));
+    if count > 0 && end.is_none_or(|end| end >= slots.saturating_add(ALIGNMENT)) {
+        return Err(format!("the slots of chunk {} end behind region `slot` of {slots} bytes", cx.index));
+    }
+    Ok(())
+}
+
+/// In which regions the buffers of a chunk must lie, and which part of the arena is the chunk's own.
+struct Regions {
+    allowed: Vec<Region>,
+}
+
+impl Regions {
+    /// A buffer that is written over another one lies where that lies.
+    fn new(cx: &ChunkCx<'_>, buffers: &[Lifetime]) -> Regions {
+        let mut allowed: Vec<Region> = buffers.iter().map(|b| b.region).collect();
+        for Reuse { writer, over } in reuses(cx.chunk, buffers) {
+            if place(cx, &buffers[writer]) == place(cx, &buffers[over]) {
+                allowed[writer] = allowed[over];
+            }
+        }
+        Regions { allowed }
+    }
+
+    /// What lives across phases is not shared with the other chunks of the stage.
+    fn shared(&self, cx: &ChunkCx<'_>, buffers: &[Lifetime]) -> Option<Finding> {
+        let earlier = cx.module.chunks[..cx.index as usize].iter().filter(|c| c.stage == cx.chunk.stage);
+        let range = |chunk: &Chunk, buffers: &[Lifetime]| {
+            let kept = buffers.iter().filter(|b| b.region == Region::Persistent && b.bytes > 0);
+            let ends = kept.filter_map(|b| place_in(chunk, b).map(|p| (p.offset, p.offset.saturating_add(b.bytes))));
+            ends.fold((u64::MAX, 0), |(low, high), (start, end)| (low.min(start), high.max(end)))
+        };
+        let slots = |chunk: &Chunk| {
+            let Slots { count, bytes, offset } = chunk.slots;
+            (offset, offset.saturating_add(bytes.saturating_mul(u64::from(count))))
+        };
+        let meets = |(a, b): (u64, u64), (c, d): (u64, u64)| a < d && c < b;
+        let own = (range(cx.chunk, buffers), slots(cx.chunk));
+        let overlaps = earlier.into_iter().any(|other| {
+            let theirs = range(other, &lifetimes(other, cx.mesh));
+            meets(own.0, theirs) || meets(own.1, slots(other))
+        });
+        let message = || format!("chunk {} overlaps another chunk of its stage in memory", cx.index);
+        overlaps.then(|| Finding::new("G0213", Site::Arena(cx.chunk.stage as usize), message()))
+    }
+}
+
+fn check_places(cx: &ChunkCx<'_>, buffer: &Lifetime, region: Region) -> Vec<Finding> {
+    let root = check_place(cx, buffer, region).map_err(|why| Finding::new("G0212", site(cx, buffer), why));
     let Ok(place) = root else { return root.err().into_iter().collect() };
     let views = buffer.values.iter().skip(1).filter(|v| cx.value(**v).place != place);
     views.map(|&view| misplaced_view(cx, view, buffer.values[0])).collect()
@@ -36,7 +98,7 @@ fn misplaced_view(cx: &ChunkCx<'_>, view: ValueId, source: ValueId) -> Finding {
 }
 
 /// The place of a buffer, or what is wrong with it.
-fn check_place(cx: &ChunkCx<'_>, buffer: &Lifetime) -> Result<Option<Place>, String> {
+fn check_place(cx: &ChunkCx<'_>, buffer: &Lifetime, region: Region) -> Result<Option<Place>, String> {
     let name = name(cx, buffer);
     let place = place(cx, buffer).ok_or_else(|| format!("{name} has no place"))?;
     if !place.offset.is_multiple_of(ALIGNMENT) {
@@ -44,6 +106,10 @@ fn check_place(cx: &ChunkCx<'_>, buffer: &Lifetime) -> Result<Option<Place>, Str
     }
     if matches!(buffer.owner, Owner::Resident(..)) && place.region != Region::Persistent {
         return Err(format!("{name} outlives the step, so its region must be `persistent`"));
+    }
+    if place.region != region && (cx.chunk.slots.count > 0 || place.region == Region::Slot) {
+        let (found, wanted) = (place.region.name(), region.name());
+        return Err(format!("{name} lies in region `{found}`, its lifetime asks for `{wanted}`"));
     }
     let (end, limit) = (place.offset.checked_add(buffer.bytes), region_bytes(cx, place.region));
     if end.is_none_or(|end| end > limit) {
@@ -57,16 +123,22 @@ fn check_place(cx: &ChunkCx<'_>, buffer: &Lifetime) -> Result<Option<Place>, Str
 }
 
 fn region_bytes(cx: &ChunkCx<'_>, region: Region) -> u64 {
+    let arena = cx.module.stage_of(cx.chunk).arena;
     match region {
-        Region::Persistent => cx.module.arena.persistent,
-        Region::Transient => cx.module.arena.transient,
+        Region::Persistent => arena.persistent,
+        Region::Slot => cx.chunk.slots.bytes,
+        Region::Transient => arena.transient,
     }
 }
 
 fn place(cx: &ChunkCx<'_>, buffer: &Lifetime) -> Option<Place> {
+    place_in(cx.chunk, buffer)
+}
+
+fn place_in(chunk: &Chunk, buffer: &Lifetime) -> Option<Place> {
     match buffer.owner {
-        Owner::Resident(value, _) | Owner::Value(value) => cx.value(value).place,
-        Owner::Workspace(node) => cx.chunk.graph.node(node).workspace,
+        Owner::Resident(value, _) | Owner::Value(value) => chunk.graph.value(value).place,
+        Owner::Workspace(node) => chunk.graph.node(node).workspace,
     }
 }
 

@@ -15,15 +15,19 @@
 //!   operands are copies of that node's operands; collectives and sums over micro-batches keep what a value is a copy of.
 //! - `G0208` *phases*: what is cut into micro-batches stays in forward and backward; accumulators are read after the last
 //!   micro-batch; parameters and states are not read after their update.
-//! - `G0209` *residents*: one resident a weight and state; one `accumulate` an accumulator, one `update` for each update of
+//! - `G0209` *residents*: one resident a weight and state in each chunk; one `accumulate` an accumulator, one `update` for each update of
 //!   the program, each with the value and the placement that its resident needs.
-//! - `G0210` *coverage*: the chunk performs every update of the program, and has its loss and gradient norm.
-//! - `G0211` *schedule*: prologue, then forward and backward of each micro-batch once and in order, then reduce and step.
-//! - `G0212` *places*: every buffer has an aligned place inside its region; views share their source's, residents persist.
+//! - `G0210` *coverage*: the chunks perform every update of the program, each on its own copy, and have its loss and gradient norm.
+//! - `G0211` *schedule*: each chunk's prologue, then forward and backward of each micro-batch once and in order, then reduce and
+//!   step; no more micro-batches between forward and backward than the chunk has slots; no stage waits for ever for another.
+//! - `G0212` *places*: every buffer has an aligned place inside its region; views share their source's, residents persist, and
+//!   what a chunk with slots leaves from forward to backward lies in a slot.
 //! - `G0213` *overlap*: buffers that are needed at the same time share no bytes, except where one is written over another
 //!   that dies ([`reuses`](crate::plan::lifetime::reuses)).
 //! - `G0214` *declarations*: inputs, weights, states, updates and outputs of the program are well formed; from level
 //!   `training` on every trainable weight has one update.
+//! - `G0215` *stages*: stages cover the ranks without overlap, with the same micro-batches; every channel has one send and one receive,
+//!   which name each other's chunk and one program value, in one phase and one placement.
 //!
 //! Checks that need others to hold run only if those found nothing.
 
@@ -35,6 +39,7 @@ mod erasure;
 mod finding;
 mod locate;
 mod memory;
+mod messages;
 mod operand;
 mod order;
 mod phases;
@@ -43,6 +48,7 @@ mod program;
 mod residents;
 mod schedule;
 mod source;
+mod stages;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +56,7 @@ pub use finding::{Finding, Part, Site};
 pub use locate::{Locate, diagnostics, without_text};
 pub use source::check;
 
+use crate::mesh::Mesh;
 use crate::module::{Level, Module};
 use context::{ChunkCx, ProgramFacts};
 
@@ -58,11 +65,17 @@ pub fn verify(module: &Module) -> Vec<Finding> {
     let facts = ProgramFacts::new(&module.program);
     let mut findings = program::check(module, &facts);
     findings.extend(chunk_count(module));
-    findings.extend(mesh(module));
+    findings.extend(std::iter::once(&module.mesh).chain(module.stages.iter().map(|s| &s.mesh)).filter_map(mesh));
+    if findings.is_empty() {
+        findings.extend(stages::check(module));
+    }
     if findings.is_empty() {
         for index in 0..module.chunks.len() {
             findings.extend(check_chunk(&ChunkCx::new(module, &facts, index)));
         }
+    }
+    if findings.is_empty() {
+        findings.extend(messages::check(module));
     }
     if findings.is_empty() && module.level == Level::Plan {
         findings.extend(schedule::check(module));
@@ -70,17 +83,20 @@ pub fn verify(module: &Module) -> Vec<Finding> {
     findings
 }
 
-/// A module has one chunk from level `sharded` on and none before.
+/// A module has chunks from level `sharded` on and none before.
 fn chunk_count(module: &Module) -> Option<Finding> {
-    let expected = usize::from(module.level >= Level::Sharded);
-    let found = module.chunks.len();
-    let message = || format!("a module at level `{}` has {expected} chunks, found {found}", module.level.name());
-    (found != expected).then(|| Finding::new("G0201", Site::Module, message()))
+    let (found, level) = (module.chunks.len(), module.level.name());
+    let message = match (module.level >= Level::Sharded, found) {
+        (true, 0) => format!("a module at level `{level}` has at least one chunk"),
+        (false, 1..) => format!("a module at level `{level}` has no chunks, found {found}"),
+        _ => return None,
+    };
+    Some(Finding::new("G0201", Site::Module, message))
 }
 
 /// Every axis has a position, and the parts of a value can be counted.
-fn mesh(module: &Module) -> Option<Finding> {
-    let axes = module.mesh.axes();
+fn mesh(mesh: &Mesh) -> Option<Finding> {
+    let axes = mesh.axes();
     let parts = axes.iter().try_fold(1u64, |n, a| n.checked_mul(u64::from(a.size)));
     let message =
         || format!("the sizes of the axes, {:?}, are no mesh", axes.iter().map(|a| a.size).collect::<Vec<_>>());

@@ -1,26 +1,47 @@
-//! `G0211` schedule: what runs when.
+//! `G0211` schedule: what runs when, and that no stage waits for ever.
 
 use super::{Finding, Site};
 use crate::module::Module;
+use crate::op::Op;
 use crate::plan::{PhaseKind, ScheduleStep};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Checks the schedule entry by entry; phases without nodes may be left out.
+/// Checks the schedule of every stage entry by entry, phases without nodes may be left out, then runs all of them against each other.
 pub(super) fn check(module: &Module) -> Vec<Finding> {
-    let mut wanted = schedule(module).peekable();
-    for (i, step) in module.schedule.iter().enumerate() {
+    let findings: Vec<Finding> = (0..module.stages.len()).filter_map(|stage| check_stage(module, stage)).collect();
+    if findings.is_empty() { deadlocks(module) } else { findings }
+}
+
+fn check_stage(module: &Module, stage: usize) -> Option<Finding> {
+    let hosted: Vec<u32> = (0..module.chunks.len() as u32).filter(|&c| hosts(module, stage, c)).collect();
+    match hosted.as_slice() {
+        &[chunk] if module.chunks[chunk as usize].slots.count == 0 => check_plain(module, stage, chunk),
+        _ => Progress::new(module, &hosted).check(stage),
+    }
+}
+
+fn hosts(module: &Module, stage: usize, chunk: u32) -> bool {
+    module.chunks.get(chunk as usize).is_some_and(|c| c.stage as usize == stage)
+}
+
+/// A chunk without slots runs backward at once after forward.
+fn check_plain(module: &Module, stage: usize, chunk: u32) -> Option<Finding> {
+    let mut wanted = plain(module, chunk).peekable();
+    let steps = &module.stages[stage].schedule;
+    for (i, step) in steps.iter().enumerate() {
         while wanted.next_if(|want| want != step && is_empty(module, want)).is_some() {}
         match wanted.next() {
             Some(want) if want == *step => {}
-            want => return vec![wrong(i, want, Some(*step))],
+            want => return Some(wrong((stage, i), want, Some(*step))),
         }
     }
-    let missing = wanted.find(|w| !is_empty(module, w));
-    missing.map(|w| wrong(module.schedule.len(), Some(w), None)).into_iter().collect()
+    let missing = wanted.find(|w| !is_empty(module, w))?;
+    Some(wrong((stage, steps.len()), Some(missing), None))
 }
 
 /// The order in which one chunk runs its phases.
-fn schedule(module: &Module) -> impl Iterator<Item = ScheduleStep> + use<> {
-    let entry = |phase, micro_batch| ScheduleStep { phase, chunk: 0, micro_batch };
+fn plain(module: &Module, chunk: u32) -> impl Iterator<Item = ScheduleStep> + use<> {
+    let entry = move |phase, micro_batch| ScheduleStep { phase, chunk, micro_batch };
     let micro_batches = 0..module.mesh.micro_batches() as u32;
     let passes = micro_batches.flat_map(|m| [PhaseKind::Forward, PhaseKind::Backward].map(|phase| (phase, Some(m))));
     let once = |phase| std::iter::once((phase, None));
@@ -32,15 +53,167 @@ fn is_empty(module: &Module, step: &ScheduleStep) -> bool {
     module.chunks.get(step.chunk as usize).is_none_or(|c| c.phase(step.phase).is_empty())
 }
 
-fn wrong(i: usize, want: Option<ScheduleStep>, found: Option<ScheduleStep>) -> Finding {
-    let spell = |step: Option<ScheduleStep>| match step {
+fn spell(step: Option<ScheduleStep>) -> String {
+    match step {
         Some(step) => match step.micro_batch {
             Some(micro_batch) => format!("`{}{}.{micro_batch}`", step.phase.letter(), step.chunk),
             None => format!("`{}{}`", step.phase.letter(), step.chunk),
         },
         None => "the end".to_string(),
-    };
+    }
+}
+
+fn wrong((stage, i): (usize, usize), want: Option<ScheduleStep>, found: Option<ScheduleStep>) -> Finding {
     let message = format!("entry {i} of the schedule must be {}, found {}", spell(want), spell(found));
     let help = "the prologue, then forward and backward of each micro-batch, then reduce and step";
-    Finding::new("G0211", Site::Schedule(i), message).help(help)
+    Finding::new("G0211", Site::Schedule(stage, i), message).help(help)
+}
+
+/// How far each chunk of a stage has come.
+struct Progress<'a> {
+    module: &'a Module,
+    /// By chunk: the entry of each phase that comes next, in the order of [`PhaseKind::ALL`].
+    next: BTreeMap<u32, [u32; PhaseKind::ALL.len()]>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(module: &'a Module, hosted: &[u32]) -> Progress<'a> {
+        Progress { module, next: hosted.iter().map(|&c| (c, [0; PhaseKind::ALL.len()])).collect() }
+    }
+
+    fn check(mut self, stage: usize) -> Option<Finding> {
+        let finding = |i, why: String| Some(Finding::new("G0211", Site::Schedule(stage, i), why));
+        let steps = &self.module.stages[stage].schedule;
+        for (i, step) in steps.iter().enumerate() {
+            if let Err(why) = self.run(step) {
+                return finding(i, format!("{} cannot be entry {i} of the schedule: {why}", spell(Some(*step))));
+            }
+        }
+        let chunks: Vec<u32> = self.next.keys().copied().collect();
+        let unfinished = chunks.into_iter().flat_map(|c| PhaseKind::ALL.map(|(phase, ..)| (c, phase)));
+        let (chunk, phase) = unfinished.into_iter().find(|&(c, phase)| !self.is_done(c, phase))?;
+        finding(steps.len(), format!("the schedule ends before phase `{}` of chunk {chunk} is done", phase.name()))
+    }
+
+    fn runs_of(&self, phase: PhaseKind) -> u32 {
+        if phase.is_per_micro_batch() { self.module.mesh.micro_batches() as u32 } else { 1 }
+    }
+
+    fn next(&self, chunk: u32, phase: PhaseKind) -> u32 {
+        self.next[&chunk][phase as usize]
+    }
+
+    fn has_nodes(&self, chunk: u32, phase: PhaseKind) -> bool {
+        !self.module.chunks[chunk as usize].phase(phase).is_empty()
+    }
+
+    fn is_done(&self, chunk: u32, phase: PhaseKind) -> bool {
+        !self.has_nodes(chunk, phase) || self.next(chunk, phase) == self.runs_of(phase)
+    }
+
+    fn run(&mut self, step: &ScheduleStep) -> Result<(), String> {
+        let &ScheduleStep { phase, chunk, micro_batch } = step;
+        if !self.next.contains_key(&chunk) {
+            return Err("another stage hosts the chunk".into());
+        }
+        let due = self.next(chunk, phase);
+        if micro_batch.unwrap_or(0) != due
+            || micro_batch.is_some() != phase.is_per_micro_batch()
+            || due == self.runs_of(phase)
+        {
+            return Err("phases run once, those of micro-batches once for each, in order".into());
+        }
+        let before = PhaseKind::ALL.iter().map(|p| p.0).filter(|&p| p < phase);
+        let late = before.into_iter().find(|&p| match (p, phase) {
+            (PhaseKind::Forward, PhaseKind::Backward) => self.has_nodes(chunk, p) && self.next(chunk, p) <= due,
+            _ => !self.is_done(chunk, p),
+        });
+        if let Some(late) = late {
+            return Err(format!("phase `{}` of the chunk comes before it", late.name()));
+        }
+        self.next.get_mut(&chunk).expect("invariant: the chunk is of this stage")[phase as usize] += 1;
+        self.check_slots(chunk)
+    }
+
+    fn check_slots(&self, chunk: u32) -> Result<(), String> {
+        let slots = self.module.chunks[chunk as usize].slots.count;
+        let forward = self.next(chunk, PhaseKind::Forward);
+        let backward = match self.has_nodes(chunk, PhaseKind::Backward) {
+            true => self.next(chunk, PhaseKind::Backward),
+            false => forward,
+        };
+        if forward.saturating_sub(backward) <= slots {
+            return Ok(());
+        }
+        Err(format!("chunk {chunk} has {slots} slots, and each holds a micro-batch that waits for its backward phase"))
+    }
+}
+
+/// A message: its channel, and its micro-batch if it is of one.
+type Message = (u32, Option<u32>);
+
+/// Runs all stages until each has done its schedule or waits for what nobody sends. Sends do not wait.
+fn deadlocks(module: &Module) -> Vec<Finding> {
+    let mut stages: Vec<Walk<'_>> = (0..module.stages.len()).map(|stage| Walk::new(module, stage)).collect();
+    let mut sent = BTreeSet::new();
+    while stages.iter_mut().map(|stage| stage.advance(&mut sent)).fold(false, |any, moved| any | moved) {}
+    stages.iter().filter_map(Walk::waits).collect()
+}
+
+/// A stage on its way through its schedule.
+struct Walk<'a> {
+    module: &'a Module,
+    stage: usize,
+    /// Index of the entry in work, and of the message in it.
+    at: (usize, usize),
+}
+
+impl<'a> Walk<'a> {
+    fn new(module: &'a Module, stage: usize) -> Walk<'a> {
+        Walk { module, stage, at: (0, 0) }
+    }
+
+    fn entry(&self) -> Option<&'a ScheduleStep> {
+        self.module.stages[self.stage].schedule.get(self.at.0)
+    }
+
+    /// The next send or receive of the entry in work.
+    fn next(&self, step: &ScheduleStep) -> Option<&'a Op> {
+        let chunk = &self.module.chunks[step.chunk as usize];
+        let ops = chunk.phase(step.phase).iter().map(|&n| &chunk.graph.node(n).op);
+        ops.filter(|op| matches!(op, Op::Send(_) | Op::Recv(_))).nth(self.at.1)
+    }
+
+    /// Goes on as far as possible; whether it went anywhere.
+    fn advance(&mut self, sent: &mut BTreeSet<Message>) -> bool {
+        let start = self.at;
+        while let Some(step) = self.entry() {
+            match self.next(step) {
+                Some(Op::Send(op)) => {
+                    sent.insert((op.channel, step.micro_batch));
+                }
+                Some(Op::Recv(op)) if !sent.contains(&(op.channel, step.micro_batch)) => break,
+                Some(_) => {}
+                None => {
+                    self.at = (self.at.0 + 1, 0);
+                    continue;
+                }
+            }
+            self.at.1 += 1;
+        }
+        self.at != start
+    }
+
+    fn waits(&self) -> Option<Finding> {
+        let step = self.entry()?;
+        let Some(Op::Recv(op)) = self.next(step) else { return None };
+        let (stage, from) = (self.stage, op.from);
+        let message = format!(
+            "stage {stage} waits for ever in {} for what chunk {from} sends over channel {}: a deadlock",
+            spell(Some(*step)),
+            op.channel
+        );
+        let help = "let the sender run that phase before anything that waits for this stage";
+        Some(Finding::new("G0211", Site::Schedule(stage, self.at.0), message).help(help))
+    }
 }

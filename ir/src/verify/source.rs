@@ -30,8 +30,11 @@ impl Locate for SourceMap {
             Site::ChunkNode(chunk, node, part) => {
                 self.chunk_nodes.get(chunk as usize).and_then(|c| c.get(node.index())).and_then(|s| of_node(s, part))
             }
-            Site::Schedule(i) => Some(self.schedule_steps.get(i).unwrap_or(&self.schedule).clone()),
-            Site::Arena => Some(self.arena.clone()),
+            Site::Stage(stage) => self.stages.get(stage).map(|s| s.header.clone()),
+            Site::Schedule(stage, i) => {
+                self.stages.get(stage).map(|s| s.schedule_steps.get(i).unwrap_or(&s.schedule).clone())
+            }
+            Site::Arena(stage) => self.stages.get(stage).map(|s| s.arena.clone()),
         }
     }
 }

@@ -17,10 +17,11 @@ pub(crate) const BUCKET_BYTES: u64 = 4 << 20;
 
 /// Merges the small all_reduces of every chunk's reduce phase.
 pub fn bucket_reductions(module: &mut Module) {
-    let mesh = module.mesh.clone();
-    for chunk in &mut module.chunks {
+    let Module { stages, chunks, .. } = module;
+    for chunk in chunks {
+        let mesh = &stages[chunk.stage as usize].mesh;
         let body = std::mem::take(chunk.phase_mut(PhaseKind::Reduce));
-        let mut pass = Bucket { chunk, mesh: &mesh, order: Vec::new(), renamed: BTreeMap::new() };
+        let mut pass = Bucket { chunk, mesh, order: Vec::new(), renamed: BTreeMap::new() };
         pass.run(body);
         let (order, renamed) = (pass.order, pass.renamed);
         *chunk.phase_mut(PhaseKind::Reduce) = order;

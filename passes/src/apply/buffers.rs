@@ -1,29 +1,45 @@
 //! `assign-buffers`: every value of every rank gets its place in the arena.
 //!
-//! Residents lie one after the other in the persistent region. All other values live in the transient region for the
-//! intervals that [`lifetimes`] gives; they are packed in order of time, each into the smallest free gap that holds it.
+//! Residents lie one after the other in the persistent region. All other values live for the intervals, and in the regions, that
+//! [`lifetimes`] gives; those of a region are packed in order of time, each into the smallest free gap that holds it.
 //! A result that may be written over a dying operand shares its place.
 
-use galvatron_ir::Module;
+use galvatron_ir::mesh::Mesh;
 use galvatron_ir::plan::lifetime::{Lifetime, Owner, Reuse, lifetimes, reuses};
-use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region};
+use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
+use galvatron_ir::{Level, Module};
 use std::collections::BTreeMap;
 
-/// Places all buffers and writes the arena's size.
+/// Places all buffers, writes the arenas' sizes and raises the module to level `plan`.
+///
+/// The chunks of a stage have persistent memory and slots of their own, and share what is transient: one phase runs at a time.
 pub fn assign_buffers(module: &mut Module) {
-    let mesh = module.mesh.clone();
-    let mut arena = Arena::default();
-    for chunk in &mut module.chunks {
-        let buffers = lifetimes(chunk, &mesh);
-        let reuses = reuses(chunk, &buffers);
-        let (places, size) = pack(&buffers, &reuses);
-        for (buffer, place) in buffers.iter().zip(places) {
-            write_place(chunk, buffer, place);
+    let Module { stages, chunks, .. } = module;
+    for (index, stage) in stages.iter_mut().enumerate() {
+        let mut arena = Arena::default();
+        for chunk in chunks.iter_mut().filter(|c| c.stage as usize == index) {
+            assign(chunk, &stage.mesh, &mut arena);
         }
-        arena.persistent = arena.persistent.max(size.persistent);
-        arena.transient = arena.transient.max(size.transient);
+        stage.arena = arena;
     }
-    module.arena = arena;
+    module.level = Level::Plan;
+}
+
+/// Places the buffers of one chunk behind what the arena holds already.
+fn assign(chunk: &mut Chunk, mesh: &Mesh, arena: &mut Arena) {
+    let buffers = lifetimes(chunk, mesh);
+    let reuses = reuses(chunk, &buffers);
+    let (places, size) = pack(&buffers, &reuses, arena.persistent.next_multiple_of(ALIGNMENT));
+    for (buffer, place) in buffers.iter().zip(places) {
+        write_place(chunk, buffer, place);
+    }
+    arena.persistent = arena.persistent.max(size.persistent);
+    arena.transient = arena.transient.max(size.transient);
+    if chunk.slots.count > 0 {
+        let offset = arena.slots.next_multiple_of(ALIGNMENT);
+        chunk.slots = Slots { bytes: size.slots.next_multiple_of(ALIGNMENT), offset, ..chunk.slots };
+        arena.slots = offset + u64::from(chunk.slots.count - 1) * chunk.slots.bytes + size.slots;
+    }
 }
 
 fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
@@ -35,24 +51,26 @@ fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
     }
 }
 
-/// A place for each buffer, and the size of the arena.
-fn pack(buffers: &[Lifetime], reuses: &[Reuse]) -> (Vec<Place>, Arena) {
+/// A place for each buffer, and the ends of the regions; persistent memory starts at `persistent`.
+fn pack(buffers: &[Lifetime], reuses: &[Reuse], mut persistent: u64) -> (Vec<Place>, Arena) {
     let leader = leaders(buffers.len(), reuses);
     let mut last: Vec<usize> = buffers.iter().map(|b| b.last).collect();
     for (i, &l) in leader.iter().enumerate() {
         last[l] = last[l].max(buffers[i].last);
     }
     let mut places = vec![Place { region: Region::Transient, offset: 0 }; buffers.len()];
-    let (mut persistent, mut heap) = (0, Heap::default());
+    let is_resident = |b: &Lifetime| matches!(b.owner, Owner::Resident(..));
+    for (i, buffer) in buffers.iter().enumerate().filter(|(_, b)| is_resident(b)) {
+        places[i] = Place { region: Region::Persistent, offset: persistent };
+        persistent += buffer.bytes.next_multiple_of(ALIGNMENT);
+    }
+    // What lives across phases lies behind the residents.
+    let mut heaps = [Heap::starting_at(persistent), Heap::default(), Heap::default()];
     // Buffers come in order of their first position.
-    for (i, buffer) in buffers.iter().enumerate().filter(|(i, _)| leader[*i] == *i) {
+    for (i, buffer) in buffers.iter().enumerate().filter(|(i, b)| leader[*i] == *i && !is_resident(b)) {
         let bytes = buffer.bytes.next_multiple_of(ALIGNMENT);
-        places[i] = if let Owner::Resident(..) = buffer.owner {
-            persistent += bytes;
-            Place { region: Region::Persistent, offset: persistent - bytes }
-        } else {
-            Place { region: Region::Transient, offset: heap.allocate(bytes, buffer.first, last[i]) }
-        };
+        let heap = &mut heaps[buffer.region as usize];
+        places[i] = Place { region: buffer.region, offset: heap.allocate(bytes, buffer.first, last[i]) };
     }
     for i in 0..places.len() {
         places[i] = places[leader[i]];
@@ -61,7 +79,8 @@ fn pack(buffers: &[Lifetime], reuses: &[Reuse]) -> (Vec<Place>, Arena) {
         let ends = places.iter().zip(buffers).filter(|(p, _)| p.region == region).map(|(p, b)| p.offset + b.bytes);
         ends.max().unwrap_or(0)
     };
-    let arena = Arena { persistent: end(Region::Persistent), transient: end(Region::Transient) };
+    let arena =
+        Arena { persistent: end(Region::Persistent), slots: end(Region::Slot), transient: end(Region::Transient) };
     (places, arena)
 }
 
@@ -86,6 +105,11 @@ struct Heap {
 }
 
 impl Heap {
+    /// An empty heap above what others use.
+    fn starting_at(top: u64) -> Heap {
+        Heap { top, ..Heap::default() }
+    }
+
     fn allocate(&mut self, bytes: u64, first: usize, last: usize) -> u64 {
         while let Some((&(end, offset), &len)) = self.used.first_key_value() {
             if end >= first {

@@ -1,5 +1,5 @@
 //! `insert-recomputation`: forward values that are not kept are computed again in the backward phase, just before their
-//! first use there; gathered copies of kept values and of ZeRO-3 parameters are gathered again.
+//! first use there; gathered copies of kept values and of ZeRO-3 parameters are gathered again. What another stage sent is kept.
 
 use crate::strategy::Strategy;
 use galvatron_ir::graph::Def;
@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 
 /// Clones forward nodes into the backward phase of every chunk as the strategy demands.
 pub fn insert_recomputation(module: &mut Module, strategy: &Strategy) {
-    let mesh = module.mesh.clone();
-    for chunk in &mut module.chunks {
-        let mut pass = Recompute::new(chunk, &mesh, strategy);
+    let Module { stages, chunks, .. } = module;
+    for chunk in chunks {
+        let mesh = &stages[chunk.stage as usize].mesh;
+        let mut pass = Recompute::new(chunk, mesh, strategy);
         pass.run();
     }
 }
@@ -95,6 +96,7 @@ impl<'a> Recompute<'a> {
                 false => self.strategy.keep.contains(&of) && (was_partial || !grows),
             };
         }
-        !node.args.is_empty() && self.strategy.keep.contains(&of)
+        // What another stage sent is not sent again.
+        matches!(node.op, Op::Recv(_)) || (!node.args.is_empty() && self.strategy.keep.contains(&of))
     }
 }

@@ -12,6 +12,7 @@ pub use buffers::assign_buffers;
 pub use checkpoint::insert_recomputation;
 pub use collectives::lower_reshards;
 pub use schedule::schedule;
+pub(crate) use schedule::{in_flight, passes};
 pub use shard::shard;
 
 use crate::strategy::Strategy;
@@ -23,6 +24,6 @@ pub fn apply(module: &mut Module, strategy: &Strategy) {
     insert_recomputation(module, strategy);
     lower_reshards(module);
     bucket_reductions(module);
+    schedule(module, strategy);
     assign_buffers(module);
-    schedule(module);
 }

@@ -1,19 +1,132 @@
-//! `schedule`: the order in which the stage runs its phases; one stage accumulates gradients over micro-batches.
+//! `schedule`: the order in which each stage runs its phases, and how many micro-batches its chunks hold at a time.
 
+use crate::strategy::{Pipeline, ScheduleKind, Strategy};
+use galvatron_ir::Module;
 use galvatron_ir::plan::{PhaseKind, ScheduleStep};
-use galvatron_ir::{Level, Module};
 
-/// Writes the schedule of the only stage and raises the module to level `plan`.
-pub fn schedule(module: &mut Module) {
-    let once = |phase| ScheduleStep { phase, chunk: 0, micro_batch: None };
-    let each = |phase, i| ScheduleStep { phase, chunk: 0, micro_batch: Some(i) };
-    let mut steps = vec![once(PhaseKind::Prologue)];
-    for i in 0..module.mesh.micro_batches() as u32 {
-        steps.push(each(PhaseKind::Forward, i));
-        steps.push(each(PhaseKind::Backward, i));
+/// Writes the schedule of every stage; without stages, forward and backward of each micro-batch follow one another.
+pub fn schedule(module: &mut Module, strategy: &Strategy) {
+    let micro_batches = module.mesh.micro_batches() as u32;
+    for (stage, s) in module.stages.iter_mut().enumerate() {
+        let (hosted, passes) = match &strategy.pipeline {
+            None => (vec![0], one_forward_one_backward(0, micro_batches)),
+            Some(pipeline) => (chunks(pipeline, stage as u32), passes(pipeline, stage as u32, micro_batches)),
+        };
+        let once = |phase, chunk: &u32| ScheduleStep { phase, chunk: *chunk, micro_batch: None };
+        let each = passes.iter().map(|&Pass { phase, chunk, micro_batch }| ScheduleStep {
+            phase,
+            chunk: hosted[chunk as usize],
+            micro_batch: Some(micro_batch),
+        });
+        // Sums of all chunks end in the first one, and new values of shared weights begin there.
+        s.schedule = (hosted.iter().map(|c| once(PhaseKind::Prologue, c)))
+            .chain(each)
+            .chain(hosted.iter().rev().map(|c| once(PhaseKind::Reduce, c)))
+            .chain(hosted.iter().map(|c| once(PhaseKind::Step, c)))
+            .collect();
     }
-    steps.push(once(PhaseKind::Reduce));
-    steps.push(once(PhaseKind::Step));
-    module.schedule = steps;
-    module.level = Level::Plan;
+    if let Some(pipeline) = &strategy.pipeline {
+        let is_alone = pipeline.n_chunks == pipeline.n_stages;
+        for (index, chunk) in module.chunks.iter_mut().enumerate() {
+            let kept = module.stages[chunk.stage as usize].in_flight(index as u32);
+            // Where a chunk is alone on its stage and keeps one micro-batch, backward follows forward at once.
+            chunk.slots.count = if kept == 1 && is_alone { 0 } else { kept };
+        }
+    }
+}
+
+/// The chunks of a stage, in the order of the model.
+fn chunks(pipeline: &Pipeline, stage: u32) -> Vec<u32> {
+    (stage..pipeline.n_chunks).step_by(pipeline.n_stages as usize).collect()
+}
+
+/// Forward or backward of one micro-batch of the `chunk`-th chunk of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Which of the two.
+    pub phase: PhaseKind,
+    /// Number of the chunk on its stage.
+    pub chunk: u32,
+    /// The micro-batch.
+    pub micro_batch: u32,
+}
+
+/// The passes of a stage in order.
+pub fn passes(pipeline: &Pipeline, stage: u32, micro_batches: u32) -> Vec<Pass> {
+    let after = pipeline.n_stages - 1 - stage;
+    let n_chunks = pipeline.n_chunks / pipeline.n_stages;
+    match pipeline.schedule {
+        ScheduleKind::Gpipe => {
+            let all = |phase| (0..micro_batches).map(move |micro_batch| Pass { phase, chunk: 0, micro_batch });
+            all(PhaseKind::Forward).chain(all(PhaseKind::Backward)).collect()
+        }
+        ScheduleKind::OneForwardOneBackward => one_forward_one_backward(after, micro_batches),
+        ScheduleKind::Interleaved => {
+            let warm_up = 2 * after + (n_chunks - 1) * pipeline.n_stages;
+            interleaved(pipeline.n_stages, n_chunks, warm_up, micro_batches)
+        }
+    }
+}
+
+/// Micro-batches that a chunk of the stage is between forward and backward of at one time, at most.
+pub fn in_flight(passes: &[Pass], chunk: u32) -> u32 {
+    let (mut now, mut most) = (0u32, 0);
+    for pass in passes.iter().filter(|p| p.chunk == chunk) {
+        now = if pass.phase == PhaseKind::Forward { now + 1 } else { now - 1 };
+        most = most.max(now);
+    }
+    most
+}
+
+/// `warm_up` forwards, then a forward and a backward in turn, then the other backwards.
+fn one_forward_one_backward(warm_up: u32, micro_batches: u32) -> Vec<Pass> {
+    interleaved(1, 1, warm_up, micro_batches)
+}
+
+/// The same over the chunks of a stage: groups of as many micro-batches as there are stages go through one chunk after the other, from
+/// the first chunk on forward, from the last one on backward.
+fn interleaved(n_stages: u32, n_chunks: u32, warm_up: u32, micro_batches: u32) -> Vec<Pass> {
+    let total = n_chunks * micro_batches;
+    let pass = |phase, i: u32| {
+        let (group, inside) = (i / (n_stages * n_chunks), i % (n_stages * n_chunks));
+        let chunk = inside / n_stages;
+        let chunk = if phase == PhaseKind::Forward { chunk } else { n_chunks - 1 - chunk };
+        Pass { phase, chunk, micro_batch: group * n_stages + inside % n_stages }
+    };
+    let warm_up = warm_up.min(total);
+    let mut passes: Vec<Pass> = (0..warm_up).map(|i| pass(PhaseKind::Forward, i)).collect();
+    for i in 0..total {
+        passes.extend((warm_up + i < total).then(|| pass(PhaseKind::Forward, warm_up + i)));
+        passes.push(pass(PhaseKind::Backward, i));
+    }
+    passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(schedule: ScheduleKind, n_stages: u32, n_chunks: u32, micro_batches: u32) -> Vec<String> {
+        let pipeline = Pipeline { n_stages, n_chunks, schedule, chunk_of: Default::default() };
+        let spell = |p: &Pass| format!("{}{}.{}", p.phase.letter(), p.chunk, p.micro_batch);
+        let stage = |s| passes(&pipeline, s, micro_batches).iter().map(spell).collect::<Vec<_>>().join(" ");
+        (0..n_stages).map(stage).collect()
+    }
+
+    #[test]
+    fn stages_warm_up_by_their_distance_from_the_end() {
+        assert_eq!(
+            text(ScheduleKind::OneForwardOneBackward, 2, 2, 3),
+            ["F0.0 F0.1 B0.0 F0.2 B0.1 B0.2", "F0.0 B0.0 F0.1 B0.1 F0.2 B0.2"]
+        );
+        assert_eq!(text(ScheduleKind::Gpipe, 2, 2, 2), ["F0.0 F0.1 B0.0 B0.1"; 2]);
+    }
+
+    #[test]
+    fn chunks_take_turns_by_groups_of_micro_batches() {
+        assert_eq!(
+            text(ScheduleKind::Interleaved, 2, 4, 2),
+            ["F0.0 F0.1 F1.0 F1.1 B1.0 B1.1 B0.0 B0.1", "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 B0.0 B0.1"]
+        );
+    }
 }

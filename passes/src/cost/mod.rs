@@ -4,6 +4,7 @@
 
 mod collectives;
 mod compute;
+mod pipeline;
 mod plan;
 
 pub use collectives::Collective;
@@ -39,6 +40,15 @@ impl CostModel {
     /// Nanoseconds of one collective over some axes; `bytes` is the larger of what a rank puts in and gets out.
     pub fn collective_ns(&self, kind: Collective, mesh: &Mesh, axes: &[galvatron_ir::AxisId], bytes: u64) -> u64 {
         collectives::collective_ns(&self.cluster, kind, mesh, axes, bytes)
+    }
+
+    /// Nanoseconds of a message from one rank to another: over the slowest link between them.
+    pub fn message_ns(&self, mesh: &Mesh, from: u64, to: u64, bytes: u64) -> u64 {
+        let (a, b) = (mesh.coordinates(from), mesh.coordinates(to));
+        let axis = mesh.spatial().find(|axis| a[axis.index()] != b[axis.index()]);
+        let level =
+            axis.and_then(|axis| mesh.axes()[axis.index()].level).and_then(|l| self.cluster.levels.get(l as usize));
+        level.map_or(0, |level| (bytes as f64 / level.bandwidth * 1e9 + level.latency_ns) as u64)
     }
 
     /// Nanoseconds of a change of placement, or `None` where no collective makes it.

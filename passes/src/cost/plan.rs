@@ -2,6 +2,7 @@
 //! the device allows.
 
 use super::CostModel;
+use super::pipeline::makespan_ns;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
@@ -67,20 +68,35 @@ fn is_in_place(chunk: &Chunk, node: NodeId) -> bool {
 /// Prices every node of the plan.
 pub fn plan_cost(model: &CostModel, module: &Module) -> PlanCost {
     let mut cost = PlanCost::default();
-    let mesh = &module.mesh;
-    for chunk in &module.chunks {
-        for (phase, node) in chunk.nodes() {
-            let times = node_cost(model, chunk, mesh, node);
-            let layer = chunk.graph.node(node).layer;
-            add(cost.phases.entry(phase).or_default(), times);
+    let hidden: Vec<u64> = module.chunks.iter().map(|chunk| add_chunk(&mut cost, model, module, chunk)).collect();
+    cost.hidden_ns = hidden.iter().sum();
+    let micro_batches = module.mesh.micro_batches();
+    let repeats = |phase: PhaseKind| if phase.is_per_micro_batch() { micro_batches } else { 1 };
+    cost.step_ns = match module.stages.len() {
+        1 => {
+            let total: u64 = cost.phases.iter().map(|(&p, t)| repeats(p) * (t.compute_ns + t.communication_ns)).sum();
+            total - cost.hidden_ns
+        }
+        _ => makespan_ns(model, module, &hidden),
+    };
+    cost
+}
+
+/// Adds the times of a chunk; returns how much of its gradient reduction hides.
+fn add_chunk(cost: &mut PlanCost, model: &CostModel, module: &Module, chunk: &Chunk) -> u64 {
+    let mut layers: BTreeMap<Option<u32>, BTreeMap<PhaseKind, PhaseTimes>> = BTreeMap::new();
+    for (phase, node) in chunk.nodes() {
+        let times = node_cost(model, chunk, module.mesh_of(chunk), node);
+        add(cost.phases.entry(phase).or_default(), times);
+        add(layers.entry(chunk.graph.node(node).layer).or_default().entry(phase).or_default(), times);
+    }
+    let hidden_ns = layers.values().map(|phases| hidden(model, phases)).sum();
+    for (layer, phases) in layers {
+        for (phase, times) in phases {
             add(cost.layers.entry(layer).or_default().entry(phase).or_default(), times);
         }
     }
-    let repeats = |phase: PhaseKind| if phase.is_per_micro_batch() { mesh.micro_batches() } else { 1 };
-    let total: u64 = cost.phases.iter().map(|(&p, t)| repeats(p) * (t.compute_ns + t.communication_ns)).sum();
-    cost.hidden_ns = cost.layers.values().map(|phases| hidden(model, phases)).sum();
-    cost.step_ns = total - cost.hidden_ns;
-    cost
+    hidden_ns
 }
 
 fn add(to: &mut PhaseTimes, more: PhaseTimes) {

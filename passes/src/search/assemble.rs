@@ -9,7 +9,7 @@ use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
 use crate::cost::CostModel;
 use crate::segment::Segment;
-use crate::strategy::{Strategy, WeightPlacement};
+use crate::strategy::{ScheduleKind, Strategy, WeightPlacement};
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
@@ -71,6 +71,29 @@ pub struct Decision {
     pub micro_batches: u32,
     /// Each segment, in order.
     pub segments: Vec<SegmentChoice>,
+    /// The stages of the pipeline, if there is one.
+    pub stages: Option<StagesChoice>,
+}
+
+/// How the segments are cut into stages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagesChoice {
+    /// Number of stages.
+    pub n_stages: u32,
+    /// The order of micro-batches.
+    pub schedule: ScheduleKind,
+    /// Repeated layers of each chunk; chunk c is on stage c modulo the number of stages.
+    pub layers: Vec<u32>,
+    /// The first segment of each chunk.
+    pub starts: Vec<usize>,
+}
+
+impl StagesChoice {
+    /// In words: `pp 2 (1f1b, layers 2 + 2)`.
+    pub fn name(&self) -> String {
+        let layers: Vec<String> = self.layers.iter().map(u32::to_string).collect();
+        format!("pp {} ({}, layers {})", self.n_stages, self.schedule.name(), layers.join(" + "))
+    }
 }
 
 impl Decision {
@@ -86,7 +109,8 @@ impl Decision {
         }
         let runs: Vec<String> = runs.into_iter().map(|(n, c)| if c > 1 { format!("{c} × ({n})") } else { n }).collect();
         let m = self.micro_batches;
-        format!("{m} micro-batch{}: {}", if m == 1 { "" } else { "es" }, runs.join(" | "))
+        let stages = self.stages.as_ref().map_or(String::new(), |stages| format!("{}, ", stages.name()));
+        format!("{stages}{m} micro-batch{}: {}", if m == 1 { "" } else { "es" }, runs.join(" | "))
     }
 }
 
@@ -207,7 +231,7 @@ pub struct Chosen<'a> {
 /// Writes down what was chosen for each piece.
 pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_batches: u32) -> (Strategy, Decision) {
     let mut strategy = Strategy { micro_batches, ..Strategy::default() };
-    let mut decision = Decision { micro_batches, segments: Vec::new() };
+    let mut decision = Decision { micro_batches, segments: Vec::new(), stages: None };
     let mut uses: BTreeMap<ValueId, Vec<Use>> = BTreeMap::new();
     for Chosen { piece, choice, groups } in chosen {
         for (group, &option) in groups.iter().zip(&choice.assignment) {

@@ -11,11 +11,13 @@ use super::recompute::Recompute;
 use super::solver::chain::{Candidate, Chain};
 use super::solver::{Assignment, Cost, Limits, Problem, brute::each_allowed, front, hull};
 use super::spaces::{Space, Spaces};
+use super::stages::Stages;
 use crate::cost::CostModel;
 use crate::segment::Segment;
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
+use std::collections::BTreeSet;
 
 /// What is recomputed in the backward pass of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,8 +56,10 @@ pub struct Choice {
     pub mode: Mode,
     /// Option of each group of the class's ops.
     pub assignment: Vec<usize>,
-    /// Surrogate cost.
+    /// Surrogate cost, with the activations of one micro-batch.
     pub cost: Cost,
+    /// Bytes of the activations of one more micro-batch.
+    pub saved_bytes: u64,
     state: u16,
 }
 
@@ -81,7 +85,7 @@ pub struct SpaceBuilder<'a> {
     pub variant_of: Vec<usize>,
     /// For each variant its first segment and its pins.
     pub variants: Vec<(usize, LayerPins)>,
-    pins: &'a Pins,
+    pub(super) pins: &'a Pins,
     listing: Listing,
 }
 
@@ -152,8 +156,9 @@ impl<'a> SpaceBuilder<'a> {
         }
     }
 
-    /// Prices the candidates for every number of micro-batches that divides the batch.
+    /// Prices the candidates for every number of micro-batches that divides the batch, under the stages that are pinned.
     pub fn build(self) -> Result<Spaces<'a>, NoPlan> {
+        let stages = Stages::pinned(&self).map_err(NoPlan::Pin)?;
         let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
         let counts: Vec<u32> = match self.pins.micro_batches {
             Some(m) => vec![m],
@@ -161,7 +166,7 @@ impl<'a> SpaceBuilder<'a> {
         };
         let (mut spaces, mut width, mut fault) = (Vec::new(), 0, None);
         for m in counts {
-            match self.space(m, &mut width) {
+            match self.space(m, &stages, &mut width) {
                 Ok(space) => spaces.push(space),
                 Err(f) => fault = fault.or(Some(f)),
             }
@@ -172,20 +177,23 @@ impl<'a> SpaceBuilder<'a> {
         }
     }
 
-    fn space(&self, micro_batches: u32, width: &mut usize) -> Result<Space, PinFault> {
-        let mesh = self.module.mesh.with_micro_batches(micro_batches);
+    fn space(&self, micro_batches: u32, stages: &Stages, width: &mut usize) -> Result<Space, PinFault> {
+        let mesh = stages.mesh.with_micro_batches(micro_batches);
+        stages.check(micro_batches)?;
+        let in_flight = stages.most_in_flight(micro_batches);
         let mut states: Vec<Sharding> = Vec::new();
         let mut choices = Vec::new();
         for (first, pins) in &self.variants {
             let piece = &self.pieces[*first];
-            let found = self.choices(piece, pins, &mesh, &mut states, width);
+            let found = self.choices(piece, pins, (&mesh, in_flight), &mut states, width);
             if found.is_empty() {
                 return Err(self.why_none(piece, pins, &mesh));
             }
             choices.push(found);
         }
         let chain = self.chain(&choices, &states, &mesh);
-        Ok(Space { micro_batches, mesh, choices, chain })
+        let pipeline = self.pipeline(stages, micro_batches, &chain);
+        Ok(Space { micro_batches, mesh, choices, chain, pipeline })
     }
 }
 
@@ -195,7 +203,7 @@ impl SpaceBuilder<'_> {
         &self,
         piece: &Piece,
         pins: &LayerPins,
-        mesh: &Mesh,
+        (mesh, in_flight): (&Mesh, u64),
         states: &mut Vec<Sharding>,
         width: &mut usize,
     ) -> Vec<Choice> {
@@ -219,13 +227,11 @@ impl SpaceBuilder<'_> {
                     let input = placed.as_ref().filter(|_| piece.input.is_some());
                     let output = placed.as_ref().filter(|_| piece.output.is_some());
                     for zero in zero_levels(pins, mesh) {
-                        let problem = priced.problem((input, output), (recompute, &edges), zero);
-                        for (cost, assignment) in
-                            points(&problem, self.listing).into_iter().filter(|(c, _)| !c.is_forbidden())
-                        {
+                        let problem = |n| priced.problem((input, output), (recompute, &edges), zero, n);
+                        for Point { cost, saved_bytes, assignment } in kept_points(problem, in_flight, self.listing) {
                             let (split, boundary, mode) = (split.clone(), *boundary, *mode);
                             let ep = priced.expert_degree(&assignment);
-                            all.push(Choice { split, boundary, ep, zero, mode, assignment, cost, state });
+                            all.push(Choice { split, boundary, ep, zero, mode, assignment, cost, saved_bytes, state });
                         }
                     }
                 }
@@ -341,8 +347,32 @@ impl SpaceBuilder<'_> {
 
 fn width_of(priced: &Priced<'_>) -> usize {
     let recompute = Recompute::default();
-    let problem = priced.problem((None, None), (&recompute, &priced.edges(&recompute)), 0);
+    let problem = priced.problem((None, None), (&recompute, &priced.edges(&recompute)), 0, 1);
     super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
+}
+
+/// An assignment of options with what it costs.
+struct Point {
+    cost: Cost,
+    saved_bytes: u64,
+    assignment: Assignment,
+}
+
+/// The allowed candidates of a problem that depends on how many micro-batches are kept: those for one, and for the most.
+fn kept_points(problem: impl Fn(u64) -> Problem, in_flight: u64, listing: Listing) -> Vec<Point> {
+    let one = problem(1);
+    let mut found = points(&one, listing);
+    let mut saved_bytes = vec![0; found.len()];
+    if in_flight > 1 {
+        let most = problem(in_flight);
+        let known: BTreeSet<Assignment> = found.iter().map(|(_, a)| a.clone()).collect();
+        let more = points(&most, listing).into_iter().map(|(_, a)| a).filter(|a| !known.contains(a));
+        found.extend(more.map(|a| (one.cost(&a), a)));
+        let saved = |(cost, a): &(Cost, Assignment)| (most.cost(a).bytes.saturating_sub(cost.bytes)) / (in_flight - 1);
+        saved_bytes = found.iter().map(saved).collect();
+    }
+    let all = found.into_iter().zip(saved_bytes).filter(|((cost, _), _)| !cost.is_forbidden());
+    all.map(|((cost, assignment), saved_bytes)| Point { cost, saved_bytes, assignment }).collect()
 }
 
 /// The candidates of a problem.

@@ -18,10 +18,11 @@ mod refusal;
 mod replays;
 pub mod solver;
 mod spaces;
+mod stages;
 mod uniform;
 mod weights;
 
-pub use assemble::{Decision, SegmentChoice};
+pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
 pub use candidates::{Listing, Mode};
 pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};

@@ -1,5 +1,6 @@
 //! Decisions that the user fixes; what is left out is searched.
 
+use crate::strategy::ScheduleKind;
 use galvatron_ir::mesh::ShardingRule;
 
 /// Where the boundary sequence lies.
@@ -33,6 +34,14 @@ pub struct LayerPins {
 pub struct Pins {
     /// Micro-batches in one step.
     pub micro_batches: Option<u32>,
+    /// Stages of the pipeline; the degrees of layers are those inside of a stage.
+    pub pp: Option<u32>,
+    /// The order in which stages run their micro-batches.
+    pub schedule: Option<ScheduleKind>,
+    /// Chunks on each stage.
+    pub virtual_stages: Option<u32>,
+    /// Layers of each chunk.
+    pub stage_layers: Option<Vec<u32>>,
     /// Of every layer; of the whole model where it has no repeated layers.
     pub all: LayerPins,
     /// Of what comes before the first layer.

@@ -346,19 +346,20 @@ impl<'a> Priced<'a> {
         })
     }
 
-    /// The problem of choosing options, with boundary placements, a recomputation mode and its edges, and a ZeRO level.
+    /// The problem of choosing options, with boundary placements, a recomputation mode and its edges, a ZeRO level, and the number of
+    /// micro-batches whose activations are kept at one time.
     pub fn problem(
         &self,
         boundary: (Option<&Sharding>, Option<&Sharding>),
         (recompute, edges): (&Recompute, &[Edge]),
         zero: u8,
+        in_flight: u64,
     ) -> Problem {
-        let m = self.mesh.micro_batches();
         let mut vars: Vec<Var> = self
             .groups
             .iter()
             .enumerate()
-            .map(|(i, g)| (0..g.options.len()).map(|o| self.unary((i, o), recompute, zero, m)).collect())
+            .map(|(i, g)| (0..g.options.len()).map(|o| self.unary((i, o), recompute, zero, in_flight)).collect())
             .map(|domain| Var { domain })
             .collect();
         if let Some(placed) = boundary.0 {
@@ -372,7 +373,7 @@ impl<'a> Priced<'a> {
         Problem { vars, edges: edges.to_vec() }
     }
 
-    fn unary(&self, (group, option): (usize, usize), recompute: &Recompute, zero: u8, m: u64) -> Cost {
+    fn unary(&self, (group, option): (usize, usize), recompute: &Recompute, zero: u8, in_flight: u64) -> Cost {
         let mut cost = Cost::ZERO;
         for (&member, prices) in self.groups[group].members.iter().zip(&self.prices[group]) {
             let node = self.piece.nodes[member];
@@ -380,11 +381,11 @@ impl<'a> Priced<'a> {
             let again = if recompute.again.contains(&node) { price.forward_ns } else { 0 };
             let hidden =
                 weights.reduce_ns.min((price.backward_ns as f64 * self.facts.model.reduction_overlap()) as u64);
-            let m = if self.facts.is_whole_batch(node) { 1 } else { m };
+            let m = if self.facts.is_whole_batch(node) { 1 } else { self.mesh.micro_batches() };
             let per_micro_batch = price.forward_ns + price.backward_ns + again + weights.micro_batch_ns;
             cost.time_ns += m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
             let kept = self.facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
-            cost.bytes += weights.bytes + if kept { price.saved_bytes } else { 0 };
+            cost.bytes += weights.bytes + if kept { in_flight * price.saved_bytes } else { 0 };
         }
         cost
     }

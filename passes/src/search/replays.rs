@@ -47,7 +47,7 @@ impl<'a> Replays<'a> {
         }
         let mut plan = self.module.clone();
         crate::apply::apply(&mut plan, &strategy);
-        let bytes = plan.arena.bytes();
+        let bytes = plan.peak_bytes();
         self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
         self.known.push((strategy.clone(), bytes));
         if bytes > self.limit {

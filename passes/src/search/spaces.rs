@@ -6,6 +6,7 @@ use super::options::NodeOption;
 use super::price::{Group, groups};
 use super::solver::chain::Chain;
 use super::solver::{Cost, Infeasible, Limits, Solution};
+use super::stages::Pipe;
 use super::{Effort, Rejected};
 use crate::strategy::Strategy;
 use galvatron_ir::NodeId;
@@ -22,6 +23,8 @@ pub struct Space {
     pub choices: Vec<Vec<Choice>>,
     /// The path of the segments.
     pub chain: Chain,
+    /// How the path is cut into stages, if it is.
+    pub pipeline: Option<Pipe>,
 }
 
 /// Candidates for all numbers of micro-batches.
@@ -51,13 +54,17 @@ const CHAIN_SUMS: u64 = 1 << 22;
 impl Space {
     /// The fastest candidates within a budget; with `exact` the gap of the relaxation is closed as far as the effort goes.
     pub fn solve(&self, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
-        Space::solve_chain(&self.chain, budget, exact)
+        self.solve_chain(&self.chain, budget, exact)
     }
 
     /// The same for another chain over the same candidates.
-    pub fn solve_chain(chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
+    pub fn solve_chain(&self, chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
         let limits = Limits { point_sums: CHAIN_SUMS, ..Limits::default() };
-        if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) }
+        let solve = |chain: &Chain| if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) };
+        match &self.pipeline {
+            None => solve(chain),
+            Some(pipe) => pipe.solve(chain, &self.choices, solve),
+        }
     }
 }
 
@@ -97,7 +104,13 @@ impl Spaces<'_> {
             Chosen { piece, choice, groups: &groups[&(variant, c)] }
         };
         let chosen: Vec<Chosen<'_>> = builder.pieces.iter().zip(picked()).map(chosen).collect();
-        super::assemble::assemble(&builder.facts, &chosen, &space.mesh, space.micro_batches)
+        let (mut strategy, mut decision) =
+            super::assemble::assemble(&builder.facts, &chosen, &space.mesh, space.micro_batches);
+        if let Some(pipe) = &space.pipeline {
+            strategy.pipeline = Some(pipe.strategy(&builder.pieces));
+            decision.stages = Some(pipe.decision(&builder.is_layer));
+        }
+        (strategy, decision)
     }
 
     /// The groups that the assignment of a variant's candidate counts.
@@ -117,7 +130,8 @@ impl Spaces<'_> {
             SegmentChoice::of(&self.builder.pieces[segment], choice, &space.mesh)
         };
         let segments = pick.chosen.iter().enumerate().map(choice).collect();
-        Decision { micro_batches: space.micro_batches, segments }.name()
+        let stages = space.pipeline.as_ref().map(|pipe| pipe.decision(&self.builder.is_layer));
+        Decision { micro_batches: space.micro_batches, segments, stages }.name()
     }
 
     /// The fastest plan of each number of micro-batches without the memory limit, but for the one that was taken.

@@ -70,7 +70,10 @@ fn least(space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
         allowed.fold(Cost::FORBIDDEN, both)
     };
     let by_variant: Vec<Cost> = space.choices.iter().zip(layers).map(of).collect();
-    space.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]))
+    let all = space.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]));
+    // The largest stage has at least its share.
+    let n = space.pipeline.as_ref().map_or(1, |pipe| pipe.n_stages());
+    Cost::new(all.time_ns / n, all.bytes / n)
 }
 
 /// The fastest plan of the kind.
@@ -82,6 +85,6 @@ fn pick(space: &Space, index: usize, layers: &[bool], kind: Kind<'_>, budget: u6
         }
     }
     let chain = Chain { classes, ..space.chain.clone() };
-    let solution = Space::solve_chain(&chain, Some(budget), false).ok()?;
+    let solution = space.solve_chain(&chain, Some(budget), false).ok()?;
     Some(Pick { chosen: solution.assignment, cost: solution.cost, space: index })
 }

@@ -134,7 +134,7 @@ fn overlapping_buffers_are_refused_before_the_run() {
 #[test]
 fn plans_that_do_not_fit_are_refused() {
     let mut module = plan();
-    module.arena.transient -= 1;
+    module.stages[0].arena.transient -= 1;
     assert!(matches!(outcome(&module, || Ok(0)), Err(RunFault::Plan(_))));
     let mut module = plan();
     module.program.outputs.clear();

@@ -228,7 +228,7 @@ fn every_plan_trains_like_f64() {
                 assert!((report.loss - loss).abs() < 3e-6, "step {step}: {} and {loss}", report.loss);
                 assert!((report.grad_norm.unwrap() - norm).abs() < 3e-6);
                 assert_eq!(report.lr, if step == 1 { 0.05 } else { 0.1 });
-                let arena = module.arena;
+                let arena = module.stages[0].arena;
                 assert_eq!(report.peak_bytes, vec![arena.persistent + arena.transient; strategy.ranks as usize]);
             }
             let gradients = end.gradients.unwrap();

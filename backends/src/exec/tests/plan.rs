@@ -7,7 +7,7 @@ use galvatron_ir::mesh::{Mesh, MeshAxis, Sharding};
 use galvatron_ir::module::{Initializer, Level, Module, TrainInfo, ViewStep, Weight};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::Full;
-use galvatron_ir::plan::{ALIGNMENT, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep};
+use galvatron_ir::plan::{ALIGNMENT, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage};
 use galvatron_ir::recipe::{LrSchedule, ScheduleKind};
 use galvatron_ir::types::TensorType;
 
@@ -27,6 +27,7 @@ impl PlanBuilder {
         let mut module = Module::new("test");
         module.level = Level::Plan;
         module.mesh = Mesh::new(micro_batches, spatial.iter().enumerate().map(axis).collect());
+        module.stages = vec![Stage::new(0, module.mesh.clone())];
         module.train = Some(TrainInfo {
             seed: 0,
             shuffle: false,
@@ -138,7 +139,7 @@ impl PlanBuilder {
     }
 
     fn allocate(&mut self, region: Region, bytes: u64) -> Place {
-        let arena = &mut self.module.arena;
+        let arena = &mut self.module.stages[0].arena;
         let end = if region == Region::Persistent { &mut arena.persistent } else { &mut arena.transient };
         let offset = end.next_multiple_of(ALIGNMENT);
         *end = offset + bytes;
@@ -182,7 +183,7 @@ impl PlanBuilder {
             }
         }
         schedule.extend([once(PhaseKind::Reduce), once(PhaseKind::Step)]);
-        self.module.schedule = schedule;
+        self.module.stages[0].schedule = schedule;
         self.module.chunks = vec![self.chunk];
         self.module
     }

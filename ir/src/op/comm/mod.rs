@@ -1,8 +1,9 @@
-//! Collectives and local cuts: they change the placement of a value, never its meaning.
+//! Collectives, local cuts and messages between stages: they change where a value is, never its meaning.
 //!
 //! `reshard` stands for a list of collectives until the pass `lower-reshards`; all others name their axes. An
 //! `all_reduce` may carry several operands (a bucket), each resolved by itself.
 
+mod pipe;
 mod sums;
 
 use crate::id::AxisId;
@@ -10,6 +11,7 @@ use crate::mesh::{Mesh, ReshardStep, RuleBuilder, ShardingRule};
 use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args};
 use crate::types::TensorType;
 
+pub use pipe::{Recv, Send};
 pub use sums::{SumParts, scattered_sum_bytes, sum_bytes};
 
 /// The answers that all collectives share: types pass through, there is no factor rule and no gradient.

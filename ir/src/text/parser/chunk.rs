@@ -13,13 +13,16 @@ impl<'t> Parser<'t> {
     pub fn chunk(&mut self, first: Token) -> Parsed<()> {
         let at = self.cursor.peek();
         let number = self.cursor.unsigned("the number of the chunk")?;
+        let stage = self.of_stage()?;
+        let slots = self.slots()?;
         let header = self.block_header(first)?;
         let expected = self.module.chunks.len() as u64;
         if number != expected {
             let message = format!("chunk {number} stands where chunk {expected} is expected");
             self.cursor.report(Diagnostic::new(fault::SECTION, message).at(at.span()));
         }
-        self.module.chunks.push(Chunk::new());
+        self.module.chunks.push(Chunk { stage: stage as u32, slots, ..Chunk::new() });
+        self.axes = self.module.stages[stage].mesh.clone();
         self.map.chunks.push(ChunkSpans { header: header.clone(), residents: Vec::new() });
         self.open_graph("the chunk");
         self.block(&header, Self::chunk_statement);
@@ -91,12 +94,13 @@ impl<'t> Parser<'t> {
 
     /// The schedule; its first word was taken.
     pub fn schedule(&mut self, first: Token) -> Parsed<()> {
+        let stage = self.of_stage()?;
         while self.cursor.peek().kind == Kind::Word {
             let token = self.cursor.advance();
             match schedule_step(self.cursor.text_of(token)) {
                 Some(step) => {
-                    self.module.schedule.push(step);
-                    self.map.schedule_steps.push(token.span());
+                    self.module.stages[stage].schedule.push(step);
+                    self.map.stages[stage].schedule_steps.push(token.span());
                 }
                 None => {
                     let message = format!("`{}` is no entry of a schedule", self.cursor.text_of(token));
@@ -107,7 +111,7 @@ impl<'t> Parser<'t> {
                 }
             }
         }
-        self.map.schedule = self.cursor.span_from(first);
+        self.map.stages[stage].schedule = self.cursor.span_from(first);
         Ok(())
     }
 }

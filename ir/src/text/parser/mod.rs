@@ -7,6 +7,7 @@ mod node;
 mod program;
 mod scope;
 mod sections;
+mod stage;
 mod types;
 
 use super::lexer::{Kind, Token};
@@ -14,6 +15,7 @@ use super::{NodeSpans, SourceMap, VERSION, fault};
 use crate::diagnostic::{Checked, Diagnostic};
 use crate::graph::Graph;
 use crate::id::ValueId;
+use crate::mesh::Mesh;
 use crate::module::{Level, Module};
 use crate::plan::PhaseKind;
 use cursor::{Cursor, Parsed, Reported};
@@ -23,7 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// The sections of a module.
-const SECTIONS: [&str; 8] = ["mesh", "train", "initializer", "program", "chunk", "schedule", "arena", "predicted"];
+const SECTIONS: [&str; 9] =
+    ["mesh", "train", "initializer", "program", "stage", "chunk", "schedule", "arena", "predicted"];
 
 /// Reads a module.
 ///
@@ -69,6 +72,10 @@ struct Parser<'t> {
     faulty: BTreeSet<ValueId>,
     /// The last phase of the chunk that is being read.
     last_phase: Option<PhaseKind>,
+    /// The mesh to which the axes of the graph that is being read belong.
+    axes: Mesh,
+    /// Whether stages were declared; otherwise the only one is the whole mesh.
+    has_stages: bool,
 }
 
 impl<'t> Parser<'t> {
@@ -87,6 +94,8 @@ impl<'t> Parser<'t> {
             later: Vec::new(),
             faulty: BTreeSet::new(),
             last_phase: None,
+            axes: Mesh::new(1, Vec::new()),
+            has_stages: false,
         }
     }
 
@@ -151,7 +160,8 @@ impl<'t> Parser<'t> {
         let Some(&section) = SECTIONS.iter().find(|s| **s == word) else {
             return Err(self.cursor.report(fault::unknown((fault::KEYWORD, "section"), word, SECTIONS, first.span())));
         };
-        if !matches!(section, "initializer" | "chunk") {
+        let of_stages = self.has_stages && matches!(section, "schedule" | "arena");
+        if !matches!(section, "initializer" | "stage" | "chunk") && !of_stages {
             self.once(section, first)?;
         }
         match section {
@@ -159,6 +169,7 @@ impl<'t> Parser<'t> {
             "train" => self.train(first),
             "initializer" => self.initializer(first),
             "program" => self.program(first),
+            "stage" => self.stage(first),
             "chunk" => self.chunk(first),
             "schedule" => self.schedule(first),
             "arena" => self.arena(first),

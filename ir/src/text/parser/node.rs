@@ -159,7 +159,7 @@ impl<'t> Parser<'t> {
 
     fn op(&mut self, line: &NodeLine<'t>) -> Option<Op> {
         let mnemonic = self.cursor.text_of(line.op);
-        let attrs = line.fields.attrs(&mut self.cursor, &self.module.mesh).ok()?;
+        let attrs = line.fields.attrs(&mut self.cursor, &self.axes).ok()?;
         let mut reader = AttrReader::new(attrs);
         let Some(read) = Op::parse(mnemonic, &mut reader) else {
             let known = Op::all_mnemonics();

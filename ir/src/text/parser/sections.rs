@@ -18,6 +18,15 @@ use std::ops::Range;
 impl<'t> Parser<'t> {
     /// `mesh [mb=2, a0=2@0] of cuda`; the first word was taken.
     pub fn mesh(&mut self, first: Token) -> Parsed<()> {
+        let mesh = self.axes(first)?;
+        self.map.mesh = self.cursor.span_from(first);
+        self.module.mesh = mesh;
+        self.axes = self.module.mesh.clone();
+        Ok(())
+    }
+
+    /// The axes of a mesh, and the kind of its devices if that is said.
+    pub fn axes(&mut self, first: Token) -> Parsed<Mesh> {
         self.cursor.sign('[')?;
         let axes = self.cursor.items(']', |c| {
             let name = c.word("an axis such as `a0=2@1`")?;
@@ -26,15 +35,13 @@ impl<'t> Parser<'t> {
             let level = if c.eats('@') { Some(c.unsigned32("the link level of the axis")?) } else { None };
             Ok((MeshAxis { name: c.text_of(name).to_string(), size, level }, c.span_from(name)))
         })?;
-        let device = if self.cursor.eats_word("of") { self.device()? } else { DeviceKind::Cpu };
-        self.map.mesh = self.cursor.span_from(first);
-        if let Err((message, span)) = check_axes(&axes, &self.map.mesh) {
+        let device = if self.cursor.eats_word("of") { self.device()? } else { self.module.mesh.device() };
+        if let Err((message, span)) = check_axes(&axes, &self.cursor.span_from(first)) {
             return Err(self.cursor.report(Diagnostic::new(fault::MESH, message).at(span)));
         }
         let mut axes = axes.into_iter().map(|(axis, _)| axis);
         let micro_batches = axes.next().map_or(1, |mb| mb.size);
-        self.module.mesh = Mesh::new(micro_batches, axes.collect()).of(device);
-        Ok(())
+        Ok(Mesh::new(micro_batches, axes.collect()).of(device))
     }
 
     /// The kind of the devices of a mesh.
@@ -98,13 +105,18 @@ impl<'t> Parser<'t> {
         Ok(())
     }
 
-    /// `arena {persistent=0, transient=0}`; the first word was taken.
+    /// `arena of 1 {persistent=0, slots=0, transient=0}`; the first word was taken.
     pub fn arena(&mut self, first: Token) -> Parsed<()> {
+        let stage = self.of_stage()?;
         let mut fields = Fields::read(&mut self.cursor)?;
-        self.map.arena = self.cursor.span_from(first);
+        let span = self.cursor.span_from(first);
         let c = &mut self.cursor;
-        self.module.arena = Arena { persistent: fields.u64(c, "persistent")?, transient: fields.u64(c, "transient")? };
-        fields.finish(c)
+        let slots = if fields.has("slots") { fields.u64(c, "slots")? } else { 0 };
+        let arena = Arena { persistent: fields.u64(c, "persistent")?, slots, transient: fields.u64(c, "transient")? };
+        fields.finish(c)?;
+        self.module.stages[stage].arena = arena;
+        self.map.stages[stage].arena = span;
+        Ok(())
     }
 
     /// `predicted {step_time_ns=0, gap_ppm=0}`; the first word was taken.

@@ -110,7 +110,7 @@ impl<'t> Parser<'t> {
         if !self.cursor.eats('@') {
             return Ok(None);
         }
-        let sharding = sharding(&mut self.cursor, &self.module.mesh)?;
+        let sharding = sharding(&mut self.cursor, &self.axes)?;
         if sharding.dims.len() != ty.rank() {
             let (n, rank) = (sharding.dims.len(), ty.rank());
             let message = format!("placement has {n} dimensions, `{ty}` has {rank}");

@@ -1,6 +1,6 @@
 //! What the parser says of faulty texts: code, place, message, help.
 
-use super::texts::{GRAPH, PLAN, TRAINING};
+use super::texts::{GRAPH, PIPELINE, PLAN, TRAINING};
 use crate::diagnostic::Diagnostic;
 use crate::text::{fault, parse};
 
@@ -85,7 +85,24 @@ fn placements_are_checked() {
     check(PLAN, ("@[_, _]+mb.a0 of", "@[_]+mb.a0 of"), fault::RANK, "[_]+mb.a0", "has 1 dimensions");
     check(PLAN, ("@[mb.a0, _] of=%h", "@[mb.b0, _] of=%h"), fault::AXIS, "mb.b0", "unknown axis `b0`");
     check(PLAN, ("axes=[a1]", "axes=[a9]"), fault::AXIS, "a9", "known are `mb`, `a0`, `a1`");
-    check(PLAN, ("at transient+128", "at heap+128"), fault::KEYWORD, "heap", "known are `persistent`, `transient`");
+    check(
+        PLAN,
+        ("at transient+128", "at heap+128"),
+        fault::KEYWORD,
+        "heap",
+        "known are `persistent`, `slot`, `transient`",
+    );
+}
+
+#[test]
+fn stages_are_checked() {
+    let bad = |from, to, at, says| check(PIPELINE, (from, to), fault::SECTION, at, says);
+    bad("stage 1 at 1", "stage 2 at 1", "2", "stage 1 is expected");
+    bad("chunk 1 of 1", "chunk 1 of 7", "7", "there is no stage 7, the module has 2");
+    bad("arena of 1", "arena of 2", "2", "there is no stage 2");
+    check(PIPELINE, ("schedule of 1", "schedule"), fault::SYNTAX, "P1", "expected `of`");
+    check(PIPELINE, ("{count=2", "{count=4294967296"), fault::NUMBER, "{", "4294967296 slots");
+    check(PIPELINE, ("send{channel=0", "send{channel=4294967296"), fault::ATTRIBUTE, "channel=4294967296", "32 bits");
 }
 
 #[test]

@@ -111,8 +111,8 @@ fn a_plan_means_what_it_says() {
     assert_eq!(module.program.graph.value(value.of.unwrap()).name, "dw");
     let load = chunk.graph.value(chunk.graph.node(chunk.phases[1].body[0]).results[0]);
     assert_eq!(load.sharding.as_ref().unwrap().dims[0], vec![Mesh::MB, a0]);
-    assert_eq!(module.schedule.len(), 7);
-    assert_eq!(module.schedule[4].micro_batch, Some(1));
+    assert_eq!(module.stages[0].schedule.len(), 7);
+    assert_eq!(module.stages[0].schedule[4].micro_batch, Some(1));
 }
 
 #[test]
@@ -135,7 +135,10 @@ fn spans_point_at_what_they_name() {
     assert_eq!((at(&map.updates[0]), at(&map.outputs[0])), ("update %w = %w1", "output \"grad_norm\" %n"));
     assert_eq!((at(&map.inputs[0].ty), at(&map.weights[0].name)), ("f32[8, 16]", "%w"));
     assert_eq!((at(&map.mesh), at(&map.chunks[0].header)), ("mesh [mb=2, a0=2@0, a1=2@1]", "chunk 0"));
-    assert_eq!((at(&map.schedule_steps[3]), at(&map.arena)), ("F0.1", "arena {persistent=1024, transient=8192}"));
+    assert_eq!(
+        (at(&map.stages[0].schedule_steps[3]), at(&map.stages[0].arena)),
+        ("F0.1", "arena {persistent=1024, transient=8192}")
+    );
     assert_eq!(map.program_nodes.len(), module.program.graph.n_nodes());
     assert_eq!(at(&map.program_nodes[2].whole), "%n = sum_squares %dw: f32[]");
     assert!(at(&map.predicted).starts_with("predicted") && at(&map.train).starts_with("train {seed=0"));

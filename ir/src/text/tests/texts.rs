@@ -114,4 +114,40 @@ module @mlp level=plan {
 "#;
 
 /// All of them.
-pub const ALL: [&str; 4] = [GRAPH, TRAINING, SHARDED, PLAN];
+pub const ALL: [&str; 5] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE];
+
+/// Two stages of one rank each.
+pub const PIPELINE: &str = r#"gir 1
+module @two level=plan {
+  mesh [mb=2, a0=2@0]
+  initializer "w" = {file="m.onnx", offset=0} f32[4, 4]
+  program {
+    input %x = "x": f32[8, 4]
+    weight %w = "w": f32[4, 4]
+    %h = relu %x: f32[8, 4]
+    %y = einsum{spec="bi,io->bo"} %h, %w: f32[8, 4]
+    output "y" %y
+  }
+  stage 0 at 0 [mb=2]
+  stage 1 at 1 [mb=2]
+  chunk 0 of 0 slots {count=2, bytes=128, offset=0} {
+    forward {
+      %x = load{input="x", dtype=f32, shape=[8, 4]}: f32[8, 4]@[mb, _] of=%x at slot+0
+      %h = relu %x: f32[8, 4]@[mb, _] of=%h at transient+0
+      pipe.send{channel=0, to=1} %h
+    }
+  }
+  chunk 1 of 1 {
+    resident parameter %w: f32[4, 4]@[_, _] of=%w at persistent+0
+    forward {
+      %h = pipe.recv{channel=0, from=0, dtype=f32, shape=[8, 4]}: f32[8, 4]@[mb, _] of=%h at transient+0
+      %y = einsum{spec="bi,io->bo"} %h, %w: f32[8, 4]@[mb, _] of=%y at transient+64
+    }
+  }
+  schedule of 0 P0 F0.0 F0.1 B0.0 B0.1
+  schedule of 1 P1 F1.0 B1.0
+  arena of 0 {persistent=0, slots=256, transient=64}
+  arena of 1 {persistent=64, transient=128}
+  predicted {step_time_ns=0, gap_ppm=0}
+}
+"#;

@@ -11,7 +11,7 @@ use crate::op::compute::{SumSquares, Unary, UnaryGrad, UnaryKind};
 use crate::op::mem::{Accumulate, Load, RunScalar, Update};
 use crate::op::opt::Sgd;
 use crate::plan::lifetime::{Owner, lifetimes, reuses};
-use crate::plan::{ALIGNMENT, Arena, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep};
+use crate::plan::{ALIGNMENT, Arena, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage};
 use crate::types::{Scalar, TensorType};
 use PhaseKind::{Backward, Forward, Prologue, Reduce, Step};
 
@@ -22,12 +22,13 @@ pub(super) fn mlp(level: Level) -> Module {
     training(&mut module);
     if level >= Level::Sharded {
         module.mesh = Mesh::from_levels(&[2, 2], 2);
+        module.stages.push(Stage::new(0, module.mesh.clone()));
         module.chunks.push(Chunk::new());
         sharded(&mut module);
     }
     if level == Level::Plan {
         place(&mut module);
-        module.schedule = schedule(&[(0, Forward), (0, Backward), (1, Forward), (1, Backward)]);
+        module.stages[0].schedule = schedule(&[(0, Forward), (0, Backward), (1, Forward), (1, Backward)]);
     }
     module
 }
@@ -312,5 +313,5 @@ pub(super) fn place(m: &mut Module) {
             chunk.graph.node_mut(node).workspace = Some(place);
         }
     }
-    m.arena = arena;
+    m.stages[0].arena = arena;
 }

@@ -92,13 +92,13 @@ fn places_are_there_aligned_and_inside_their_region() {
     };
     check(plan(), odd, &["G0212 %h result 0"]);
     let outside = |m: &mut Module| {
-        let offset = m.arena.transient;
+        let offset = m.stages[0].arena.transient;
         set(m, "h", Some(Place { region: Region::Transient, offset }));
     };
     check(plan(), outside, &["G0212 %h result 0"]);
     let transient = |m: &mut Module| set(m, "m2", Some(Place { region: Region::Transient, offset: 0 }));
     check(plan(), transient, &["G0212 resident %m2"]);
-    check(plan(), |m| m.arena.transient = u64::MAX, &["G0212 arena"]);
+    check(plan(), |m| m.stages[0].arena.transient = u64::MAX, &["G0212 arena"]);
 }
 
 #[test]

@@ -39,13 +39,14 @@ fn spell(module: &Module, site: &Site) -> String {
     let program = |v| format!("%{}", module.program.graph.value(v).name);
     match *site {
         Site::Module => "module".into(),
-        Site::Arena => "arena".into(),
+        Site::Stage(i) => format!("stage {i}"),
+        Site::Arena(_) => "arena".into(),
         Site::Input(i) => format!("input {}", program(module.program.inputs[i].value)),
         Site::Weight(i) => format!("weight {}", program(module.program.weights[i].value)),
         Site::State(i) => format!("state {}", program(module.program.states[i].value)),
         Site::Update(i) => format!("update {}", program(module.program.updates[i].0)),
         Site::Output(i) => format!("output {}", module.program.outputs[i].0),
-        Site::Schedule(i) => format!("schedule {i}"),
+        Site::Schedule(_, i) => format!("schedule {i}"),
         Site::ProgramNode(node, part) => format!("program {}", spell_node(&module.program.graph, node, part)),
         Site::ChunkNode(c, node, part) => spell_node(&module.chunks[c as usize].graph, node, part),
         Site::Resident(c, i) => {

@@ -149,12 +149,12 @@ fn the_loss_and_the_norm_are_complete() {
 #[test]
 fn every_micro_batch_is_scheduled_once_and_in_order() {
     let plan = || mlp(Level::Plan);
-    let missing = |m: &mut Module| m.schedule = schedule(&[(0, Forward), (0, Backward)]);
+    let missing = |m: &mut Module| m.stages[0].schedule = schedule(&[(0, Forward), (0, Backward)]);
     check(plan(), missing, &["G0211 schedule 3"]);
-    let swapped = |m: &mut Module| m.schedule.swap(1, 2);
+    let swapped = |m: &mut Module| m.stages[0].schedule.swap(1, 2);
     check(plan(), swapped, &["G0211 schedule 1"]);
-    let extra = |m: &mut Module| m.schedule.push(m.schedule[6]);
+    let extra = |m: &mut Module| m.stages[0].schedule.extend_from_within(6..7);
     check(plan(), extra, &["G0211 schedule 7"]);
-    let short = |m: &mut Module| m.schedule.truncate(6);
+    let short = |m: &mut Module| m.stages[0].schedule.truncate(6);
     check(plan(), short, &["G0211 schedule 6"]);
 }

@@ -79,7 +79,7 @@ fn runs(module: &Module) -> bool {
     chunk.residents.iter().for_each(|r| memory.write(r.value));
     let mut intact = true;
     for _ in 0..2 {
-        for step in &module.schedule {
+        for step in &module.stages[0].schedule {
             for &node in chunk.phase(step.phase) {
                 intact &= memory.run(node, step.micro_batch == Some(0));
             }
@@ -93,7 +93,7 @@ fn move_one(m: &mut Module, random: &mut Random) {
     let graph = &mut m.chunks[0].graph;
     let computed: Vec<ValueId> = graph.value_ids().collect();
     let (v, w) = (computed[random.below(computed.len())], computed[random.below(computed.len())]);
-    let anywhere = random.below((m.arena.transient / ALIGNMENT) as usize) as u64 * ALIGNMENT;
+    let anywhere = random.below((m.stages[0].arena.transient / ALIGNMENT) as usize) as u64 * ALIGNMENT;
     let place = Place { region: Region::Transient, offset: anywhere };
     graph.value_mut(v).place = if random.below(2) == 0 { graph.value(w).place } else { Some(place) };
 }

@@ -8,6 +8,7 @@ use galvatron_ir::op::mem::{Accumulate, Load};
 use galvatron_ir::op::{Effects, Op};
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, NodeId, ValueId};
+use std::collections::BTreeSet;
 
 impl Sharder<'_> {
     /// Emits a program node under a map: fetches its operands, places its results.
@@ -25,6 +26,7 @@ impl Sharder<'_> {
     pub fn emit_backward(&mut self, node: NodeId, map: &FactorMap) {
         let rule = crate::batch::rule_of(self.program, node);
         let n = self.program.graph.node(node);
+        self.import_all(&n.args, PhaseKind::Backward);
         let sum = (0..n.args.len()).find(|&i| self.is_lazy_sum(n.args[i]));
         let Some(sum) = sum.filter(|&i| rule.is_linear_alone(i)) else {
             return self.emit(node, map, PhaseKind::Backward);
@@ -74,13 +76,15 @@ impl Sharder<'_> {
     }
 
     /// Emits a node without results.
-    pub fn push(&mut self, op: Op, args: &[ValueId], phase: PhaseKind) {
+    pub fn push(&mut self, op: Op, args: &[ValueId], phase: PhaseKind) -> NodeId {
         let node = self.chunk.graph.add_typed(op, args, Vec::new(), &[]);
         self.chunk.phase_mut(phase).push(node);
+        node
     }
 
     /// The copy of a program value in a placement, for a phase: an existing one, a load, or a reshard of the nearest one.
     pub fn fetch(&mut self, of: ValueId, wanted: &Sharding, phase: PhaseKind) -> ValueId {
+        self.import(of, phase);
         if let Some(copy) = self.copies.readable(of, phase).find(|c| c.sharding == *wanted) {
             return copy.value;
         }
@@ -104,7 +108,7 @@ impl Sharder<'_> {
         Some(Copy { value, sharding, phase: None })
     }
 
-    fn source(&mut self, of: ValueId, op: Op, sharding: &Sharding, phase: PhaseKind) -> ValueId {
+    pub fn source(&mut self, of: ValueId, op: Op, sharding: &Sharding, phase: PhaseKind) -> ValueId {
         let source = self.program.graph.value(of);
         let node = self.chunk.graph.add_typed(op, &[], vec![source.ty.clone()], std::slice::from_ref(&source.name));
         self.chunk.phase_mut(phase).push(node);
@@ -156,7 +160,7 @@ impl Sharder<'_> {
     }
 
     /// Sums a value over micro-batches into a resident; with one micro-batch only its placement changes.
-    fn accumulate(&mut self, of: ValueId, placement: Option<Sharding>) {
+    pub fn accumulate(&mut self, of: ValueId, placement: Option<Sharding>) {
         let last = self.copies.all(of).last().cloned().expect("invariant: summed values are computed");
         let phase = last.phase.expect("invariant: summed values are computed");
         let is_sum = last.sharding.partial.contains(&Mesh::MB);
@@ -176,17 +180,35 @@ impl Sharder<'_> {
     }
 }
 
-/// Removes the nodes that nothing reads, that write nothing and that compute no reported value.
-pub fn remove_dead(chunk: &mut Chunk, reported: &[ValueId]) {
+/// Removes the nodes that nothing reads, that write nothing and that compute no reported value, in all chunks; a message that nobody
+/// reads is not sent.
+pub fn remove_dead(chunks: &mut [Chunk], reported: &[ValueId]) {
+    let mut unread: BTreeSet<u32> = BTreeSet::new();
+    loop {
+        let n_unread = unread.len();
+        for chunk in chunks.iter_mut().rev() {
+            let dead = dead_nodes_of(chunk, reported, &unread);
+            unread.extend(dead.iter().filter_map(|&n| match &chunk.graph.node(n).op {
+                Op::Recv(recv) => Some(recv.channel),
+                _ => None,
+            }));
+            for phase in &mut chunk.phases {
+                phase.body.retain(|n| !dead.contains(n));
+            }
+        }
+        if unread.len() == n_unread {
+            return;
+        }
+    }
+}
+
+fn dead_nodes_of(chunk: &Chunk, reported: &[ValueId], unread: &BTreeSet<u32>) -> BTreeSet<NodeId> {
     let body: Vec<NodeId> = chunk.nodes().map(|(_, n)| n).collect();
     let keep = |id: NodeId| {
         let node = chunk.graph.node(id);
         let is_output = node.results.iter().any(|&r| chunk.graph.value(r).of.is_some_and(|v| reported.contains(&v)));
-        node.op.effects() == Effects::Writes || is_output
+        let is_read = matches!(&node.op, Op::Send(send) if !unread.contains(&send.channel));
+        node.op.effects() == Effects::Writes || is_output || is_read
     };
-    let dead: std::collections::BTreeSet<NodeId> =
-        galvatron_ir::graph::dead_nodes(&chunk.graph, &body, keep).into_iter().collect();
-    for phase in &mut chunk.phases {
-        phase.body.retain(|n| !dead.contains(n));
-    }
+    galvatron_ir::graph::dead_nodes(&chunk.graph, &body, keep).into_iter().collect()
 }

@@ -1,13 +1,14 @@
-//! `shard`: from the training program to one chunk whose values have placements.
+//! `shard`: from the training program to chunks whose values have placements.
 //!
-//! Every node of the program is emitted once, in the phase that its operands allow, under the map that the strategy gives it
+//! Every node of the program is emitted once, to the chunk of its forward node or of its weight, in the phase that its operands allow, under the map that the strategy gives it
 //! (forward), that it inherits from its forward node (backward) or that its weight's placement implies (optimizer). Where an
-//! operand is needed in another placement than it has, a `comm.reshard` stands between; a sum over micro-batches goes
-//! through an accumulator.
+//! operand is needed in another placement than it has, a `comm.reshard` stands between; where another chunk computes it, a message
+//! (see [`parts`]); a sum over micro-batches goes through an accumulator.
 
 mod copies;
 mod emit;
 pub(crate) mod inherit;
+mod parts;
 mod sums;
 
 use crate::strategy::Strategy;
@@ -15,30 +16,44 @@ use copies::Copies;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole, Stage};
 use galvatron_ir::{Level, Module, NodeId, ValueId};
 use inherit::Inherited;
+use parts::Parts;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Builds the chunk of a module at level `training`.
+/// Builds the chunks of a module at level `training`.
 pub fn shard(module: &mut Module, strategy: &Strategy) {
     module.mesh = module.mesh.with_micro_batches(strategy.micro_batches);
-    let mut sharder = Sharder::new(&module.program, &module.mesh, strategy);
+    let n_stages = strategy.pipeline.as_ref().map_or(1, |p| u64::from(p.n_stages));
+    let mesh = module.mesh.part_of(n_stages).expect("invariant: the stages divide the mesh");
+    module.stages = (0..n_stages).map(|stage| Stage::new(stage * mesh.world(), mesh.clone())).collect();
+    let mut sharder = Sharder::new(&module.program, &mesh, strategy);
     sharder.declare_residents();
     for &node in &module.program.body {
         sharder.visit(node);
     }
     sharder.write_updates();
-    module.chunks = vec![sharder.finish()];
+    module.chunks = sharder.finish();
     module.level = Level::Sharded;
+}
+
+/// The scalars that the run supplies.
+fn run_scalars(program: &Program) -> BTreeSet<ValueId> {
+    let nodes = program.body.iter().map(|&n| program.graph.node(n));
+    nodes.filter(|n| matches!(n.op, Op::RunScalar(_))).flat_map(|n| n.results.iter().copied()).collect()
 }
 
 struct Sharder<'a> {
     program: &'a Program,
     mesh: &'a Mesh,
     strategy: &'a Strategy,
+    /// The chunk that nodes are emitted to, with what is known of it; the others wait in `parts`.
     chunk: Chunk,
     copies: Copies,
+    /// Accumulators by the value that they sum.
+    accumulators: BTreeMap<ValueId, ValueId>,
+    parts: Parts,
     inherited: Inherited,
     /// The gradient that each trainable weight's optimizer node reads.
     weight_of_gradient: BTreeMap<ValueId, ValueId>,
@@ -48,8 +63,6 @@ struct Sharder<'a> {
     reported: Vec<ValueId>,
     /// The segment of the node that is being emitted.
     layer: Option<u32>,
-    /// Accumulators by the value that they sum.
-    accumulators: BTreeMap<ValueId, ValueId>,
 }
 
 impl<'a> Sharder<'a> {
@@ -66,29 +79,45 @@ impl<'a> Sharder<'a> {
             strategy,
             chunk: Chunk::new(),
             copies: Copies::default(),
+            accumulators: BTreeMap::new(),
+            parts: Parts::new(program, strategy),
             inherited: Inherited::default(),
             weight_of_gradient,
-            step_level: BTreeSet::new(),
+            step_level: run_scalars(program),
             reported: ["loss", "grad_norm"].iter().filter_map(|name| program.output(name)).collect(),
             layer: None,
-            accumulators: BTreeMap::new(),
         }
     }
 
-    /// Parameters and optimizer state.
+    /// Parameters in every chunk that reads them, optimizer state in the first of these.
     fn declare_residents(&mut self) {
         for weight in &self.program.weights {
-            let placement = self.strategy.weights[&weight.value].parameter.clone();
-            self.declare(weight.value, placement, ResidentRole::Parameter);
+            for chunk in self.parts.readers_of(weight.value) {
+                self.switch(chunk);
+                let placement = self.strategy.weights[&weight.value].parameter.clone();
+                self.declare(weight.value, placement, ResidentRole::Parameter);
+            }
         }
         for state in &self.program.states {
+            self.switch(self.parts.owner_of(state.weight));
             let placement = self.strategy.weights[&state.weight].state.clone();
             self.declare(state.value, placement, ResidentRole::State);
         }
     }
 
-    /// Emits one node of the program.
+    /// Emits one node of the program to its chunk; what has no operands is emitted where it is read.
     fn visit(&mut self, node: NodeId) {
+        let Some(chunk) = self.chunk_of(node) else { return };
+        self.switch(chunk);
+        self.emit_here(node);
+        for &result in &self.program.graph.node(node).results {
+            self.parts.set_home(result, chunk);
+            self.sink_gradient(result);
+        }
+    }
+
+    /// Emits one node of the program to the chunk in work.
+    fn emit_here(&mut self, node: NodeId) {
         let n = self.program.graph.node(node);
         self.layer = n.layer;
         if let Some(map) = self.strategy.maps.get(&node) {
@@ -102,13 +131,11 @@ impl<'a> Sharder<'a> {
             let map = self.inherited.map(self.program, |f| maps.get(&f), node);
             self.emit_backward(node, &map);
         }
-        for &result in &self.program.graph.node(node).results {
-            self.sink_gradient(result);
-        }
     }
 
     fn visit_forward(&mut self, node: NodeId, map: &FactorMap) {
         let args = &self.program.graph.node(node).args;
+        self.import_all(args, PhaseKind::Forward);
         let summed = |s: &Self, a: &ValueId| s.step_level.contains(a) || s.copies.is_sum_over_micro_batches(*a);
         let is_loss = self.program.graph.node(node).results.iter().any(|r| self.reported.contains(r));
         if is_loss || args.iter().any(|a| summed(self, a)) {
@@ -171,14 +198,17 @@ impl<'a> Sharder<'a> {
         let weight_of: BTreeMap<ValueId, ValueId> = self.program.states.iter().map(|s| (s.value, s.weight)).collect();
         for &(target, new) in &self.program.updates {
             let weights = &self.strategy.weights;
-            let placement = match weight_of.get(&target) {
-                Some(weight) => &weights[weight].state,
-                None => &weights[&target].parameter,
+            let (placement, chunks) = match weight_of.get(&target) {
+                Some(&weight) => (&weights[&weight].state, vec![self.parts.owner_of(weight)]),
+                None => (&weights[&target].parameter, self.parts.readers_of(target)),
             };
             self.layer = self.program.graph.producer(new).and_then(|n| self.program.graph.node(n).layer);
-            let new = self.fetch(new, placement, PhaseKind::Step);
-            let resident = self.copies.resident(target);
-            self.push(Op::Update(galvatron_ir::op::mem::Update), &[resident, new], PhaseKind::Step);
+            for chunk in chunks {
+                self.switch(chunk);
+                let new = self.fetch(new, placement, PhaseKind::Step);
+                let resident = self.copies.resident(target);
+                self.push(Op::Update(galvatron_ir::op::mem::Update), &[resident, new], PhaseKind::Step);
+            }
         }
     }
 
@@ -193,8 +223,15 @@ impl<'a> Sharder<'a> {
         value
     }
 
-    fn finish(mut self) -> Chunk {
-        emit::remove_dead(&mut self.chunk, &self.reported);
-        self.chunk
+    /// The chunks; the first one has a copy of what is reported, and none computes what nobody reads.
+    fn finish(mut self) -> Vec<Chunk> {
+        self.switch(0);
+        for value in self.reported.clone() {
+            let whole = Sharding::replicated(self.program.graph.value(value).ty.rank());
+            self.fetch(value, &whole, PhaseKind::Step);
+        }
+        let mut chunks = self.into_chunks();
+        emit::remove_dead(&mut chunks, &self.reported);
+        chunks
     }
 }

@@ -10,6 +10,7 @@ impl Sharder<'_> {
     /// Emits the sum of the gradient contributions of one value.
     pub fn visit_sum(&mut self, node: NodeId) {
         let args = self.program.graph.node(node).args.clone();
+        self.import_all(&args, PhaseKind::Backward);
         let placed: Vec<Sharding> = args.iter().map(|&a| self.computed(a).sharding.clone()).collect();
         let target = self.sum_placement(node, &placed);
         let operands: Vec<ValueId> = args.iter().map(|&a| self.fetch(a, &target, PhaseKind::Backward)).collect();
