@@ -77,10 +77,17 @@ fn schedule(pin: &file::Pinned<file::PipelineSchedule>, faults: &mut Vec<Diagnos
 
 fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
     refuse(&pins.cp, "cp", 1, faults);
-    refuse(&pins.ulysses, "ulysses", 1, faults);
+    if let (Some(ulysses), Some(tp)) = (&pins.ulysses, &pins.tp)
+        && *ulysses.get_ref() > 1
+        && *tp.get_ref() > 1
+    {
+        let message = "`ulysses` and `tp` above 1 in one layer are not supported yet";
+        faults.push(Diagnostic::new("unsupported", message).help("choose one of them").at(ulysses.span()));
+    }
     LayerPins {
         dp: value(&pins.dp),
         tp: value(&pins.tp),
+        ulysses: value(&pins.ulysses),
         ep: value(&pins.ep),
         zero: pins.zero.as_ref().map(|z| *z.get_ref()),
         sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {

@@ -23,7 +23,7 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
             continue;
         }
         let mut own = pins.layers.get(&layer).map_or(pins.all.clone(), |own| own.over(&pins.all));
-        own.dp = own.dp.or(own.tp.map(|tp| compiled.module.stages[0].mesh.world() as u32 / tp));
+        own.dp = own.dp.or(own.tensor_degree().map(|n| compiled.module.stages[0].mesh.world() as u32 / n));
         layer += 1;
         let view = LayerView::new(compiled, choice, &own);
         faults.extend(view.faults(&own).into_iter().map(|fault| format!("segment {i}: {fault}")));
@@ -96,7 +96,7 @@ impl<'a> LayerView<'a> {
             module,
             chunk,
             mesh,
-            tp: pins.tp.map_or(choice.tp, u64::from),
+            tp: pins.tensor_degree().map_or(choice.tp * choice.ulysses, u64::from),
             outputs: results.iter().filter(leaves).copied().collect(),
             results,
             weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
@@ -119,13 +119,35 @@ impl<'a> LayerView<'a> {
         if let Some(zero) = pins.zero {
             self.check_residents(zero, &mut faults);
         }
-        if pins.sequence == Some(SequenceMode::Megatron) {
+        if pins.is_ulysses() {
+            self.check_ulysses(&mut faults);
+        }
+        if pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses() {
             self.check_sequence(&mut faults);
         }
         if let Some(mode) = pins.recompute {
             self.check_recomputation(mode, &mut faults);
         }
         faults
+    }
+
+    /// Attention has its heads over the ranks, and products have whole weights.
+    fn check_ulysses(&self, faults: &mut Vec<String>) {
+        let tensor: Vec<AxisId> = self.mesh.spatial().filter(|axis| !self.data.contains(axis)).collect();
+        for (node, value) in self.forward_copies(&self.results) {
+            let placed = |i: usize| placement(self.chunk.graph.value(node.args[i]));
+            if matches!(node.op, Op::Attention(_))
+                && self.mesh.product(&placed(0).dims[2]) != self.mesh.product(&tensor)
+            {
+                faults.push(format!("the heads of `{}` are not over the ranks of ulysses", value.name));
+            }
+            let is_own =
+                |i: &usize| self.chunk.graph.value(node.args[*i]).of.is_some_and(|of| self.weights.contains(&of));
+            let own = (0..node.args.len()).filter(is_own).filter(|_| matches!(node.op, Op::Einsum(_)));
+            if own.into_iter().any(|i| tensor.iter().any(|&axis| placed(i).is_sharded_over(axis))) {
+                faults.push(format!("a weight of `{}` is cut under ulysses", value.name));
+            }
+        }
     }
 
     /// The experts of every mixture lie over `ep` ranks.

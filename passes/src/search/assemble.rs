@@ -23,8 +23,10 @@ pub struct SegmentChoice {
     pub nodes: Vec<NodeId>,
     /// Ranks over which the boundary batch lies besides the tensor axes.
     pub dp: u64,
-    /// Ranks of the tensor axes.
+    /// Ranks of the tensor axes, if these cut weights.
     pub tp: u64,
+    /// Ranks of the tensor axes, if these cut the sequence, and the heads inside of attention.
+    pub ulysses: u64,
     /// Ranks over which the experts of its mixtures lie; 1 where it has none.
     pub ep: u64,
     /// Where the tensor axes lie at the boundary.
@@ -48,10 +50,13 @@ impl SegmentChoice {
         if tp > 1 {
             name += &format!(" · tp {tp}");
         }
+        if self.ulysses > 1 {
+            name += &format!(" · ulysses {}", self.ulysses);
+        }
         if self.ep > 1 {
             name += &format!(" · ep {}", self.ep);
         }
-        if self.boundary == BoundaryKind::Sequence {
+        if self.boundary == BoundaryKind::Sequence && self.ulysses == 1 {
             name += " + sequence";
         }
         if self.zero > 0 {

@@ -48,6 +48,8 @@ pub struct Choice {
     pub split: Split,
     /// Where the tensor axes lie at the boundary.
     pub boundary: BoundaryKind,
+    /// Whether the tensor axes cut the sequence, and the heads of attention, but no weight.
+    pub ulysses: bool,
     /// Ranks over which the experts lie.
     pub ep: u64,
     /// ZeRO level.
@@ -231,7 +233,19 @@ impl SpaceBuilder<'_> {
                         for Point { cost, saved_bytes, assignment } in kept_points(problem, in_flight, self.listing) {
                             let (split, boundary, mode) = (split.clone(), *boundary, *mode);
                             let ep = priced.expert_degree(&assignment);
-                            all.push(Choice { split, boundary, ep, zero, mode, assignment, cost, saved_bytes, state });
+                            let ulysses = boundary == BoundaryKind::Sequence && priced.is_ulysses(&assignment);
+                            all.push(Choice {
+                                split,
+                                boundary,
+                                ulysses,
+                                ep,
+                                zero,
+                                mode,
+                                assignment,
+                                cost,
+                                saved_bytes,
+                                state,
+                            });
                         }
                     }
                 }
@@ -252,18 +266,18 @@ impl SpaceBuilder<'_> {
         mesh: &Mesh,
     ) -> Vec<(BoundaryKind, Option<Sharding>)> {
         let Some(value) = piece.input.or(piece.output) else {
-            let has_none = pins.sequence == Some(SequenceMode::Megatron);
+            let has_none = pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses();
             return if has_none { Vec::new() } else { vec![(BoundaryKind::Batch, None)] };
         };
         let ty = &self.facts.program.graph.value(value).ty;
         let Some(&batch) = self.facts.batch.dims.get(&value) else { return Vec::new() };
         let mut all = boundary_placements(ty, batch, split, mesh);
         // With one degree pinned the other one follows from the number of ranks.
-        let pinned_tensor = pins.tp.is_some_and(|tp| tp > 1) || pins.dp.is_some();
+        let pinned_tensor = pins.tensor_degree().is_some_and(|degree| degree > 1) || pins.dp.is_some();
         all.retain(|(kind, _)| match (kind, pins.sequence) {
             (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty() || !self.pins.places.is_empty(),
-            (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron),
-            (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None),
+            (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron) && !pins.is_ulysses(),
+            (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None) || pins.is_ulysses(),
         });
         all.into_iter().map(|(k, s)| (k, Some(s))).collect()
     }
@@ -289,7 +303,10 @@ impl SpaceBuilder<'_> {
             return place.allows(&crate::batch::rule_of(program, node), option.tensor_factor);
         }
         let shards_batch = option.tensor_factor.is_some_and(|f| self.facts.batch.factors.get(&node) == Some(&f));
-        if shards_batch && (pins.dp.is_some() || pins.tp.is_some()) {
+        if shards_batch && (pins.dp.is_some() || pins.tensor_degree().is_some()) {
+            return false;
+        }
+        if !self.obeys_ulysses(node, option, split, pins) {
             return false;
         }
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
@@ -399,7 +416,7 @@ fn intern(states: &mut Vec<Sharding>, placed: &Sharding) -> u16 {
 /// Whether the degrees are those that are pinned.
 pub(super) fn fits_pins(split: &Split, pins: &LayerPins, mesh: &Mesh) -> bool {
     let fits = |pin: Option<u32>, axes: &[galvatron_ir::AxisId]| pin.is_none_or(|d| mesh.product(axes) == u64::from(d));
-    fits(pins.dp, &split.data) && fits(pins.tp, &split.tensor)
+    fits(pins.dp, &split.data) && fits(pins.tensor_degree(), &split.tensor)
 }
 
 fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
@@ -416,7 +433,8 @@ impl SegmentChoice {
         SegmentChoice {
             nodes: piece.nodes.clone(),
             dp: mesh.product(&choice.split.data),
-            tp: mesh.product(&choice.split.tensor),
+            tp: if choice.ulysses { 1 } else { mesh.product(&choice.split.tensor) },
+            ulysses: if choice.ulysses { mesh.product(&choice.split.tensor) } else { 1 },
             ep: choice.ep,
             boundary: choice.boundary,
             zero: choice.zero,

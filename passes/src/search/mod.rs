@@ -19,6 +19,7 @@ mod replays;
 pub mod solver;
 mod spaces;
 mod stages;
+mod ulysses;
 mod uniform;
 mod weights;
 

@@ -10,6 +10,7 @@ use crate::apply::shard::inherit::Inherited;
 use crate::batch::{BatchFactors, rule_of};
 use crate::cost::{Collective, CostModel};
 use crate::strategy::WeightPlacement;
+use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::compute::SumSquares;
@@ -133,8 +134,9 @@ pub struct Priced<'a> {
     facts: &'a Facts<'a>,
     piece: &'a Piece,
     mesh: &'a Mesh,
-    /// The data axes of the split.
+    /// The data and tensor axes of the split.
     data: Vec<AxisId>,
+    tensor: Vec<AxisId>,
     groups: Vec<Group>,
     /// By group, member and option.
     prices: Vec<Vec<Vec<OptionPrice>>>,
@@ -151,8 +153,9 @@ impl<'a> Priced<'a> {
         filter: Filter<'_>,
     ) -> Option<Priced<'a>> {
         let groups = groups(facts, piece, mesh, split, filter)?;
-        let (data, group_of) = (split.data.clone(), BTreeMap::new());
-        let mut priced = Priced { facts, piece, mesh, data, groups: Vec::new(), prices: Vec::new(), group_of };
+        let Split { data, tensor } = split.clone();
+        let (groups_so_far, prices, group_of) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut priced = Priced { facts, piece, mesh, data, tensor, groups: groups_so_far, prices, group_of };
         for (i, group) in groups.iter().enumerate() {
             let nodes = group.members.iter().map(|&m| piece.nodes[m]);
             priced
@@ -315,6 +318,26 @@ impl<'a> Priced<'a> {
         let results = vec![&local; n.results.len()];
         let squares: Op = SumSquares.into();
         self.facts.model.op_ns(&n.op, &args, &results) + self.facts.model.op_ns(&squares, &[&local], &[&scalar])
+    }
+
+    /// The groups of siblings.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The tensor axes of the split.
+    pub fn tensor_axes(&self) -> &[AxisId] {
+        &self.tensor
+    }
+
+    /// The first node of a group.
+    pub fn node(&self, group: &Group) -> &Node {
+        self.facts.program.graph.node(self.piece.nodes[group.members[0]])
+    }
+
+    /// Whether a value is a weight.
+    pub fn is_weight(&self, value: ValueId) -> bool {
+        self.facts.weights.contains(&value)
     }
 
     /// Ranks over which the experts of the segment's mixtures lie under an assignment; 1 where it has none.

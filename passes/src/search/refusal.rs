@@ -41,12 +41,12 @@ impl SpaceBuilder<'_> {
 
     /// Sequence parallelism lies at the boundaries of a segment.
     fn uncut_sequence(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
-        let is_wanted =
-            pins.sequence == Some(SequenceMode::Megatron) && self.boundaries(piece, pins, split, mesh).is_empty();
+        let is_pinned = pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses();
+        let is_wanted = is_pinned && self.boundaries(piece, pins, split, mesh).is_empty();
         if !is_wanted {
             return None;
         }
-        let tp = mesh.product(&split.tensor);
+        let degree = degree_name(pins, split, mesh);
         let named = piece.input.or(piece.output).map(|v| (self.name(v), &self.facts.program.graph.value(v).ty.shape));
         let (code, message) = match named {
             None => {
@@ -57,13 +57,13 @@ impl SpaceBuilder<'_> {
                 format!("`{name}` of shape {shape:?}, which flows between layers, has no sequence"),
             ),
             Some((_, shape)) => {
-                ("divisibility", format!("a sequence of {} positions cannot be cut over tp {tp}", shape[1]))
+                ("divisibility", format!("a sequence of {} positions cannot be cut over {degree}", shape[1]))
             }
         };
         Some(PinFault {
             code,
             message,
-            help: "leave `sequence` out, or choose a tensor degree that divides the sequence".into(),
+            help: "leave `sequence` and `ulysses` out, or choose a degree that divides the sequence".into(),
         })
     }
 
@@ -79,14 +79,16 @@ impl SpaceBuilder<'_> {
                 return None;
             }
             let name = self.node_name(node);
-            let tp = mesh.product(&split.tensor);
+            let degree = degree_name(pins, split, mesh);
             let message = match pins.ep.filter(|_| experts.is_some()) {
                 _ if all.is_empty() => {
                     let (m, dp) = (mesh.micro_batches(), mesh.product(&split.data));
                     format!("the batch in `{name}` cannot be cut into {m} micro-batches over dp {dp}")
                 }
-                Some(ep) => format!("ep {ep} leaves tp {tp} nothing that it divides inside of the experts of `{name}`"),
-                None => format!("tp {tp} {} `{name}`", self.undivided(node, &rule)),
+                Some(ep) => {
+                    format!("ep {ep} leaves {degree} nothing that it divides inside of the experts of `{name}`")
+                }
+                None => format!("{degree} {} `{name}`", self.undivided(node, &rule)),
             };
             let help =
                 "choose a tensor degree that divides the number of heads, also of keys, and the hidden width".into();
@@ -125,10 +127,16 @@ impl SpaceBuilder<'_> {
     }
 }
 
+/// The tensor degree under its name: `tp 2`, or `ulysses 2`.
+fn degree_name(pins: &LayerPins, split: &Split, mesh: &Mesh) -> String {
+    format!("{} {}", if pins.is_ulysses() { "ulysses" } else { "tp" }, mesh.product(&split.tensor))
+}
+
 fn no_split(pins: &LayerPins, mesh: &Mesh) -> PinFault {
     let world = mesh.world();
-    let message = match (pins.dp, pins.tp) {
-        (Some(dp), Some(tp)) => format!("dp {dp} · tp {tp} is not the world size {world}"),
+    let tensor = if pins.is_ulysses() { "ulysses" } else { "tp" };
+    let message = match (pins.dp, pins.tensor_degree()) {
+        (Some(dp), Some(degree)) => format!("dp {dp} · {tensor} {degree} is not the world size {world}"),
         (one, other) => {
             let degree = one.or(other).unwrap_or(1);
             format!("{world} devices cannot be split into groups of {degree}")
