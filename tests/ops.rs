@@ -225,6 +225,10 @@ impl Whole {
             Op::Embedding(_) => first_row(&self.args[0].shape, &placed[0]),
             Op::EmbeddingGrad(op) => first_row(&op.shape, &results[0]),
             Op::Moe(_) | Op::MoeGrad(_) => first_row(&self.args[3].shape, &placed[3]),
+            Op::Attention(_) | Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => {
+                let first = first_index(&self.args[0].shape, &placed[0], 1, mesh, &mesh.coordinates(rank));
+                self.args[0].shape[1] - first - parts[0].shape[1]
+            }
             _ => 0,
         };
         eval(&self.op, &parts.iter().collect::<Vec<_>>(), &types, first_row).unwrap()
@@ -346,5 +350,8 @@ fn every_op_has_its_own_name_and_a_sample() {
     let sampled: BTreeSet<&str> = Op::all_samples().iter().map(|s| s.op.mnemonic()).collect();
     let memory = ["load", "run_scalar", "accumulate", "update"];
     let without: Vec<&str> = names.difference(&sampled).copied().collect();
-    assert!(without.iter().all(|n| n.starts_with("comm.") || memory.contains(n)), "no samples: {without:?}");
+    assert!(
+        without.iter().all(|n| n.starts_with("comm.") || n.starts_with("pipe.") || memory.contains(n)),
+        "no samples: {without:?}"
+    );
 }

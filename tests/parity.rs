@@ -33,7 +33,7 @@ const OPTIMIZERS: [&str; 3] = ["sgd", "sgd_momentum", "adamw"];
 const MIXED: &str = "[[layers]]\nrange = [0, 1]\ntp = 4\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 3";
 
 /// Texts of `strategy.toml` with the numbers of ranks on which they are tried.
-const PINS: [(&str, &[u32]); 46] = [
+const PINS: [(&str, &[u32]); 50] = [
     ("", &[1, 2, 4, 8]),
     ("dp = 1", &[1, 2]),
     ("dp = 2", &[2, 4, 8]),
@@ -77,7 +77,11 @@ const PINS: [(&str, &[u32]); 46] = [
     ("ulysses = 2\nrecompute = \"selective\"", &[4]),
     ("ulysses = 1\ntp = 2", &[2]),
     ("ulysses = 2\ntp = 2", &[4]),
-    ("cp = 2", &[4]),
+    ("cp = 2", &[2, 4]),
+    ("cp = 4", &[4]),
+    ("dp = 2\ncp = 2\nzero = 2\nmicro_batches = 2", &[4]),
+    ("cp = 2\nzero = 3\nrecompute = \"full\"", &[2]),
+    ("cp = 1\ntp = 2", &[2]),
     ("pp = 2", &[4]),
     ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
 ];

@@ -22,7 +22,7 @@ use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Texts of `strategy.toml` with the number of ranks on which they are tried.
-const PINS: [(&str, u32); 36] = [
+const PINS: [(&str, u32); 37] = [
     ("pp = 2\nmicro_batches = 1", 2),
     ("pp = 2\nmicro_batches = 2", 2),
     ("pp = 2\nmicro_batches = 4", 2),
@@ -56,6 +56,7 @@ const PINS: [(&str, u32); 36] = [
     ("pp = 4\ndp = 2\nzero = 3\nmicro_batches = 4", 8),
     ("pp = 8\nmicro_batches = 4", 8),
     ("pp = 2\nulysses = 2\nmicro_batches = 2", 4),
+    ("pp = 2\ncp = 2\nmicro_batches = 2", 4),
     ("pp = 2\ndp = 2\nulysses = 2\nzero = 3\nmicro_batches = 2", 8),
     ("pp = 3\nmicro_batches = 2", 4),
     ("pp = 2\n[[layers]]\nrange = [0, 1]\ntp = 2\n[[layers]]\nrange = [1, 2]\ndp = 2\nzero = 3", 4),

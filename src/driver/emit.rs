@@ -32,7 +32,7 @@ pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> St
             (false, true) => out.head = Some(pins),
         }
         layer += u32::from(segment.is_layer);
-        if choice.tp * choice.ulysses > 1 {
+        if choice.tensor_degree() > 1 {
             out.place.extend(choice.nodes.iter().map(|&node| place(module, found, node, choice)));
         }
     }
@@ -66,6 +66,7 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         dp: pin(choice.dp as u32),
         tp: pin(choice.tp as u32),
         ulysses: pin(choice.ulysses as u32).filter(|_| choice.ulysses > 1),
+        cp: pin(choice.cp as u32).filter(|_| choice.cp > 1),
         ep: if choice.nodes.iter().any(is_moe) { pin(choice.ep as u32) } else { None },
         zero: pin(choice.zero),
         sequence: pin(sequence),
@@ -85,7 +86,7 @@ fn add_layer(layers: &mut Vec<file::LayerRange>, layer: u32, pins: file::LayerPi
 /// What the tensor axes of one op shard.
 fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -> file::PlacePin {
     let mesh = &found.plan.stages[0].mesh;
-    let tensor = tensor_axes(mesh, choice.tp * choice.ulysses);
+    let tensor = tensor_axes(mesh, choice.tensor_degree());
     let rule = rule_of(&module.program, node);
     let map = &found.strategy.maps[&node];
     let factor = map.axes.iter().position(|axes| tensor.iter().all(|a| axes.contains(a)));

@@ -49,15 +49,6 @@ fn unsupported(key: &str) -> Diagnostic {
     Diagnostic::new("unsupported", format!("`{key}` is not supported yet")).help("leave the key out")
 }
 
-/// A degree that must be what it would be anyway.
-fn refuse(pin: &file::Pinned<u32>, key: &'static str, only: u32, faults: &mut Vec<Diagnostic>) {
-    if let Some(pin) = pin
-        && *pin.get_ref() != only
-    {
-        faults.push(unsupported(key).at(pin.span()));
-    }
-}
-
 fn value(pin: &file::Pinned<u32>) -> Option<u32> {
     pin.as_ref().map(|pin| *pin.get_ref())
 }
@@ -76,18 +67,17 @@ fn schedule(pin: &file::Pinned<file::PipelineSchedule>, faults: &mut Vec<Diagnos
 }
 
 fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
-    refuse(&pins.cp, "cp", 1, faults);
-    if let (Some(ulysses), Some(tp)) = (&pins.ulysses, &pins.tp)
-        && *ulysses.get_ref() > 1
-        && *tp.get_ref() > 1
-    {
-        let message = "`ulysses` and `tp` above 1 in one layer are not supported yet";
-        faults.push(Diagnostic::new("unsupported", message).help("choose one of them").at(ulysses.span()));
+    let degrees = [("tp", &pins.tp), ("ulysses", &pins.ulysses), ("cp", &pins.cp)];
+    let mut above_one = degrees.iter().filter_map(|(key, pin)| Some((key, pin.as_ref().filter(|p| *p.get_ref() > 1)?)));
+    if let (Some((first, _)), Some((second, pin))) = (above_one.next(), above_one.next()) {
+        let message = format!("`{first}` and `{second}` above 1 in one layer are not supported yet");
+        faults.push(Diagnostic::new("unsupported", message).help("choose one of them").at(pin.span()));
     }
     LayerPins {
         dp: value(&pins.dp),
         tp: value(&pins.tp),
         ulysses: value(&pins.ulysses),
+        cp: value(&pins.cp),
         ep: value(&pins.ep),
         zero: pins.zero.as_ref().map(|z| *z.get_ref()),
         sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {

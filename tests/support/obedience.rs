@@ -96,7 +96,7 @@ impl<'a> LayerView<'a> {
             module,
             chunk,
             mesh,
-            tp: pins.tensor_degree().map_or(choice.tp * choice.ulysses, u64::from),
+            tp: pins.tensor_degree().map_or(choice.tensor_degree(), u64::from),
             outputs: results.iter().filter(leaves).copied().collect(),
             results,
             weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
@@ -119,10 +119,10 @@ impl<'a> LayerView<'a> {
         if let Some(zero) = pins.zero {
             self.check_residents(zero, &mut faults);
         }
-        if pins.is_ulysses() {
-            self.check_ulysses(&mut faults);
+        if pins.cuts_sequence() {
+            self.check_sequence_kind(pins, &mut faults);
         }
-        if pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses() {
+        if pins.sequence == Some(SequenceMode::Megatron) || pins.cuts_sequence() {
             self.check_sequence(&mut faults);
         }
         if let Some(mode) = pins.recompute {
@@ -131,21 +131,22 @@ impl<'a> LayerView<'a> {
         faults
     }
 
-    /// Attention has its heads over the ranks, and products have whole weights.
-    fn check_ulysses(&self, faults: &mut Vec<String>) {
+    /// Attention has its heads or queries over the ranks, and products have whole weights.
+    fn check_sequence_kind(&self, pins: &LayerPins, faults: &mut Vec<String>) {
+        let dim = if pins.tensor_name() == "ulysses" { 2 } else { 1 };
         let tensor: Vec<AxisId> = self.mesh.spatial().filter(|axis| !self.data.contains(axis)).collect();
         for (node, value) in self.forward_copies(&self.results) {
             let placed = |i: usize| placement(self.chunk.graph.value(node.args[i]));
             if matches!(node.op, Op::Attention(_))
-                && self.mesh.product(&placed(0).dims[2]) != self.mesh.product(&tensor)
+                && self.mesh.product(&placed(0).dims[dim]) != self.mesh.product(&tensor)
             {
-                faults.push(format!("the heads of `{}` are not over the ranks of ulysses", value.name));
+                faults.push(format!("`{}` is not cut as {} says", value.name, pins.tensor_name()));
             }
             let is_own =
                 |i: &usize| self.chunk.graph.value(node.args[*i]).of.is_some_and(|of| self.weights.contains(&of));
             let own = (0..node.args.len()).filter(is_own).filter(|_| matches!(node.op, Op::Einsum(_)));
             if own.into_iter().any(|i| tensor.iter().any(|&axis| placed(i).is_sharded_over(axis))) {
-                faults.push(format!("a weight of `{}` is cut under ulysses", value.name));
+                faults.push(format!("a weight of `{}` is cut under {}", value.name, pins.tensor_name()));
             }
         }
     }

@@ -8,8 +8,8 @@ use galvatron_ir::op::compute::{Attention, AttentionGrad, AttentionMaskGrad};
 /// sample i has mask i mod m.
 ///
 /// A query that sees no key gets zeros, and -inf as its lse.
-pub fn attention(op: &Attention, args: &[&Tensor]) -> Vec<Tensor> {
-    let heads = Heads::new(op.scale.get(), op.causal, args[0], args[1], args.get(3).copied());
+pub fn attention(op: &Attention, args: &[&Tensor], later: u64) -> Vec<Tensor> {
+    let heads = Heads::new(op.scale.get(), op.causal, later, args, args.get(3).copied());
     let v = args[2];
     let lse = Tensor::from_fn([heads.q.shape[0], heads.q.shape[2], heads.q.shape[1]], |at| {
         log_sum_exp(&heads.scores([at[0], at[2], at[1]]))
@@ -25,8 +25,8 @@ pub fn attention(op: &Attention, args: &[&Tensor]) -> Vec<Tensor> {
 /// (dq, dk, dv); operands q, k, v, o, lse, do and perhaps the mask.
 ///
 /// With p the probabilities and D the sum of o do over e: ds = p (do v - D), dq = scale ds k, dk = scale ds q, dv = p do.
-pub fn attention_grad(op: &AttentionGrad, args: &[&Tensor]) -> Vec<Tensor> {
-    let heads = Heads::new(op.scale.get(), op.causal, args[0], args[1], args.get(6).copied());
+pub fn attention_grad(op: &AttentionGrad, args: &[&Tensor], later: u64) -> Vec<Tensor> {
+    let heads = Heads::new(op.scale.get(), op.causal, later, args, args.get(6).copied());
     let [v, o, lse, d_o] = [args[2], args[3], args[4], args[5]];
     let mut grads: Vec<Tensor> = args[..3].iter().map(|t| Tensor::filled(t.shape.clone(), 0.0)).collect();
     for row in super::indices(&heads.q.shape[..3]) {
@@ -51,8 +51,8 @@ pub fn attention_grad(op: &AttentionGrad, args: &[&Tensor]) -> Vec<Tensor> {
 
 /// dmask; operands q, k, v, o, lse, do and the mask. It is the sum of p (do v - D) over the samples and heads that share an
 /// element, D the sum of o do.
-pub fn attention_mask_grad(op: &AttentionMaskGrad, args: &[&Tensor]) -> Tensor {
-    let heads = Heads::new(op.scale.get(), op.causal, args[0], args[1], Some(args[6]));
+pub fn attention_mask_grad(op: &AttentionMaskGrad, args: &[&Tensor], later: u64) -> Tensor {
+    let heads = Heads::new(op.scale.get(), op.causal, later, args, Some(args[6]));
     let [v, o, lse, d_o] = [args[2], args[3], args[4], args[5]];
     let mut grad = Tensor::filled(args[6].shape.clone(), 0.0);
     for row in super::indices(&heads.q.shape[..3]) {
@@ -77,14 +77,16 @@ fn mask_index(mask: &Tensor, [b, h, i, j]: [u64; 4]) -> [u64; 4] {
 struct Heads<'a> {
     scale: f64,
     causal: bool,
+    /// Queries of the sequence that come after those that are given.
+    later: u64,
     q: &'a Tensor,
     k: &'a Tensor,
     mask: Option<&'a Tensor>,
 }
 
 impl<'a> Heads<'a> {
-    fn new(scale: f64, causal: bool, q: &'a Tensor, k: &'a Tensor, mask: Option<&'a Tensor>) -> Heads<'a> {
-        Heads { scale, causal, q, k, mask }
+    fn new(scale: f64, causal: bool, later: u64, args: &[&'a Tensor], mask: Option<&'a Tensor>) -> Heads<'a> {
+        Heads { scale, causal, later, q: args[0], k: args[1], mask }
     }
 
     /// The group of keys that a head of queries reads.
@@ -95,7 +97,7 @@ impl<'a> Heads<'a> {
     /// Scores of one query [batch, query, head] with all keys; -inf where a key is hidden.
     fn scores(&self, [b, i, h]: [u64; 3]) -> Vec<f64> {
         let score = |j: u64| {
-            if self.causal && j + self.q.shape[1] > i + self.k.shape[1] {
+            if self.causal && j + self.later + self.q.shape[1] > i + self.k.shape[1] {
                 return f64::NEG_INFINITY;
             }
             let product = |d| self.q.at(&[b, i, h, d]) * self.k.at(&[b, j, self.group(h), d]);
@@ -132,7 +134,7 @@ mod tests {
         let op = Attention { scale: Scalar::new(1.0), causal: true };
         let (q, k) = (Tensor::filled([1, 3, 1, 1], 1.0), Tensor::filled([1, 2, 1, 1], 0.0));
         let v = Tensor::new([1, 2, 1, 1], vec![2.0, 4.0]);
-        let found = attention(&op, &[&q, &k, &v]);
+        let found = attention(&op, &[&q, &k, &v], 0);
         let expected = Tensor::new([1, 3, 1, 1], vec![0.0, 2.0, 3.0]);
         assert!(found[0].distance(&expected) < 1e-12, "{found:?}");
         assert_eq!(found[1].data[0], f64::NEG_INFINITY);

@@ -31,8 +31,9 @@ use std::collections::BTreeMap;
 /// Results of one op.
 ///
 /// `results` are the types of the results, local ones when the operands are local. `first_row` is the first row of the table
-/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`), or its first expert (of `moe`, `moe_grad`); 0 for
-/// a whole table and for other ops.
+/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`), or its first expert (of `moe`, `moe_grad`),
+/// or the number of queries of the sequence that come after its own (of attention and its gradients); 0 for a whole table or sequence, and
+/// for other ops.
 ///
 /// # Errors
 /// When the op communicates, reads or writes what the run supplies, or when a result has not the shape of its type.
@@ -108,9 +109,9 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::Softmax(_) => norm::softmax(args[0]),
         Op::LogSoftmax(_) => norm::log_softmax(args[0]),
         Op::SoftmaxGrad(_) => norm::softmax_grad(args[0], args[1]),
-        Op::Attention(op) => return Ok(attention::attention(op, args)),
-        Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args)),
-        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args),
+        Op::Attention(op) => return Ok(attention::attention(op, args, first_row)),
+        Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args, first_row)),
+        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args, first_row),
         Op::Rotary(op) => rotary::rotary(op, args),
         Op::Moe(op) => moe::moe(op.activation, args, first_row),
         Op::MoeGrad(op) => return Ok(moe::moe_grad(op.activation, args, first_row)),

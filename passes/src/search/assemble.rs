@@ -27,6 +27,8 @@ pub struct SegmentChoice {
     pub tp: u64,
     /// Ranks of the tensor axes, if these cut the sequence, and the heads inside of attention.
     pub ulysses: u64,
+    /// Ranks of the tensor axes, if these cut the sequence, and the queries inside of attention.
+    pub cp: u64,
     /// Ranks over which the experts of its mixtures lie; 1 where it has none.
     pub ep: u64,
     /// Where the tensor axes lie at the boundary.
@@ -40,6 +42,11 @@ pub struct SegmentChoice {
 }
 
 impl SegmentChoice {
+    /// Ranks of the tensor axes, whatever they cut.
+    pub fn tensor_degree(&self) -> u64 {
+        self.tp * self.ulysses * self.cp
+    }
+
     /// Usual names: `dp 4`, `dp 2 · tp 2 + sequence, zero 1, recompute full`.
     pub fn name(&self) -> String {
         let (dp, tp) = match self.boundary {
@@ -53,10 +60,13 @@ impl SegmentChoice {
         if self.ulysses > 1 {
             name += &format!(" · ulysses {}", self.ulysses);
         }
+        if self.cp > 1 {
+            name += &format!(" · cp {}", self.cp);
+        }
         if self.ep > 1 {
             name += &format!(" · ep {}", self.ep);
         }
-        if self.boundary == BoundaryKind::Sequence && self.ulysses == 1 {
+        if self.boundary == BoundaryKind::Sequence && self.ulysses * self.cp == 1 {
             name += " + sequence";
         }
         if self.zero > 0 {

@@ -8,6 +8,7 @@ use super::options::{NodeOption, Split};
 use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced};
 use super::recompute::Recompute;
+use super::sequence::TensorKind;
 use super::solver::chain::{Candidate, Chain};
 use super::solver::{Assignment, Cost, Limits, Problem, brute::each_allowed, front, hull};
 use super::spaces::{Space, Spaces};
@@ -48,8 +49,8 @@ pub struct Choice {
     pub split: Split,
     /// Where the tensor axes lie at the boundary.
     pub boundary: BoundaryKind,
-    /// Whether the tensor axes cut the sequence, and the heads of attention, but no weight.
-    pub ulysses: bool,
+    /// What the tensor axes cut.
+    pub tensor: TensorKind,
     /// Ranks over which the experts lie.
     pub ep: u64,
     /// ZeRO level.
@@ -233,11 +234,14 @@ impl SpaceBuilder<'_> {
                         for Point { cost, saved_bytes, assignment } in kept_points(problem, in_flight, self.listing) {
                             let (split, boundary, mode) = (split.clone(), *boundary, *mode);
                             let ep = priced.expert_degree(&assignment);
-                            let ulysses = boundary == BoundaryKind::Sequence && priced.is_ulysses(&assignment);
+                            let tensor = match boundary {
+                                BoundaryKind::Sequence => priced.tensor_kind(&assignment),
+                                _ => TensorKind::Weights,
+                            };
                             all.push(Choice {
                                 split,
                                 boundary,
-                                ulysses,
+                                tensor,
                                 ep,
                                 zero,
                                 mode,
@@ -266,7 +270,7 @@ impl SpaceBuilder<'_> {
         mesh: &Mesh,
     ) -> Vec<(BoundaryKind, Option<Sharding>)> {
         let Some(value) = piece.input.or(piece.output) else {
-            let has_none = pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses();
+            let has_none = pins.sequence == Some(SequenceMode::Megatron) || pins.cuts_sequence();
             return if has_none { Vec::new() } else { vec![(BoundaryKind::Batch, None)] };
         };
         let ty = &self.facts.program.graph.value(value).ty;
@@ -276,8 +280,8 @@ impl SpaceBuilder<'_> {
         let pinned_tensor = pins.tensor_degree().is_some_and(|degree| degree > 1) || pins.dp.is_some();
         all.retain(|(kind, _)| match (kind, pins.sequence) {
             (BoundaryKind::Batch, _) => !pinned_tensor || split.tensor.is_empty() || !self.pins.places.is_empty(),
-            (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron) && !pins.is_ulysses(),
-            (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None) || pins.is_ulysses(),
+            (BoundaryKind::Replicated, mode) => mode != Some(SequenceMode::Megatron) && !pins.cuts_sequence(),
+            (BoundaryKind::Sequence, mode) => mode != Some(SequenceMode::None) || pins.cuts_sequence(),
         });
         all.into_iter().map(|(k, s)| (k, Some(s))).collect()
     }
@@ -306,7 +310,7 @@ impl SpaceBuilder<'_> {
         if shards_batch && (pins.dp.is_some() || pins.tensor_degree().is_some()) {
             return false;
         }
-        if !self.obeys_ulysses(node, option, split, pins) {
+        if !self.obeys_sequence_pins(node, option, split, pins) {
             return false;
         }
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
@@ -430,11 +434,13 @@ fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
 impl SegmentChoice {
     /// The choice of a piece in the usual names.
     pub fn of(piece: &Piece, choice: &Choice, mesh: &Mesh) -> SegmentChoice {
+        let degree = |kind| if choice.tensor == kind { mesh.product(&choice.split.tensor) } else { 1 };
         SegmentChoice {
             nodes: piece.nodes.clone(),
             dp: mesh.product(&choice.split.data),
-            tp: if choice.ulysses { 1 } else { mesh.product(&choice.split.tensor) },
-            ulysses: if choice.ulysses { mesh.product(&choice.split.tensor) } else { 1 },
+            tp: degree(TensorKind::Weights),
+            ulysses: degree(TensorKind::Ulysses),
+            cp: degree(TensorKind::Context),
             ep: choice.ep,
             boundary: choice.boundary,
             zero: choice.zero,

@@ -16,10 +16,10 @@ mod queue;
 mod recompute;
 mod refusal;
 mod replays;
+mod sequence;
 pub mod solver;
 mod spaces;
 mod stages;
-mod ulysses;
 mod uniform;
 mod weights;
 

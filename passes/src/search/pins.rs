@@ -21,6 +21,8 @@ pub struct LayerPins {
     pub tp: Option<u32>,
     /// Ranks that share the sequence between attentions and the heads inside of them (DeepSpeed-Ulysses, Jacobs et al., 2023).
     pub ulysses: Option<u32>,
+    /// Ranks that share the sequence, inside of attention the queries, for which keys and values are gathered.
+    pub cp: Option<u32>,
     /// Ranks that share the experts of mixtures.
     pub ep: Option<u32>,
     /// ZeRO level.
@@ -82,21 +84,32 @@ impl Place {
 impl LayerPins {
     /// Ranks that the tensor axes have, for weights or for the sequence.
     pub fn tensor_degree(&self) -> Option<u32> {
-        self.ulysses.filter(|&ulysses| ulysses > 1).or(self.tp)
+        let above_one = |pin: Option<u32>| pin.filter(|&degree| degree > 1);
+        above_one(self.ulysses).or(above_one(self.cp)).or(self.tp)
+    }
+
+    /// What the tensor axes cut by the pins: `ulysses`, `cp`, or else `tp`.
+    pub fn tensor_name(&self) -> &'static str {
+        match (self.ulysses, self.cp) {
+            (Some(2..), _) => "ulysses",
+            (_, Some(2..)) => "cp",
+            _ => "tp",
+        }
     }
 
     /// Whether the sequence is pinned to the tensor axes outside of attention.
-    pub fn is_ulysses(&self) -> bool {
-        self.ulysses.is_some_and(|ulysses| ulysses > 1)
+    pub fn cuts_sequence(&self) -> bool {
+        self.tensor_name() != "tp"
     }
 
     /// These pins, and where they are silent those of `base`. A degree that is named drops the base's other degree.
     pub fn over(&self, base: &LayerPins) -> LayerPins {
-        let names_degree = self.tp.is_some() || self.dp.is_some() || self.ulysses.is_some();
+        let names_degree = self.tp.is_some() || self.dp.is_some() || self.ulysses.is_some() || self.cp.is_some();
         LayerPins {
             dp: if names_degree { self.dp } else { base.dp },
             tp: if names_degree { self.tp } else { base.tp },
             ulysses: if names_degree { self.ulysses } else { base.ulysses },
+            cp: if names_degree { self.cp } else { base.cp },
             ep: self.ep.or(base.ep),
             zero: self.zero.or(base.zero),
             sequence: self.sequence.or(base.sequence),

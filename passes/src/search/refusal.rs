@@ -41,7 +41,7 @@ impl SpaceBuilder<'_> {
 
     /// Sequence parallelism lies at the boundaries of a segment.
     fn uncut_sequence(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
-        let is_pinned = pins.sequence == Some(SequenceMode::Megatron) || pins.is_ulysses();
+        let is_pinned = pins.sequence == Some(SequenceMode::Megatron) || pins.cuts_sequence();
         let is_wanted = is_pinned && self.boundaries(piece, pins, split, mesh).is_empty();
         if !is_wanted {
             return None;
@@ -63,7 +63,7 @@ impl SpaceBuilder<'_> {
         Some(PinFault {
             code,
             message,
-            help: "leave `sequence` and `ulysses` out, or choose a degree that divides the sequence".into(),
+            help: "leave `sequence`, `ulysses` and `cp` out, or choose a degree that divides the sequence".into(),
         })
     }
 
@@ -127,14 +127,14 @@ impl SpaceBuilder<'_> {
     }
 }
 
-/// The tensor degree under its name: `tp 2`, or `ulysses 2`.
+/// The tensor degree under its name: `tp 2`, `ulysses 2` or `cp 2`.
 fn degree_name(pins: &LayerPins, split: &Split, mesh: &Mesh) -> String {
-    format!("{} {}", if pins.is_ulysses() { "ulysses" } else { "tp" }, mesh.product(&split.tensor))
+    format!("{} {}", pins.tensor_name(), mesh.product(&split.tensor))
 }
 
 fn no_split(pins: &LayerPins, mesh: &Mesh) -> PinFault {
     let world = mesh.world();
-    let tensor = if pins.is_ulysses() { "ulysses" } else { "tp" };
+    let tensor = pins.tensor_name();
     let message = match (pins.dp, pins.tensor_degree()) {
         (Some(dp), Some(degree)) => format!("dp {dp} · {tensor} {degree} is not the world size {world}"),
         (one, other) => {

@@ -12,7 +12,8 @@ use crate::cpu::kernels::attention_mask_grad::attention_mask_grad as mask_backwa
 fn dims(q: &Buffer, k: &Buffer, v: &Buffer, scale: f64, causal: bool) -> AttentionDims {
     let [batch, sq, heads, d] = [0, 1, 2, 3].map(|i| q.shape[i]);
     let [sk, kv_heads, dv] = [k.shape[1], k.shape[2], v.shape[3]];
-    AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale: scale as f32, causal }
+    let later = q.global[1] - q.first[1] as usize - sq;
+    AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale: scale as f32, causal, later }
 }
 
 /// The additive mask among the operands: where it lies, its extents of batch and heads.

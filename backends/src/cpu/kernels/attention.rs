@@ -32,8 +32,10 @@ pub struct AttentionDims {
     pub dv: usize,
     /// Multiplies the scores.
     pub scale: f32,
-    /// Query i sees the keys j <= i + sk - sq only.
+    /// Query i sees the keys j <= i + sk - sq - later only.
     pub causal: bool,
+    /// Queries of the sequence that come after these, on other ranks.
+    pub later: usize,
 }
 
 /// Added to the scaled scores. values: [batch, heads, sq, sk]; sample i has mask i mod batch, which divides the batch of the
@@ -63,7 +65,7 @@ impl AttentionDims {
 
     /// One past the last key that any query before `end` sees.
     pub(super) fn keys_seen(&self, end: usize) -> usize {
-        if self.causal { (end + self.sk).saturating_sub(self.sq).min(self.sk) } else { self.sk }
+        if self.causal { (end + self.sk).saturating_sub(self.sq + self.later).min(self.sk) } else { self.sk }
     }
 
     pub(super) fn check(&self, lens: [(usize, usize); 3], mask: Option<Mask>) {
@@ -266,7 +268,7 @@ pub(super) fn hide(dims: &AttentionDims, mask: Option<&[f32]>, tile: &QueryTile,
     // Only a tile on the diagonal has keys that its first query does not see.
     if dims.causal && dims.keys_seen(tile.first + 1) < first_key + scores.len() / QUERIES {
         for (j, row) in scores.chunks_exact_mut(QUERIES).enumerate() {
-            let first_query = (first_key + j + dims.sq).saturating_sub(dims.sk + tile.first).min(QUERIES);
+            let first_query = (first_key + j + dims.sq + dims.later).saturating_sub(dims.sk + tile.first).min(QUERIES);
             row[..first_query].fill(f32::NEG_INFINITY);
         }
     }
@@ -352,7 +354,7 @@ pub(super) mod tests {
         /// The scaled, masked score of a pair in f64.
         pub(crate) fn score(&self, b: usize, h: usize, i: usize, j: usize) -> f64 {
             let d = &self.dims;
-            if d.causal && j + d.sq > i + d.sk {
+            if d.causal && j + d.sq + d.later > i + d.sk {
                 return f64::NEG_INFINITY;
             }
             let (q, k) = (self.q_at(b, h, i), self.kv_at(b, h, j));
@@ -382,7 +384,18 @@ pub(super) mod tests {
     pub(crate) fn cases() -> Vec<Case> {
         let case = |(batch, sq, sk): (usize, usize, usize), (heads, kv_heads): (usize, usize), d, dv, causal, mask| {
             let scale = 1.0 / (d as f32).sqrt();
-            let dims = AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale, causal };
+            let dims = AttentionDims {
+                batch,
+                sq,
+                sk,
+                heads,
+                kv_heads,
+                d,
+                dv,
+                scale,
+                causal,
+                later: sk.saturating_sub(sq) / 3,
+            };
             let mask = match mask {
                 0 => None,
                 1 => Some((

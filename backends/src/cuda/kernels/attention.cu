@@ -5,7 +5,8 @@ struct Shape {
     i64 batch, queries, keys, heads, groups, width, value_width;
     // Extents of the mask, 0 where there is none.
     i64 mask_batch, mask_heads;
-    i64 is_causal;
+    // Whether keys after a query are hidden, and how many queries of the sequence come after these.
+    i64 is_causal, later;
 };
 
 // Rows of one head, [T, D + 1], zeros beyond the tensor. tensor [batch, length, heads, width]
@@ -30,7 +31,7 @@ template <int D> __device__ __forceinline__ float dot(const float* a, const floa
 template <class E>
 __device__ __forceinline__ float score(const Shape& s, const E* mask, i64 b, i64 head, i64 query, i64 key, float product) {
     if (query >= s.queries || key >= s.keys) return NEG_INFINITY;
-    if (s.is_causal && key > query + s.keys - s.queries) return NEG_INFINITY;
+    if (s.is_causal && key > query + s.keys - s.queries - s.later) return NEG_INFINITY;
     if (mask) {
         i64 plane = (b % s.mask_batch) * s.mask_heads + head % s.mask_heads;
         product += wide(mask[(plane * s.queries + query) * s.keys + key]);
@@ -51,7 +52,7 @@ __device__ __forceinline__ float row_max(float v) {
 
 // One past the last key that a query before `end` sees.
 __device__ __forceinline__ i64 keys_seen(const Shape& s, i64 end) {
-    i64 seen = s.is_causal ? end + s.keys - s.queries : s.keys;
+    i64 seen = s.is_causal ? end + s.keys - s.queries - s.later : s.keys;
     return seen < 0 ? 0 : (seen < s.keys ? seen : s.keys);
 }
 
@@ -183,7 +184,7 @@ __device__ __forceinline__ void key_grad(const E* q, const E* k, const E* v, con
     load_tile<D, T>(keys, k, b, first, s.keys, s.groups, group, s.width);
     load_tile<D, T>(values, v, b, first, s.keys, s.groups, group, s.value_width);
     // The first query that sees a key of the tile, down to a whole tile.
-    i64 start = s.is_causal ? first - (s.keys - s.queries) : 0;
+    i64 start = s.is_causal ? first - (s.keys - s.queries - s.later) : 0;
     start = start < 0 ? 0 : start / T * T;
     for (i64 head = group * per_group; head < (group + 1) * per_group; head++)
         for (i64 query = start; query < s.queries; query += T) {

@@ -22,8 +22,9 @@ pub(super) struct Dims {
     width: u64,
     /// Bound on the widths, rows of a tile.
     kernel: (u64, u64),
-    /// As the kernels' structs have it: the seven extents, those of the mask, whether later keys are hidden.
-    shape: [i64; 10],
+    /// As the kernels' structs have it: the seven extents, those of the mask, whether later keys are hidden, and how many queries
+    /// of the sequence come after these, on other ranks.
+    shape: [i64; 11],
     scale: Arg,
 }
 
@@ -38,8 +39,10 @@ impl Dims {
         let kernel = kernel.ok_or_else(|| format!("heads are {width_of_all} wide, at most 256"))?;
         let [mask_batch, mask_heads] = cx.spec.args.get(mask).map_or([0, 0], |m| [m.ty.shape[0], m.ty.shape[1]]);
         let extents = [batch, queries, keys, heads, groups, width, value_width, mask_batch, mask_heads];
-        let mut shape = [i64::from(causal); 10];
-        shape.iter_mut().zip(extents).for_each(|(to, extent)| *to = extent as i64);
+        let q = cx.arg(0);
+        let later = q.global_shape[1] - q.first[1] - queries;
+        let [a, b, c, d, e, f, g, h, i] = extents.map(|extent| extent as i64);
+        let shape = [a, b, c, d, e, f, g, h, i, i64::from(causal), later as i64];
         let scale = Arg::Float(scale.get() as f32);
         Ok(Dims { batch, queries, keys, heads, groups, width: width_of_all, kernel, shape, scale })
     }
@@ -71,8 +74,8 @@ impl Dims {
 
     /// The last arguments of kernels in bf16: the shape, with whether the mask is of bf16, and the scale.
     pub(super) fn bf16_args(&self) -> [Arg; 2] {
-        let [extents @ .., causal] = self.shape;
-        [Arg::Ints(extents.into_iter().chain([1, causal]).collect()), self.scale.clone()]
+        let [extents @ .., causal, later] = self.shape;
+        [Arg::Ints(extents.into_iter().chain([1, causal, later]).collect()), self.scale.clone()]
     }
 
     /// A launch with one block for each tile of `length` rows of `heads` heads; `n_tiles` and `n_squares` tiles of rows and

@@ -126,7 +126,7 @@ __device__ __forceinline__ void key_grad(const u16* q, const u16* k, const u16* 
     i64 first_row = tile.b * s.keys + tile.first;
     int n_rows = (int)s.keys - tile.first;
     // The first query that sees a key of the tile; from there on there are `n_tiles` tiles for each head.
-    int start = s.is_causal ? tile.first - (int)(s.keys - s.queries) : 0;
+    int start = s.is_causal ? tile.first - (int)(s.keys - s.queries - s.later) : 0;
     if (start < 0) start = 0;
     int n_tiles = start < n_queries ? (n_queries - start + QUERIES - 1) / QUERIES : 0, n_all = n_tiles * per_group;
     auto fetch_queries = [&](int t) {

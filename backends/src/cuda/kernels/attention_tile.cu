@@ -10,7 +10,8 @@ struct Heads {
     i64 batch, queries, keys, heads, groups, width, value_width;
     // Extents of the mask, 0 where there is none, and whether its elements are bf16 and not f32.
     i64 mask_batch, mask_heads, mask_is_bf16;
-    i64 is_causal;
+    // Whether keys after a query are hidden, and how many queries of the sequence come after these.
+    i64 is_causal, later;
 };
 
 // Rows of one head of one sequence from `first` on.
@@ -30,7 +31,7 @@ __device__ __forceinline__ RowTile own_tile(i64 length, i64 heads, int n_rows, b
 __device__ __forceinline__ int seen_by(const Heads& s, int query) {
     int keys = (int)s.keys;
     if (!s.is_causal) return keys;
-    int seen = query + 1 + keys - (int)s.queries;
+    int seen = query + 1 + keys - (int)(s.queries + s.later);
     return seen < 0 ? 0 : (seen < keys ? seen : keys);
 }
 
@@ -61,7 +62,7 @@ template <bool ROWS_ARE_KEYS> struct ScoreTile {
         key += ROWS_ARE_KEYS ? row : pair;
         queries_left = (int)s.queries - query;
         keys_left = (int)s.keys - key;
-        sight = s.is_causal ? keys_left - queries_left : 1 << 30;
+        sight = s.is_causal ? keys_left - queries_left - (int)s.later : 1 << 30;
         first = query * s.keys + key;
     }
 

@@ -74,7 +74,8 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(builder: &mut RuleBuilder, args: &[&TensorType], mask: Option<&&TensorType>) -> Factors {
+    /// Each query is computed by itself; under a causal rule it must know its place in the sequence.
+    fn new(builder: &mut RuleBuilder, args: &[&TensorType], mask: Option<&&TensorType>, causal: bool) -> Factors {
         let (q, k, v) = (args[0], args[1], args[2]);
         let batch = q.shape[0];
         let b = match mask.map_or(1, |mask| mask.shape[0]) {
@@ -86,8 +87,9 @@ impl Factors {
         if q.shape[2] != k.shape[2] {
             heads.push(builder.factor("r", q.shape[2] / k.shape[2]));
         }
+        let sq = builder.factor_of("q", q.shape[1], if causal { FactorKind::Offset } else { FactorKind::Plain });
         let mut whole = |label: &str, size| builder.factor_of(label, size, FactorKind::Whole);
-        let (sq, sk) = (whole("q", q.shape[1]), whole("k", k.shape[1]));
+        let sk = whole("k", k.shape[1]);
         let (d, e) = (whole("d", q.shape[3]), whole("e", v.shape[3]));
         Factors { b, heads, groups: vec![h], sq, sk, d, e }
     }
@@ -155,7 +157,7 @@ impl OpDef for Attention {
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
         let mut b = RuleBuilder::new();
-        let f = Factors::new(&mut b, args, args.get(3));
+        let f = Factors::new(&mut b, args, args.get(3), self.causal);
         b = b.operand_dims(f.q()).operand_dims(f.k()).operand_dims(f.v());
         if let Some(mask) = args.get(3) {
             b = b.operand_dims(f.mask(mask));
@@ -244,7 +246,7 @@ impl OpDef for AttentionGrad {
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
         let mut b = RuleBuilder::new();
-        let f = Factors::new(&mut b, args, args.get(6));
+        let f = Factors::new(&mut b, args, args.get(6), self.causal);
         b = saved_operands(b, &f, args);
         b.result_dims(f.q()).result_dims(f.k()).result_dims(f.v()).linear(Linearity::None).build()
     }
@@ -287,7 +289,7 @@ impl OpDef for AttentionMaskGrad {
 
     fn rule(&self, args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
         let mut b = RuleBuilder::new();
-        let f = Factors::new(&mut b, args, args.get(6));
+        let f = Factors::new(&mut b, args, args.get(6), self.causal);
         b = saved_operands(b, &f, args);
         b.result_dims(f.mask(args[6])).linear(Linearity::None).build()
     }

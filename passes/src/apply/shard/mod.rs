@@ -230,7 +230,7 @@ impl<'a> Sharder<'a> {
             let whole = Sharding::replicated(self.program.graph.value(value).ty.rank());
             self.fetch(value, &whole, PhaseKind::Step);
         }
-        let mut chunks = self.into_chunks();
+        let mut chunks = self.take_chunks();
         emit::remove_dead(&mut chunks, &self.reported);
         chunks
     }

@@ -83,7 +83,7 @@ impl Sharder<'_> {
     }
 
     /// All chunks, each on its stage.
-    pub fn into_chunks(&mut self) -> Vec<Chunk> {
+    pub fn take_chunks(&mut self) -> Vec<Chunk> {
         // The place of a chunk in work is free.
         self.parts.waiting.push(Part::default());
         self.switch(self.parts.waiting.len() as u32 - 1);
