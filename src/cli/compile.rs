@@ -1,11 +1,13 @@
 //! `galvatronc`: plans the training of a model.
 
 use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
+use crate::config::profile::{self, FileFaults, read_profile};
 use crate::config::{cluster, strategy, train};
 use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::{Diagnostic, Module};
 use galvatron_passes::manager::check_name;
@@ -51,6 +53,9 @@ pub struct CompileArgs {
     /// The machine: hw.toml.
     #[arg(long, required = true)]
     pub cluster: Option<PathBuf>,
+    /// What was measured: profile.json, or a folder of Galvatron's profiles; what it lacks is priced from the data sheet.
+    #[arg(long, value_name = "PROFILE.json|DIR")]
+    pub profile: Option<PathBuf>,
     /// Where the plan goes.
     #[arg(short, long, value_name = "PLAN.gir")]
     pub output: Option<PathBuf>,
@@ -109,6 +114,7 @@ struct Inputs {
     cluster: Cluster,
     recipe: Recipe,
     pins: Pins,
+    profile: Option<Profile>,
 }
 
 fn run(args: &CompileArgs) -> i32 {
@@ -126,6 +132,7 @@ fn run(args: &CompileArgs) -> i32 {
         cluster: &inputs.cluster,
         recipe: &inputs.recipe,
         pins: &inputs.pins,
+        profile: inputs.profile.as_ref(),
         retie: !args.no_retie,
         stop_after: args.stop_after.as_deref(),
         verify_each: cfg!(debug_assertions),
@@ -168,7 +175,20 @@ fn read_inputs(args: &CompileArgs) -> Result<Inputs, i32> {
         Some(path) => parse(path, |text| pins_of(&strategy::parse_strategy(text)?))?,
         None => Pins::default(),
     };
-    Ok(Inputs { cluster, recipe, pins })
+    let profile = match &args.profile {
+        Some(path) => Some(read_profile(path, profile::Wanted::of(&cluster, &recipe)).map_err(complain_of_files)?),
+        None => None,
+    };
+    Ok(Inputs { cluster, recipe, pins, profile })
+}
+
+/// Prints the faults of several files; returns the exit status of bad input.
+fn complain_of_files(files: Vec<FileFaults>) -> i32 {
+    for file in &files {
+        let source = (file.name.as_str(), file.text.as_str());
+        complain(&file.faults, (!file.text.is_empty()).then_some(source));
+    }
+    BAD_INPUT
 }
 
 fn parse<T>(path: &Path, parse: impl FnOnce(&str) -> galvatron_ir::Checked<T>) -> Result<T, i32> {
@@ -211,6 +231,7 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     }
     if let Some(found) = &compiled.found {
         let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
+        let report = compiled.prices.iter().fold(report, report::Report::with_prices);
         match args.format.as_str() {
             "json" => println!("{}", report.json()),
             _ => print!("{}", report.text(args.explain)),

@@ -12,6 +12,9 @@ const MAX_WORLD: u64 = 65536;
 /// Bytes or operations a second in one giga of them.
 const GIGA: f64 = 1e9;
 
+/// Name of the links between nodes.
+pub(super) const INTER_NODE: &str = "inter_node";
+
 /// Bandwidth (bytes a second, as the file counts it) and latency (ns) of a `[links.*]` table.
 struct Link {
     bandwidth: f64,
@@ -95,7 +98,7 @@ fn read_links(root: &mut Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) 
         let section = if needed { fields.require_section(key) } else { fields.section(key) };
         section.and_then(read_link)
     };
-    let links = [read("inter_node", needed[0]), read("intra_node", needed[1])];
+    let links = [read(INTER_NODE, needed[0]), read("intra_node", needed[1])];
     fields.finish();
     links
 }
@@ -118,7 +121,7 @@ fn levels(nodes: u32, per_node: u32, [inter, intra]: [Option<Link>; 2], device: 
     };
     let mut levels = Vec::new();
     if let Some(link) = inter.filter(|_| nodes > 1) {
-        levels.push(level("inter_node", nodes, link, per_node));
+        levels.push(level(INTER_NODE, nodes, link, per_node));
     }
     let single = nodes == 1 && per_node == 1;
     let own_memory = Link { bandwidth: device.memory_bandwidth, latency_ns: 0.0 };

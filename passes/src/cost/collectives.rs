@@ -6,19 +6,7 @@
 use galvatron_ir::AxisId;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
-
-/// Kinds of collectives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collective {
-    /// Everyone gets the sum.
-    AllReduce,
-    /// Everyone gets its part of the sum.
-    ReduceScatter,
-    /// Everyone gets all parts.
-    AllGather,
-    /// Everyone sends a part to everyone.
-    AllToAll,
-}
+use galvatron_ir::profile::Collective;
 
 /// Nanoseconds; `bytes` is the larger of a rank's input and output.
 pub fn collective_ns(cluster: &Cluster, kind: Collective, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> u64 {
