@@ -1,9 +1,11 @@
 //! The standard pipeline: from a model file, a cluster and a recipe to a plan.
 
 mod emit;
+mod galvatron;
 mod pins;
 
 pub use emit::strategy_file;
+pub use galvatron::{galvatron_config, is_galvatron_config};
 pub use pins::pins_of;
 
 use crate::import::{ImportOptions, import};

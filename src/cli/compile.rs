@@ -4,12 +4,13 @@ use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
 use crate::config::profile::{self, FileFaults, read_profile};
 use crate::config::{cluster, strategy, train};
 use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
+use crate::driver::{galvatron_config, is_galvatron_config};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
-use galvatron_ir::{Diagnostic, Module};
+use galvatron_ir::{Checked, Diagnostic, Module};
 use galvatron_passes::manager::check_name;
 use galvatron_passes::search::Pins;
 use std::path::{Path, PathBuf};
@@ -77,7 +78,7 @@ pub struct CompileArgs {
     /// Keeps weights apart that hold the same elements; without it tied weights that the file stores twice are tied again.
     #[arg(long)]
     pub no_retie: bool,
-    /// Writes what the search decided as a strategy.toml that gives the same plan.
+    /// Writes what the search decided as a strategy.toml that gives the same plan, or as a galvatron_config*.json.
     #[arg(long, value_name = "FILE")]
     pub emit_strategy: Option<PathBuf>,
     /// Prints the module after a pass, or after `all`.
@@ -226,9 +227,7 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     for warning in &compiled.warnings {
         eprintln!("warning: {warning}");
     }
-    if let Err(fault) = write_files(args, compiled) {
-        return complain(&[fault], None);
-    }
+    let written = write_files(args, compiled);
     if let Some(found) = &compiled.found {
         let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
         let report = compiled.prices.iter().fold(report, report::Report::with_prices);
@@ -242,21 +241,24 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
             println!("{pass:<22} {:>9.2} ms", time.as_secs_f64() * 1e3);
         }
     }
-    OK
+    written.map_or_else(|faults| complain(&faults, None), |()| OK)
 }
 
 /// The plan and the strategy, where they were asked for.
-fn write_files(args: &CompileArgs, compiled: &Compiled) -> Result<(), Diagnostic> {
+fn write_files(args: &CompileArgs, compiled: &Compiled) -> Checked<()> {
     let write = |path: &Path, text: String| {
         std::fs::write(path, text)
-            .map_err(|e| Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display())))
+            .map_err(|e| vec![Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))])
     };
     if let Some(path) = &args.output {
         write(path, galvatron_ir::text::print(&compiled.module))?;
     }
     if let (Some(path), Some(found)) = (&args.emit_strategy, &compiled.found) {
-        let file = strategy_file(&compiled.module, found, &compiled.segments);
-        write(path, strategy::to_toml(&file))?;
+        let text = match is_galvatron_config(path) {
+            true => galvatron_config(&compiled.module, found, &compiled.segments)?,
+            false => strategy::to_toml(&strategy_file(&compiled.module, found, &compiled.segments)),
+        };
+        write(path, text)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 mod json;
+mod levels;
 pub mod profile;
 mod set;
 pub mod strategy;

@@ -12,7 +12,7 @@ use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
 use galvatron_ir::profile::{ForwardTime, Profile};
 use galvatron_ir::types::{DType, TensorType};
-use galvatron_ir::{Module, NodeId};
+use galvatron_ir::{Module, NodeId, ValueId};
 use std::collections::BTreeSet;
 
 /// Scales of the segments of one program.
@@ -61,7 +61,7 @@ impl Calibration {
             return made;
         }
         let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
-        let alone = Alone { device, program: &module.program, batch: BatchFactors::of(&module.program, &forward) };
+        let alone = Alone::new(device, &module.program, &forward);
         let kinds: BTreeSet<usize> = segments.iter().filter(|s| s.is_layer).map(|s| s.kind).collect();
         let n_measured = profile.layers.iter().filter(|l| !l.forward.is_empty()).count();
         if n_measured > 0 && n_measured != kinds.len() {
@@ -170,25 +170,46 @@ struct Alone<'a> {
     device: &'a DeviceSpec,
     program: &'a Program,
     batch: BatchFactors,
+    /// Forward nodes that run once a step and not with each micro-batch: counts of labels, the mean loss.
+    once: BTreeSet<NodeId>,
 }
 
-impl Alone<'_> {
+impl<'a> Alone<'a> {
+    fn new(device: &'a DeviceSpec, program: &'a Program, forward: &[NodeId]) -> Alone<'a> {
+        let batch = BatchFactors::of(program, forward);
+        let graph = &program.graph;
+        let has_gradient: BTreeSet<ValueId> = graph.value_ids().filter_map(|v| graph.value(v).grad_of).collect();
+        let mut once = BTreeSet::new();
+        for &id in forward {
+            let node = graph.node(id);
+            let is_of_batch = |p: &NodeId| batch.factors.contains_key(p) || once.contains(p);
+            let reads_batch = node.args.iter().filter_map(|&a| graph.producer(a)).any(|p| is_of_batch(&p));
+            let counts = |r: &ValueId| !batch.dims.contains_key(r) && !has_gradient.contains(r);
+            let is_once = match batch.factors.contains_key(&id) {
+                true => node.results.iter().all(counts),
+                false => reads_batch,
+            };
+            if is_once {
+                once.insert(id);
+            }
+        }
+        Alone { device, program, batch, once }
+    }
+
     /// Analytic forward time of some nodes on `samples` of `batch` samples.
     fn forward_ns(&self, nodes: &[NodeId], part: (u64, u64)) -> u64 {
-        let types = |values: &[galvatron_ir::ValueId]| -> Vec<TensorType> {
-            values.iter().map(|&v| self.part_of(v, part)).collect()
-        };
+        let types = |values: &[ValueId]| -> Vec<TensorType> { values.iter().map(|&v| self.part_of(v, part)).collect() };
         let ns = |&id: &NodeId| {
             let node = self.program.graph.node(id);
             let (args, results) = (types(&node.args), types(&node.results));
             let (args, results): (Vec<_>, Vec<_>) = (args.iter().collect(), results.iter().collect());
             compute::op_ns(self.device, &node.op, &args, &results)
         };
-        nodes.iter().map(ns).sum()
+        nodes.iter().filter(|node| !self.once.contains(node)).map(ns).sum()
     }
 
     /// The type of a value that has `samples` of `batch` samples.
-    fn part_of(&self, value: galvatron_ir::ValueId, (samples, batch): (u64, u64)) -> TensorType {
+    fn part_of(&self, value: ValueId, (samples, batch): (u64, u64)) -> TensorType {
         let ty = &self.program.graph.value(value).ty;
         let mut shape = ty.shape.clone();
         if let Some(&dim) = self.batch.dims.get(&value).filter(|&&dim| shape[dim].is_multiple_of(batch)) {

@@ -1,0 +1,181 @@
+//! Writes what a search decided as a `galvatron_config_*.json` of Hetu-Galvatron (PKU-DAIR), which its runtime trains.
+//!
+//! That format has one degree of tensor parallelism a layer, one kind of data parallelism besides ZeRO-3, and a flag for full
+//! recomputation. Megatron's sequence parallelism is a flag of its command line.
+
+use galvatron_ir::mesh::Mesh;
+use galvatron_ir::op::Op;
+use galvatron_ir::{AxisId, Checked, Diagnostic, Module, NodeId};
+use galvatron_passes::batch::{BatchFactors, rule_of};
+use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice};
+use galvatron_passes::segment::Segment;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Whether a file is to have Galvatron's format: its name is one that Galvatron gives.
+pub fn is_galvatron_config(path: &Path) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    name.starts_with("galvatron_config") && name.ends_with(".json")
+}
+
+/// The text of the configuration of a search on a module at level `training` or higher.
+///
+/// # Errors
+/// Everything in the plan that the format cannot say.
+pub fn galvatron_config(module: &Module, found: &Found, segments: &[Segment]) -> Checked<String> {
+    let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
+    let batch = BatchFactors::of(&module.program, &forward);
+    let mut writer = Writer { module, found, batch, faults: BTreeSet::new() };
+    let (mut layers, mut outside) = (Vec::new(), Vec::new());
+    for (segment, choice) in segments.iter().zip(&found.decision.segments) {
+        match segment.is_layer {
+            true => layers.push(writer.part(&format!("layer {}", layers.len()), choice)),
+            false => outside.push(writer.part(if outside.is_empty() { "the embedding" } else { "the head" }, choice)),
+        }
+    }
+    writer.check_common(&layers, &outside);
+    let Writer { faults, .. } = writer;
+    if !faults.is_empty() {
+        let help = "pin what it can say with `--strategy`, or write a `.toml`";
+        return Err(faults.into_iter().map(|what| Diagnostic::new("galvatron-config", what).help(help)).collect());
+    }
+    Ok(text(module, found, &layers, &outside))
+}
+
+/// One layer, or what is outside of layers, in the words of the format.
+struct Part {
+    name: String,
+    /// Ranks that share the batch.
+    dp: u64,
+    /// Ranks that share a layer.
+    tp: u64,
+    /// Whether the sequence lies over them between layers.
+    is_sequence: bool,
+    /// ZeRO level; of no meaning with one data-parallel rank.
+    zero: u8,
+    recompute: bool,
+}
+
+struct Writer<'a> {
+    module: &'a Module,
+    found: &'a Found,
+    batch: BatchFactors,
+    /// What cannot be said.
+    faults: BTreeSet<String>,
+}
+
+impl Writer<'_> {
+    fn part(&mut self, name: &str, choice: &SegmentChoice) -> Part {
+        let (mut dp, mut tp) = (choice.dp, choice.tp);
+        if tp > 1 && choice.boundary == BoundaryKind::Batch {
+            self.check_ops(name, choice, "the batch", |writer, node, map| writer.cuts_batch(node, map));
+            (dp, tp) = (dp * tp, 1);
+        } else if tp > 1 {
+            self.check_ops(name, choice, "its weights", |writer, node, map| writer.cuts_weights(node, map));
+        }
+        if choice.ep > 1 {
+            self.faults.insert(format!("{name} has its experts over {} ranks, which the format cannot say", choice.ep));
+        }
+        if choice.mode == Mode::Selective {
+            self.faults.insert(format!("{name} recomputes selectively, the format has full recomputation only"));
+        }
+        if dp > 1 && choice.zero == 1 {
+            self.faults.insert(format!("{name} has ZeRO-1, the format has ddp, ZeRO-2 and ZeRO-3"));
+        }
+        let is_sequence = tp > 1 && choice.boundary == BoundaryKind::Sequence;
+        Part { name: name.into(), dp, tp, is_sequence, zero: choice.zero, recompute: choice.mode == Mode::Full }
+    }
+
+    /// Every op of a segment cuts what it should over the tensor axes; names the first that does not.
+    fn check_ops(
+        &mut self,
+        name: &str,
+        choice: &SegmentChoice,
+        what: &str,
+        cuts: impl Fn(&Self, NodeId, &[Vec<AxisId>]) -> bool,
+    ) {
+        let other = choice.nodes.iter().find(|&&node| {
+            let map = &self.found.strategy.maps[&node];
+            !cuts(self, node, &map.axes)
+        });
+        if let Some(&node) = other {
+            let graph = &self.module.program.graph;
+            let op = graph.node(node).results.first().map_or("", |&r| graph.value(r).name.as_str());
+            self.faults.insert(format!("{name} does not cut {what} over its tensor ranks in `{op}`"));
+        }
+    }
+
+    /// Whether the axes of an op are those of its batch.
+    fn cuts_batch(&self, node: NodeId, axes: &[Vec<AxisId>]) -> bool {
+        let batch = self.batch.factors.get(&node);
+        axes.iter().enumerate().all(|(factor, axes)| axes.is_empty() || Some(&factor) == batch)
+    }
+
+    /// Whether a product with a weight is cut in the weight, besides the batch.
+    fn cuts_weights(&self, node: NodeId, axes: &[Vec<AxisId>]) -> bool {
+        let program = &self.module.program;
+        let n = program.graph.node(node);
+        let is_weight = |v: &galvatron_ir::ValueId| program.weights.iter().any(|w| w.value == *v);
+        let (Op::Einsum(_), Some(weight)) = (&n.op, n.args.iter().position(is_weight)) else { return true };
+        let rule = rule_of(program, node);
+        let mut factors = rule.operands[weight].iter().flatten();
+        let is_spatial = |axis: &AxisId| *axis != Mesh::MB;
+        factors.any(|&f| axes[f].iter().any(is_spatial))
+    }
+
+    /// What all layers, or embedding and head, must have in common.
+    fn check_common(&mut self, layers: &[Part], outside: &[Part]) {
+        let all = || layers.iter().chain(outside).filter(|p| p.dp > 1 && p.zero != 3);
+        if let Some(first) = all().next()
+            && let Some(other) = all().find(|p| p.zero != first.zero)
+        {
+            let (a, b) = (first.zero, other.zero);
+            let message = format!(
+                "{} has ZeRO-{a} and {} ZeRO-{b}, the format has one kind besides ZeRO-3",
+                first.name, other.name
+            );
+            self.faults.insert(message);
+        }
+        let mut cut = layers.iter().chain(outside).filter(|p| p.tp > 1);
+        if let Some(first) = cut.next()
+            && let Some(other) = cut.find(|p| p.is_sequence != first.is_sequence)
+        {
+            let message = format!(
+                "{} and {} differ in sequence parallelism, for which the format has one flag",
+                first.name, other.name
+            );
+            self.faults.insert(message);
+        }
+        if let Some(first) = outside.first()
+            && let Some(other) = outside.iter().find(|p| (p.tp, p.zero == 3) != (first.tp, first.zero == 3))
+        {
+            let message =
+                format!("{} and {} run differently, the format has one strategy for both", first.name, other.name);
+            self.faults.insert(message);
+        }
+    }
+}
+
+fn text(module: &Module, found: &Found, layers: &[Part], outside: &[Part]) -> String {
+    let list = |of: &dyn Fn(&Part) -> u64| layers.iter().map(|p| of(p).to_string()).collect::<Vec<_>>().join(",");
+    let plain = layers.iter().chain(outside).find(|p| p.dp > 1 && p.zero != 3);
+    let default_dp_type = if plain.is_some_and(|p| p.zero == 0) { "ddp" } else { "zero2" };
+    let config = serde_json::json!({
+        "pp_deg": 1,
+        "tp_sizes_enc": list(&|p| p.tp),
+        "tp_consecutive_flags": list(&|_| 1),
+        "dp_types_enc": list(&|p| u64::from(p.zero == 3)),
+        "use_sp": list(&|_| 0),
+        "checkpoint": list(&|p| u64::from(p.recompute)),
+        "world_size": module.mesh.world(),
+        "global_bsz": module.train.as_ref().map_or(0, |t| t.global_batch),
+        "chunks": found.decision.micro_batches,
+        "pp_division": layers.len().to_string(),
+        "pipeline_type": "pipedream_flush",
+        "default_dp_type": default_dp_type,
+        "vtp": outside.first().map_or(1, |p| p.tp),
+        "vsp": 0,
+        "embed_sdp": u64::from(outside.first().is_some_and(|p| p.zero == 3)),
+    });
+    format!("{config:#}\n")
+}
