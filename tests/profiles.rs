@@ -262,11 +262,10 @@ fn what_galvatron_cannot_say_is_named() {
     assert_eq!(
         faults,
         [
-            "layer 0 has ZeRO-1 and layer 1 ZeRO-2, the format has one kind besides ZeRO-3",
-            "layer 0 has ZeRO-1, the format has ddp, ZeRO-2 and ZeRO-3",
-            "layer 0 recomputes selectively, the format has full recomputation only",
-            "layer 1 recomputes selectively, the format has full recomputation only",
-            "the embedding and the head run differently, the format has one strategy for both",
+            "layer 0 and 1 more: selective recomputation; the format has full recomputation or none",
+            "layer 0: ZeRO-1; the format has ddp, ZeRO-2 and ZeRO-3",
+            "layer 1: ZeRO-2, and layer 0 ZeRO-1; the format has one kind besides ZeRO-3",
+            "the head: a strategy that differs from the embedding; the format has one for both",
         ]
     );
 }

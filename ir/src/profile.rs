@@ -8,6 +8,9 @@ use serde::Serialize;
 /// Version of the file format that this crate writes.
 pub const VERSION: u64 = 1;
 
+/// The longest time that a lookup gives, in nanoseconds: some hours, so that sums of times do not overflow.
+pub const MAX_NS: u64 = 1 << 44;
+
 /// Kinds of collectives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -254,15 +257,15 @@ impl Curve {
         Curve { points, slope: slope(measured) }
     }
 
-    /// Nanoseconds for some bytes.
+    /// Nanoseconds for some bytes, at most [`MAX_NS`].
     pub fn ns(&self, bytes: u64) -> u64 {
         let above = self.points.partition_point(|p| p.bytes <= bytes);
         let low = self.points[above - 1];
         let Some(high) = self.points.get(above) else {
-            return low.time_ns.saturating_add((self.slope * (bytes - low.bytes) as f64) as u64);
+            return low.time_ns.saturating_add((self.slope * (bytes - low.bytes) as f64) as u64).min(MAX_NS);
         };
         let rise = u128::from(high.time_ns - low.time_ns) * u128::from(bytes - low.bytes);
-        low.time_ns + (rise / u128::from(high.bytes - low.bytes)) as u64
+        (low.time_ns + (rise / u128::from(high.bytes - low.bytes)) as u64).min(MAX_NS)
     }
 }
 

@@ -9,7 +9,6 @@ use galvatron_ir::{AxisId, Checked, Diagnostic, Module, NodeId};
 use galvatron_passes::batch::{BatchFactors, rule_of};
 use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice};
 use galvatron_passes::segment::Segment;
-use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Whether a file is to have Galvatron's format: its name is one that Galvatron gives.
@@ -25,7 +24,7 @@ pub fn is_galvatron_config(path: &Path) -> bool {
 pub fn galvatron_config(module: &Module, found: &Found, segments: &[Segment]) -> Checked<String> {
     let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
     let batch = BatchFactors::of(&module.program, &forward);
-    let mut writer = Writer { module, found, batch, faults: BTreeSet::new() };
+    let mut writer = Writer { module, found, batch, faults: Vec::new() };
     let (mut layers, mut outside) = (Vec::new(), Vec::new());
     for (segment, choice) in segments.iter().zip(&found.decision.segments) {
         match segment.is_layer {
@@ -37,7 +36,7 @@ pub fn galvatron_config(module: &Module, found: &Found, segments: &[Segment]) ->
     let Writer { faults, .. } = writer;
     if !faults.is_empty() {
         let help = "pin what it can say with `--strategy`, or write a `.toml`";
-        return Err(faults.into_iter().map(|what| Diagnostic::new("galvatron-config", what).help(help)).collect());
+        return Err(faults.iter().map(|f| Diagnostic::new("galvatron-config", f.message()).help(help)).collect());
     }
     Ok(text(module, found, &layers, &outside))
 }
@@ -56,15 +55,39 @@ struct Part {
     recompute: bool,
 }
 
+/// Something that the format cannot say.
+struct Fault {
+    what: String,
+    /// Where it first is, and in how many parts.
+    first: String,
+    count: usize,
+}
+
+impl Fault {
+    fn message(&self) -> String {
+        match self.count {
+            1 => format!("{}: {}", self.first, self.what),
+            n => format!("{} and {} more: {}", self.first, n - 1, self.what),
+        }
+    }
+}
+
 struct Writer<'a> {
     module: &'a Module,
     found: &'a Found,
     batch: BatchFactors,
-    /// What cannot be said.
-    faults: BTreeSet<String>,
+    /// What cannot be said, each once.
+    faults: Vec<Fault>,
 }
 
 impl Writer<'_> {
+    fn fault(&mut self, first: &str, what: String) {
+        match self.faults.iter_mut().find(|f| f.what == what) {
+            Some(known) => known.count += 1,
+            None => self.faults.push(Fault { what, first: first.into(), count: 1 }),
+        }
+    }
+
     fn part(&mut self, name: &str, choice: &SegmentChoice) -> Part {
         let (mut dp, mut tp) = (choice.dp, choice.tp);
         if tp > 1 && choice.boundary == BoundaryKind::Batch {
@@ -74,13 +97,13 @@ impl Writer<'_> {
             self.check_ops(name, choice, "its weights", |writer, node, map| writer.cuts_weights(node, map));
         }
         if choice.ep > 1 {
-            self.faults.insert(format!("{name} has its experts over {} ranks, which the format cannot say", choice.ep));
+            self.fault(name, format!("experts over {} ranks, for which the format has no key", choice.ep));
         }
         if choice.mode == Mode::Selective {
-            self.faults.insert(format!("{name} recomputes selectively, the format has full recomputation only"));
+            self.fault(name, "selective recomputation; the format has full recomputation or none".into());
         }
         if dp > 1 && choice.zero == 1 {
-            self.faults.insert(format!("{name} has ZeRO-1, the format has ddp, ZeRO-2 and ZeRO-3"));
+            self.fault(name, "ZeRO-1; the format has ddp, ZeRO-2 and ZeRO-3".into());
         }
         let is_sequence = tp > 1 && choice.boundary == BoundaryKind::Sequence;
         Part { name: name.into(), dp, tp, is_sequence, zero: choice.zero, recompute: choice.mode == Mode::Full }
@@ -100,15 +123,15 @@ impl Writer<'_> {
         });
         if let Some(&node) = other {
             let graph = &self.module.program.graph;
-            let op = graph.node(node).results.first().map_or("", |&r| graph.value(r).name.as_str());
-            self.faults.insert(format!("{name} does not cut {what} over its tensor ranks in `{op}`"));
+            let op = graph.node(node).results.first().map_or("", |&r| graph.value(r).name.as_str()).to_string();
+            self.fault(name, format!("`{op}` does not cut {what} over the tensor ranks"));
         }
     }
 
-    /// Whether the axes of an op are those of its batch.
+    /// Whether the axes of an op are those of its batch, if it has one.
     fn cuts_batch(&self, node: NodeId, axes: &[Vec<AxisId>]) -> bool {
-        let batch = self.batch.factors.get(&node);
-        axes.iter().enumerate().all(|(factor, axes)| axes.is_empty() || Some(&factor) == batch)
+        let Some(&batch) = self.batch.factors.get(&node) else { return true };
+        axes.iter().enumerate().all(|(factor, axes)| axes.is_empty() || factor == batch)
     }
 
     /// Whether a product with a weight is cut in the weight, besides the batch.
@@ -129,29 +152,22 @@ impl Writer<'_> {
         if let Some(first) = all().next()
             && let Some(other) = all().find(|p| p.zero != first.zero)
         {
-            let (a, b) = (first.zero, other.zero);
-            let message = format!(
-                "{} has ZeRO-{a} and {} ZeRO-{b}, the format has one kind besides ZeRO-3",
-                first.name, other.name
-            );
-            self.faults.insert(message);
+            let (name, a, b) = (&first.name, first.zero, other.zero);
+            self.fault(&other.name, format!("ZeRO-{b}, and {name} ZeRO-{a}; the format has one kind besides ZeRO-3"));
         }
         let mut cut = layers.iter().chain(outside).filter(|p| p.tp > 1);
         if let Some(first) = cut.next()
             && let Some(other) = cut.find(|p| p.is_sequence != first.is_sequence)
         {
-            let message = format!(
-                "{} and {} differ in sequence parallelism, for which the format has one flag",
-                first.name, other.name
-            );
-            self.faults.insert(message);
+            let what =
+                format!("sequence parallelism that differs from {}; the format leaves it to one flag", first.name);
+            self.fault(&other.name, what);
         }
         if let Some(first) = outside.first()
             && let Some(other) = outside.iter().find(|p| (p.tp, p.zero == 3) != (first.tp, first.zero == 3))
         {
-            let message =
-                format!("{} and {} run differently, the format has one strategy for both", first.name, other.name);
-            self.faults.insert(message);
+            let what = format!("a strategy that differs from {}; the format has one for both", first.name);
+            self.fault(&other.name, what);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Scales the analytic times of a layer's ops so that its whole forward pass on one device takes what was measured.
 //!
 //! The scale of a kind of layer depends on how many samples a device computes at once, because small batches use it worse than
-//! the roofline says. An op that is cut over tensor-parallel ranks counts as one of so many samples less: what is looked up is
-//! its share of the whole op's work. Backward passes are scaled like their forward pass.
+//! the roofline says. An op that is cut over tensor-parallel ranks counts as one of fewer samples, by its share of the whole op's
+//! work. Backward passes are scaled like their forward pass.
 
 use super::compute;
 use crate::batch::BatchFactors;
@@ -10,7 +10,7 @@ use crate::segment::Segment;
 use galvatron_ir::cluster::DeviceSpec;
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
-use galvatron_ir::profile::{ForwardTime, Profile};
+use galvatron_ir::profile::{ForwardTime, MAX_NS, Profile};
 use galvatron_ir::types::{DType, TensorType};
 use galvatron_ir::{Module, NodeId, ValueId};
 use std::collections::BTreeSet;
@@ -98,12 +98,13 @@ impl Calibration {
             }
         };
         let chosen: Vec<usize> = (0..segments.len()).filter(|&i| of_kind(&segments[i])).collect();
-        let n_measured = if segments[chosen[0]].is_layer { chosen.len() as u64 } else { 1 };
+        let n_layers = chosen.iter().filter(|&&i| segments[i].is_layer).count();
+        let n_measured = n_layers.max(1) as f64;
         let point = |time: &ForwardTime| {
             let samples = time.batch_samples;
             let part = (samples, self.batch);
             let analytic: u64 = chosen.iter().map(|&i| alone.forward_ns(&segments[i].nodes, part)).sum();
-            let ns = time.time_ns_per_sample as f64 * samples as f64 * n_measured as f64;
+            let ns = time.time_ns_per_sample as f64 * samples as f64 * n_measured;
             (analytic > 0).then(|| (samples, ns / analytic as f64))
         };
         let points: Vec<(u64, f64)> = times.iter().filter_map(point).collect();
@@ -121,7 +122,7 @@ impl Calibration {
         match self.of(segment) {
             Some(scale) if ns > 0 && !belongs_to_step(op) => {
                 let share = amount(op, local) / amount(op, whole).max(1.0);
-                (ns as f64 * scale.at(self.batch as f64 * share)) as u64
+                ((ns as f64 * scale.at(self.batch as f64 * share)) as u64).min(MAX_NS)
             }
             _ => ns,
         }

@@ -6,7 +6,7 @@
 
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::Mesh;
-use galvatron_ir::profile::{Collective, Curve, Layout, Profile};
+use galvatron_ir::profile::{Collective, Curve, Layout, MAX_NS, Profile};
 use std::collections::BTreeMap;
 
 /// Kind, ranks and layout.
@@ -52,7 +52,7 @@ impl Measured {
         }
         if let Some(gbps) = self.bandwidths.get(&key) {
             let rounds = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
-            return Some((rounds * (ranks - 1) as f64 / ranks as f64 * bytes as f64 / gbps) as u64);
+            return Some(((rounds * (ranks - 1) as f64 / ranks as f64 * bytes as f64 / gbps) as u64).min(MAX_NS));
         }
         match kind {
             Collective::ReduceScatter | Collective::AllGather => {
@@ -64,7 +64,7 @@ impl Measured {
 
     /// Nanoseconds of a message from one of some pipeline stages to the next.
     pub fn message_ns(&self, n_stages: usize, bytes: u64) -> Option<u64> {
-        self.point_to_point.get(&n_stages).map(|gbps| (bytes as f64 / gbps) as u64)
+        self.point_to_point.get(&n_stages).map(|gbps| ((bytes as f64 / gbps) as u64).min(MAX_NS))
     }
 
     /// How many times longer computation and communication take at the same time.

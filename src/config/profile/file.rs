@@ -8,10 +8,13 @@ use galvatron_ir::profile::{
 use galvatron_ir::types::DType;
 
 use crate::config::json::parse_json;
-use crate::config::{Faults, Fields, Item, Wrong, integer_in, number, one_of, positive, text};
+use crate::config::{Faults, Fields, Item, Wrong, integer_in, number, one_of, text};
 
-/// The largest number of bytes or nanoseconds that a profile may have.
-const MOST: u64 = 1 << 50;
+/// The largest number of bytes, tokens or nanoseconds that a profile may have.
+const MOST: u64 = 1 << 40;
+
+/// Most samples that were computed together.
+pub(super) const MAX_BATCH: u64 = 1 << 16;
 
 /// Most ranks of a group.
 const MAX_RANKS: u64 = 65536;
@@ -54,6 +57,11 @@ pub fn to_json(profile: &Profile) -> String {
 pub(super) fn slowdown(item: &Item) -> Result<f64, Wrong> {
     let holds = |ratio: f64| (1.0..=MAX_SLOWDOWN).contains(&ratio);
     number(item, &format!("a number from 1 to {MAX_SLOWDOWN}"), holds)
+}
+
+/// GB/s of a link.
+pub(super) fn bandwidth(item: &Item) -> Result<f64, Wrong> {
+    number(item, "a number of GB/s from 0.001 to 1000000", |gbps| (1e-3..=1e6).contains(&gbps))
 }
 
 fn compute(item: &Item) -> Result<String, Wrong> {
@@ -155,7 +163,7 @@ fn read_times(fields: &mut Fields<'_>) -> Option<Vec<TimePoint>> {
 fn read_bandwidths(root: &mut Fields<'_>) -> Vec<CollectiveBandwidth> {
     distinct(root, "bandwidths", "kind", |fields| {
         let group = read_group(fields);
-        let bandwidth = fields.require("bus_bandwidth_gbps", positive);
+        let bandwidth = fields.require("bus_bandwidth_gbps", bandwidth);
         let (kind, ranks, layout) = group?;
         Some(((kind, ranks, layout), CollectiveBandwidth { kind, ranks, layout, bus_bandwidth_gbps: bandwidth? }))
     })
@@ -164,7 +172,7 @@ fn read_bandwidths(root: &mut Fields<'_>) -> Vec<CollectiveBandwidth> {
 fn read_point_to_point(root: &mut Fields<'_>) -> Vec<PointToPoint> {
     distinct(root, "point_to_point", "stages", |fields| {
         let stages = fields.require("stages", ranks);
-        let bandwidth = fields.require("bandwidth_gbps", positive);
+        let bandwidth = fields.require("bandwidth_gbps", bandwidth);
         Some((stages?, PointToPoint { stages: stages?, bandwidth_gbps: bandwidth? }))
     })
 }
@@ -172,7 +180,7 @@ fn read_point_to_point(root: &mut Fields<'_>) -> Vec<PointToPoint> {
 fn read_forward(fields: &mut Fields<'_>) -> Vec<ForwardTime> {
     distinct(fields, "forward", "batch_samples", |fields| {
         let sequence_tokens = fields.require("sequence_tokens", amount);
-        let batch_samples = fields.require("batch_samples", amount);
+        let batch_samples = fields.require("batch_samples", integer_in(1..=MAX_BATCH));
         let time_ns_per_sample = fields.require("time_ns_per_sample", amount);
         let (sequence_tokens, batch_samples) = (sequence_tokens?, batch_samples?);
         let time = ForwardTime { sequence_tokens, batch_samples, time_ns_per_sample: time_ns_per_sample? };

@@ -5,11 +5,15 @@
 
 use super::{ms, numbers, unknown, value};
 use crate::config::Faults;
+use crate::config::profile::file::MAX_BATCH;
 use crate::config::set::Table;
 use galvatron_ir::profile::{ForwardTime, LayerProfile, Profile};
 
 /// Kinds of layers that a model may have.
-const MAX_KINDS: u64 = 64;
+pub const MAX_KINDS: u64 = 64;
+
+/// Tokens that a sample may have.
+pub const MAX_SEQUENCE: u64 = 1 << 31;
 
 const KNOWN: &str = "`layertype_I_bszB_seqS`, `layertype_other_bszB_seqS`, `layernum[N]_bszB_seqS`";
 
@@ -27,7 +31,7 @@ pub fn read(table: &Table, faults: &Faults, profile: &mut Profile) {
                 }
             },
         };
-        if batch_samples == 0 || sequence_tokens == 0 {
+        if !(1..=MAX_BATCH).contains(&batch_samples) || !(1..=MAX_SEQUENCE).contains(&sequence_tokens) {
             unknown(faults, table, key, KNOWN);
             continue;
         }

@@ -1,8 +1,9 @@
 //! What was measured of the machine: bandwidths and times of collectives, and what they cost where they overlap with computation.
 
 use super::{MIB, is_group, ms, numbers, unknown, value};
+use crate::config::Faults;
+use crate::config::profile::file::{bandwidth, slowdown};
 use crate::config::set::Table;
-use crate::config::{Faults, positive, profile::file::slowdown};
 use galvatron_ir::profile::{
     Collective, CollectiveBandwidth, CollectiveTimes, Layout, PointToPoint, Profile, TimePoint,
 };
@@ -23,7 +24,7 @@ pub fn read_bandwidth(table: &Table, faults: &Faults, profile: &mut Profile) {
             unknown(faults, table, key, "`allreduce_size_N_consec_0`, `allreduce_size_N_consec_1`");
             continue;
         };
-        if let Some(bus_bandwidth_gbps) = value(faults, key, item, positive) {
+        if let Some(bus_bandwidth_gbps) = value(faults, key, item, bandwidth) {
             let kind = Collective::AllReduce;
             profile.bandwidths.push(CollectiveBandwidth { kind, ranks, layout, bus_bandwidth_gbps });
         }
@@ -37,7 +38,7 @@ pub fn read_point_to_point(table: &Table, faults: &Faults, profile: &mut Profile
             unknown(faults, table, key, "`pp_size_N`");
             continue;
         };
-        if let Some(bandwidth_gbps) = value(faults, key, item, positive) {
+        if let Some(bandwidth_gbps) = value(faults, key, item, bandwidth) {
             profile.point_to_point.push(PointToPoint { stages: stages as u32, bandwidth_gbps });
         }
     }

@@ -5,17 +5,14 @@
 //! `_sp` were measured with Megatron's sequence parallelism and go before those that do not. `PP_TP_DP…` are the measurements
 //! that these were derived from.
 
-use super::computation::layer;
+use super::computation::{MAX_KINDS, MAX_SEQUENCE, layer};
 use super::{mebibytes, numbers, object, unknown, value};
 use crate::config::Faults;
-use crate::config::set::{Item, Table};
+use crate::config::set::{Item, Place, Table};
 use galvatron_ir::profile::{ActivationBytes, LayerMemory, OutsideMemory, Profile, StageRole};
 
 const KNOWN: &str = "`layertype_I`, `other_memory_pp_off`, `other_memory_pp_on_first`, `other_memory_pp_on_last`, \
                      `PP_TP_DP`, each also with `_sp`";
-
-/// Kinds of layers that a model may have.
-const MAX_KINDS: u64 = 64;
 
 /// Tensor-parallel ranks that an entry may be for.
 const MAX_RANKS: u64 = 65536;
@@ -53,11 +50,12 @@ fn is_measurement(name: &str) -> bool {
 /// The entries of an object by sequence length.
 fn by_sequence<'a>(name: &str, item: &'a Item, faults: &Faults) -> Vec<(u64, String, &'a Table)> {
     let Some(table) = object(faults, name, item) else { return Vec::new() };
-    let entry = |(key, (place, item)): (&String, &'a (_, Item))| {
-        let place: &crate::config::set::Place = place;
+    let entry = |(key, (place, item)): (&String, &'a (Place, Item))| {
         let path = format!("{name}.{key}");
         match numbers::<1>(key, "{}") {
-            Some([sequence]) if sequence > 0 => Some((sequence, path.clone(), object(faults, &path, item)?)),
+            Some([sequence]) if (1..=MAX_SEQUENCE).contains(&sequence) => {
+                Some((sequence, path.clone(), object(faults, &path, item)?))
+            }
             _ => {
                 faults.push(place.diagnostic("unknown-key", format!("`{path}`: expected a sequence length")));
                 None
@@ -93,9 +91,8 @@ fn read_layer(name: &str, item: &Item, faults: &Faults) -> Vec<LayerMemory> {
 fn read_outside(name: &str, item: &Item, stage: StageRole, faults: &Faults, profile: &mut Profile) {
     for (sequence_tokens, path, table) in by_sequence(name, item, faults) {
         let part = |key: &str| {
-            let path = format!("{path}.{key}");
-            let table = required(&path[..path.len() - key.len() - 1], key, table, faults)?;
-            Some(by_ranks(&path, object(faults, &path, table)?, faults, &[]))
+            let (item, path) = (required(&path, key, table, faults)?, format!("{path}.{key}"));
+            Some(by_ranks(&path, object(faults, &path, item)?, faults, &[]))
         };
         let (Some(states), Some(activations)) = (part("model_states"), part("activation")) else { continue };
         for (tensor_ranks, state_bytes) in states {
@@ -117,7 +114,7 @@ fn read_outside(name: &str, item: &Item, stage: StageRole, faults: &Faults, prof
 
 /// Bytes by the number of ranks, ascending.
 fn by_ranks(path: &str, table: &Table, faults: &Faults, others: &[&str]) -> Vec<(u32, u64)> {
-    let entry = |(key, (place, item)): (&String, &(crate::config::set::Place, Item))| match numbers::<1>(key, "{}") {
+    let entry = |(key, (place, item)): (&String, &(Place, Item))| match numbers::<1>(key, "{}") {
         Some([ranks]) if (1..=MAX_RANKS).contains(&ranks) => {
             Some((ranks as u32, value(faults, &format!("{path}.{key}"), item, mebibytes)?))
         }

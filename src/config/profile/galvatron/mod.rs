@@ -16,7 +16,7 @@ use galvatron_ir::types::DType;
 use super::{FileFaults, Wanted, read};
 use crate::config::json::parse_json;
 use crate::config::set::{Item, Table, Value};
-use crate::config::{Faults, Wrong, expected, number, positive};
+use crate::config::{Faults, Wrong, number};
 
 /// Bytes of one MB in these files.
 const MIB: f64 = (1u64 << 20) as f64;
@@ -158,14 +158,14 @@ fn sort(profile: &mut Profile) {
     profile.outside.memory.sort_by_key(|m| (m.sequence_tokens, m.stage, m.tensor_ranks));
 }
 
-/// The numbers that stand for each `{}` of a pattern.
+/// The numbers that stand for each `{}` of a pattern, written in the one usual way, so that no two keys say the same.
 fn numbers<const N: usize>(key: &str, pattern: &str) -> Option<[u64; N]> {
     let mut parts = pattern.split("{}");
     let mut rest = key.strip_prefix(parts.next()?)?;
     let mut found = [0; N];
     for (number, part) in found.iter_mut().zip(parts) {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        *number = rest[..digits].parse().ok()?;
+        *number = rest[..digits].parse().ok().filter(|_| digits == 1 || !rest.starts_with('0'))?;
         rest = rest[digits..].strip_prefix(part)?;
     }
     rest.is_empty().then_some(found)
@@ -206,16 +206,13 @@ fn is_group(ranks: u64) -> bool {
 
 /// Nanoseconds of a time in ms, at least 1.
 fn ms(item: &Item) -> Result<u64, Wrong> {
-    Ok(((positive_to_the_day(item)? * NS_PER_MS).round() as u64).max(1))
-}
-
-fn positive_to_the_day(item: &Item) -> Result<f64, Wrong> {
-    positive(item).and_then(|ms| if ms <= 8.64e7 { Ok(ms) } else { Err(expected("a time of at most a day, in ms")) })
+    let ms = number(item, "a positive number of ms, at most 1e6", |ms| ms > 0.0 && ms <= 1e6)?;
+    Ok(((ms * NS_PER_MS).round() as u64).max(1))
 }
 
 /// Bytes of a size in MB of 2²⁰.
 fn mebibytes(item: &Item) -> Result<u64, Wrong> {
-    let size = number(item, "a number of MB, at most 1e9", |mb| (0.0..=1e9).contains(&mb))?;
+    let size = number(item, "a number of MB, at most 1e6", |mb| (0.0..=1e6).contains(&mb))?;
     Ok((size * MIB).round() as u64)
 }
 
