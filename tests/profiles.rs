@@ -12,7 +12,7 @@ use galvatron::report::Report;
 use galvatron_costs::{Costs, Plan, Price, Release, Strategy, Vocabulary, usable_mb};
 use galvatron_ir::plan::PhaseKind;
 use galvatron_ir::profile::{
-    Collective, CollectiveTimes, ForwardTime, LayerProfile, Layout, OutsideProfile, Profile, TimePoint,
+    Collective, CollectiveTimes, ForwardTime, LayerProfile, Layout, OutsideProfile, PointToPoint, Profile, TimePoint,
 };
 use galvatron_ir::text::print;
 use galvatron_ir::types::DType;
@@ -252,6 +252,36 @@ fn plans_are_written_as_galvatron_reads_them() {
         Plan { chunks: 1, division: vec![2], layers: vec![layer(false, false), layer(true, true)], vocabulary };
     assert_eq!(plan, expected);
     assert_eq!((&config["default_dp_type"], &config["world_size"]), (&Value::from("zero2"), &Value::from(4)));
+}
+
+#[test]
+fn stages_are_written_as_galvatron_reads_them() {
+    let all = "pp = 2\ndp = 2\nzero = 0\nmicro_batches = 2\nrecompute = \"none\"\nstage_layers = [1, 1]\n";
+    let outside = "[embedding]\ndp = 2\nzero = 0\n[head]\ndp = 2\nzero = 0\n";
+    let gpipe = config_of(4, &format!("schedule = \"gpipe\"\n{all}{outside}")).unwrap();
+    let plan = Plan::from_config(&gpipe, 4).expect("it has all keys");
+    assert_eq!((plan.division, plan.layers[0].pp, plan.layers[0].dp, plan.chunks), (vec![1, 1], 2, 2, 2));
+    assert_eq!((&gpipe["pipeline_type"], &gpipe["default_dp_type"]), (&Value::from("gpipe"), &Value::from("ddp")));
+    let flush = config_of(4, &format!("schedule = \"1f1b\"\n{all}{outside}")).unwrap();
+    assert_eq!(flush["pipeline_type"], "pipedream_flush");
+}
+
+#[test]
+fn messages_between_stages_take_what_was_measured() {
+    let sequence = batch_of(&gpt2(1, "", None)).1;
+    let strategy = "pp = 2\ndp = 1\nmicro_batches = 2\n";
+    let step_ns = |gbps: Option<f64>| {
+        let link = |bandwidth_gbps| PointToPoint { stages: 2, bandwidth_gbps };
+        let profile = Profile { point_to_point: gbps.map(link).into_iter().collect(), ..measured(sequence) };
+        let compiled = gpt2(2, strategy, Some(&profile));
+        let prices = compiled.prices.expect("there was a profile");
+        let list = if gbps.is_some() { &prices.measured } else { &prices.analytic };
+        assert!(list.contains(&"messages between 2 stages".to_string()), "{prices:?}");
+        compiled.found.expect("the search ran").cost.step_ns
+    };
+    // 4 GB/s and 10 µs on the data sheet.
+    let (slow, sheet, fast) = (step_ns(Some(0.004)), step_ns(None), step_ns(Some(4000.0)));
+    assert!(fast < sheet && sheet < slow, "{fast}, {sheet}, {slow}");
 }
 
 #[test]

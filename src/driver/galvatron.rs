@@ -9,6 +9,7 @@ use galvatron_ir::{AxisId, Checked, Diagnostic, Module, NodeId};
 use galvatron_passes::batch::{BatchFactors, rule_of};
 use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice};
 use galvatron_passes::segment::Segment;
+use galvatron_passes::strategy::ScheduleKind;
 use std::path::Path;
 
 /// Whether a file is to have Galvatron's format: its name is one that Galvatron gives.
@@ -148,6 +149,10 @@ impl Writer<'_> {
 
     /// What all layers, or embedding and head, must have in common.
     fn check_common(&mut self, layers: &[Part], outside: &[Part]) {
+        let stages = self.found.decision.stages.as_ref();
+        if stages.is_some_and(|s| s.schedule == ScheduleKind::Interleaved) {
+            self.fault("the pipeline", "an interleaved schedule; the format has gpipe and 1f1b".into());
+        }
         let all = || layers.iter().chain(outside).filter(|p| p.dp > 1 && p.zero != 3);
         if let Some(first) = all().next()
             && let Some(other) = all().find(|p| p.zero != first.zero)
@@ -176,8 +181,11 @@ fn text(module: &Module, found: &Found, layers: &[Part], outside: &[Part]) -> St
     let list = |of: &dyn Fn(&Part) -> u64| layers.iter().map(|p| of(p).to_string()).collect::<Vec<_>>().join(",");
     let plain = layers.iter().chain(outside).find(|p| p.dp > 1 && p.zero != 3);
     let default_dp_type = if plain.is_some_and(|p| p.zero == 0) { "ddp" } else { "zero2" };
+    let stages = found.decision.stages.as_ref();
+    let division = stages.map_or(vec![layers.len() as u32], |s| s.layers.clone());
+    let is_gpipe = stages.is_some_and(|s| s.schedule == ScheduleKind::Gpipe);
     let config = serde_json::json!({
-        "pp_deg": 1,
+        "pp_deg": stages.map_or(1, |s| s.n_stages),
         "tp_sizes_enc": list(&|p| p.tp),
         "tp_consecutive_flags": list(&|_| 1),
         "dp_types_enc": list(&|p| u64::from(p.zero == 3)),
@@ -186,8 +194,8 @@ fn text(module: &Module, found: &Found, layers: &[Part], outside: &[Part]) -> St
         "world_size": module.mesh.world(),
         "global_bsz": module.train.as_ref().map_or(0, |t| t.global_batch),
         "chunks": found.decision.micro_batches,
-        "pp_division": layers.len().to_string(),
-        "pipeline_type": "pipedream_flush",
+        "pp_division": division.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+        "pipeline_type": if is_gpipe { "gpipe" } else { "pipedream_flush" },
         "default_dp_type": default_dp_type,
         "vtp": outside.first().map_or(1, |p| p.tp),
         "vsp": 0,

@@ -21,11 +21,13 @@ pub struct Measured {
     /// GB/s by number of stages.
     point_to_point: BTreeMap<usize, f64>,
     overlap_slowdown: Option<f64>,
+    /// Levels of links that the machine has.
+    n_levels: usize,
 }
 
 impl Measured {
-    /// What a profile says of the machine.
-    pub fn new(profile: &Profile) -> Measured {
+    /// What a profile says of a machine with so many levels of links.
+    pub fn new(profile: &Profile, n_levels: usize) -> Measured {
         let times = profile.collectives.iter().filter(|c| !c.times.is_empty());
         Measured {
             times: times.map(|c| ((c.kind, c.ranks.into(), c.layout), Curve::new(&c.times))).collect(),
@@ -36,13 +38,14 @@ impl Measured {
                 .collect(),
             point_to_point: profile.point_to_point.iter().map(|p| (p.stages as usize, p.bandwidth_gbps)).collect(),
             overlap_slowdown: profile.overlap_slowdown_ratio,
+            n_levels,
         }
     }
 
     /// Nanoseconds of a collective over some axes; `None` if nothing like it was measured.
     pub fn collective_ns(&self, kind: Collective, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> Option<u64> {
         let group = Group::of(mesh, axes)?;
-        group.layouts.iter().find_map(|&layout| self.ns(kind, group.ranks, layout, bytes))
+        group.layouts(self.n_levels).iter().find_map(|&layout| self.ns(kind, group.ranks, layout, bytes))
     }
 
     fn ns(&self, kind: Collective, ranks: u64, layout: Layout, bytes: u64) -> Option<u64> {
@@ -73,14 +76,14 @@ impl Measured {
     }
 }
 
-/// The ranks that differ along some axes.
+/// The ranks that differ along some axes of the world's mesh or of a stage's.
 pub struct Group {
     /// How many, at least 2.
     pub ranks: u64,
     /// Whether they are neighbours.
     pub layout: Layout,
-    /// The layouts whose times hold for the group, best first.
-    layouts: Vec<Layout>,
+    /// The slowest level of links between them.
+    slowest_level: u32,
 }
 
 impl Group {
@@ -88,19 +91,20 @@ impl Group {
     pub fn of(mesh: &Mesh, axes: &[AxisId]) -> Option<Group> {
         let counts = |axis: &AxisId| mesh.axes()[axis.index()].level.is_some() && mesh.size(*axis) > 1;
         let axes: Vec<AxisId> = axes.iter().copied().filter(counts).collect();
-        let ranks = mesh.product(&axes);
+        let slowest_level = axes.iter().filter_map(|a| mesh.axes()[a.index()].level).min()?;
         let fastest = mesh.spatial().rev().filter(counts).take(axes.len());
         let layout = if fastest.into_iter().all(|a| axes.contains(&a)) { Layout::Consecutive } else { Layout::Strided };
-        let level = |axis: &AxisId| mesh.axes()[axis.index()].level;
-        let innermost = mesh.spatial().last().and_then(|a| level(&a));
-        let is_inside = axes.iter().all(|a| level(a) == innermost);
-        let has_levels = mesh.spatial().any(|a| level(&a) != innermost);
-        let layouts = match (layout, is_inside, has_levels) {
-            (Layout::Consecutive, ..) | (Layout::Strided, true, true) => vec![Layout::Consecutive],
-            (Layout::Strided, true, false) => vec![Layout::Strided, Layout::Consecutive],
-            (Layout::Strided, false, _) => vec![Layout::Strided],
-        };
-        (ranks > 1).then_some(Group { ranks, layout, layouts })
+        Some(Group { ranks: mesh.product(&axes), layout, slowest_level })
+    }
+
+    /// The layouts whose times hold for the group on a cluster of so many levels, best first.
+    fn layouts(&self, n_levels: usize) -> &'static [Layout] {
+        let is_inside = self.slowest_level as usize + 1 == n_levels;
+        match (self.layout, is_inside, n_levels) {
+            (Layout::Consecutive, ..) | (Layout::Strided, true, 2..) => &[Layout::Consecutive],
+            (Layout::Strided, true, _) => &[Layout::Strided, Layout::Consecutive],
+            (Layout::Strided, false, _) => &[Layout::Strided],
+        }
     }
 }
 
@@ -110,7 +114,7 @@ mod tests {
     use galvatron_ir::profile::{CollectiveBandwidth, CollectiveTimes, TimePoint};
 
     /// Neighbours are told by times, others by bandwidths of 10 GB/s.
-    fn measured() -> Measured {
+    fn measured(n_levels: usize) -> Measured {
         let time = |kind, ranks, time_ns| {
             let times = vec![TimePoint { bytes: 1000, time_ns }];
             CollectiveTimes { kind, ranks, layout: Layout::Consecutive, times }
@@ -119,17 +123,18 @@ mod tests {
             let (kind, layout) = (Collective::AllReduce, Layout::Strided);
             CollectiveBandwidth { kind, ranks, layout, bus_bandwidth_gbps: 10.0 }
         };
-        Measured::new(&Profile {
+        let profile = Profile {
             collectives: vec![time(Collective::AllReduce, 2, 200), time(Collective::AllToAll, 2, 60)],
             bandwidths: vec![strided(2), strided(4)],
             ..Profile::default()
-        })
+        };
+        Measured::new(&profile, n_levels)
     }
 
     /// Nanoseconds of 1000 bytes over axes given by number, from the slowest.
     fn ns(levels: &[u32], kind: Collective, axes: &[u32]) -> Option<u64> {
         let axes: Vec<AxisId> = axes.iter().map(|&a| AxisId(a)).collect();
-        measured().collective_ns(kind, &Mesh::from_levels(levels, 4), &axes, 1000)
+        measured(levels.len()).collective_ns(kind, &Mesh::from_levels(levels, 4), &axes, 1000)
     }
 
     #[test]
@@ -155,6 +160,14 @@ mod tests {
         assert_eq!(ns(&[2, 4], Collective::AllReduce, &[2]), Some(200));
         assert_eq!(ns(&[2, 4], Collective::AllReduce, &[1]), Some(100));
         assert_eq!(ns(&[2, 4], Collective::AllToAll, &[1]), None);
+    }
+
+    #[test]
+    fn groups_of_a_stage_inside_of_a_node_do_not_cross_nodes() {
+        let world = Mesh::from_levels(&[2, 4], 4);
+        let stage = world.part_of(2).expect("the nodes are two stages");
+        let axes: Vec<AxisId> = stage.spatial().take(1).collect();
+        assert_eq!(measured(2).collective_ns(Collective::AllReduce, &stage, &axes, 1000), Some(200));
     }
 
     #[test]

@@ -49,7 +49,11 @@ impl CostModel {
         segments: &[Segment],
     ) -> CostModel {
         let calibration = Calibration::new(&cluster.device, profile, compute, module, segments);
-        CostModel { cluster: cluster.clone(), measured: Some(Measured::new(profile)), calibration }
+        CostModel {
+            cluster: cluster.clone(),
+            measured: Some(Measured::new(profile, cluster.levels.len())),
+            calibration,
+        }
     }
 
     /// What of the profile does not fit the model.

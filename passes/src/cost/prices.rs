@@ -1,12 +1,12 @@
 //! Which prices of a plan were measured, and which are analytic.
 
 use super::CostModel;
-use super::measured::Group;
+use super::measured::{Group, Measured};
 use galvatron_ir::Module;
-use galvatron_ir::mesh::{Mesh, ReshardStep};
+use galvatron_ir::mesh::ReshardStep;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::profile::Collective;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Prices in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,12 +23,17 @@ impl CostModel {
         let measured = self.measured.as_ref()?;
         let mut prices = Prices::default();
         self.add_computation(plan, &mut prices);
-        for (kind, ranks, layout, axes) in collectives(plan) {
-            let name = format!("{kind} over {ranks} {layout}");
-            match self.is_measured(kind, &plan.mesh, &axes) {
-                true => prices.measured.push(name),
-                false => prices.analytic.push(name),
-            }
+        for (name, is_measured) in self.collectives(plan) {
+            let list = if is_measured { &mut prices.measured } else { &mut prices.analytic };
+            list.push(name);
+        }
+        if plan.stages.len() > 1 {
+            let n_stages = plan.stages.len();
+            let list = match measured.message_ns(n_stages, 0) {
+                Some(_) => &mut prices.measured,
+                None => &mut prices.analytic,
+            };
+            list.push(format!("messages between {n_stages} stages"));
         }
         match measured.overlap_slowdown() {
             Some(ratio) => prices.measured.push(format!("overlap × {ratio:.3}")),
@@ -51,30 +56,24 @@ impl CostModel {
         prices.analytic.push("optimizer and norm".into());
     }
 
-    fn is_measured(&self, kind: &str, mesh: &Mesh, axes: &[galvatron_ir::AxisId]) -> bool {
-        let kind = Collective::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind);
-        let find = |kind| self.measured.as_ref()?.collective_ns(kind, mesh, axes, 0);
-        kind.and_then(find).is_some()
+    /// The collectives of a plan by kind, ranks and layout, and whether they were measured.
+    fn collectives(&self, plan: &Module) -> BTreeMap<String, bool> {
+        let mut all = BTreeMap::new();
+        for chunk in &plan.chunks {
+            let mesh = plan.mesh_of(chunk);
+            for step in chunk.nodes().filter_map(|(_, node)| step_of_op(&chunk.graph.node(node).op)) {
+                let (Some(kind), Some(group)) = (kind_of(&step), Group::of(mesh, step.axes())) else { continue };
+                let name = format!("{} over {} {}", kind.name(), group.ranks, group.layout.name());
+                let find = |m: &Measured| m.collective_ns(kind, mesh, step.axes(), 0);
+                all.insert(name, self.measured.as_ref().and_then(find).is_some());
+            }
+        }
+        all
     }
 }
 
 fn segments_of(chunk: &galvatron_ir::plan::Chunk) -> Vec<u32> {
     chunk.nodes().filter_map(|(_, node)| chunk.graph.node(node).layer).collect()
-}
-
-/// Kind, ranks and layout of the collectives of a plan, each once, with the axes of one of them.
-fn collectives(plan: &Module) -> Vec<(&'static str, u64, &'static str, Vec<galvatron_ir::AxisId>)> {
-    let ops = plan.chunks.iter().flat_map(|c| c.nodes().map(|(_, node)| &c.graph.node(node).op));
-    let mut all: Vec<_> = ops
-        .filter_map(step_of_op)
-        .filter_map(|step| {
-            let group = Group::of(&plan.mesh, step.axes())?;
-            Some((kind_of(&step)?.name(), group.ranks, group.layout.name(), step.axes().to_vec()))
-        })
-        .collect();
-    all.sort();
-    all.dedup_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2));
-    all
 }
 
 /// The collective of a step, if it is one.
