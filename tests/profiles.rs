@@ -267,6 +267,17 @@ fn stages_are_written_as_galvatron_reads_them() {
 }
 
 #[test]
+fn ulysses_is_written_as_galvatron_reads_it() {
+    let outside = "[embedding]\nulysses = 2\nzero = 3\n[head]\nulysses = 2\nzero = 3\n";
+    let config =
+        config_of(4, &format!("ulysses = 2\nzero = 2\nrecompute = \"none\"\nmicro_batches = 1\n{outside}")).unwrap();
+    let plan = Plan::from_config(&config, 4).expect("it has all keys");
+    let [first, second] = plan.layers[..] else { panic!("two layers") };
+    assert_eq!((first, first.tp, first.dp, first.ulysses, first.zero3), (second, 2, 2, true, false));
+    assert_eq!(plan.vocabulary, Vocabulary { tp: 2, ulysses: true, zero3: true });
+}
+
+#[test]
 fn messages_between_stages_take_what_was_measured() {
     let sequence = batch_of(&gpt2(1, "", None)).1;
     let strategy = "pp = 2\ndp = 1\nmicro_batches = 2\n";
