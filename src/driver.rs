@@ -1,19 +1,22 @@
 //! The standard pipeline: from a model file, a cluster and a recipe to a plan.
 
 mod emit;
+mod galvatron;
 mod pins;
 
 pub use emit::strategy_file;
+pub use galvatron::{galvatron_config, is_galvatron_config};
 pub use pins::pins_of;
 
 use crate::import::{ImportOptions, import};
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
+use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
-use galvatron_passes::cost::CostModel;
+use galvatron_passes::cost::{CostModel, Prices};
 use galvatron_passes::manager::{Observer, PassFault, PassManager};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
@@ -33,6 +36,8 @@ pub struct Compilation<'a> {
     pub recipe: &'a Recipe,
     /// Decisions that the user fixes.
     pub pins: &'a Pins,
+    /// What was measured on the machine, if anything was.
+    pub profile: Option<&'a Profile>,
     /// Whether tied weights that the file stores twice are tied again.
     pub retie: bool,
     /// Where to stop, if not at the plan.
@@ -49,6 +54,8 @@ pub struct Compiled {
     pub found: Option<Found>,
     /// The segments of the forward program, if they were found.
     pub segments: Vec<Segment>,
+    /// Where the prices of the plan come from, if there was a profile.
+    pub prices: Option<Prices>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// What is probably not as the user wants it.
@@ -96,13 +103,14 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         module: Module::new("model"),
         found: None,
         segments: Vec::new(),
+        prices: None,
         notes: Vec::new(),
         warnings: Vec::new(),
         times: Vec::new(),
     };
     front(what, &mut passes, &mut module, &mut out)?;
     if !passes.is_stopped() {
-        let model = CostModel::analytic(what.cluster);
+        let model = cost_model(what, &module, &mut out);
         let mut fault = None;
         passes.run("search", &mut module, |module| {
             match search(module, &out.segments, &model, what.pins) {
@@ -114,6 +122,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         if let Some(no_plan) = fault {
             return Err(no_plan_fault(no_plan, what.cluster));
         }
+        out.prices = out.found.as_ref().and_then(|found| model.prices(&found.plan));
     }
     if let Some(found) = &out.found {
         back(found, &mut passes, &mut module)?;
@@ -215,6 +224,14 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Res
         module.predicted = found.plan.predicted;
         Ok(())
     })
+}
+
+/// Measured where there is a profile, with a warning for what of it does not fit the model.
+fn cost_model(what: &Compilation<'_>, module: &Module, out: &mut Compiled) -> CostModel {
+    let Some(profile) = what.profile else { return CostModel::analytic(what.cluster) };
+    let model = CostModel::measured(what.cluster, profile, what.recipe.compute, module, &out.segments);
+    out.warnings.extend_from_slice(model.warnings());
+    model
 }
 
 fn mesh_of(cluster: &Cluster) -> Mesh {

@@ -3,7 +3,7 @@
 use galvatron_ir::Module;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::plan::{PhaseKind, ResidentRole};
-use galvatron_passes::cost::PhaseTimes;
+use galvatron_passes::cost::{PhaseTimes, Prices};
 use galvatron_passes::search::Found;
 use galvatron_passes::segment::{Segment, layers};
 use std::collections::BTreeMap;
@@ -62,6 +62,15 @@ impl Report {
         let rejected = found.rejected.iter().map(|r| (r.name.clone(), ms(r.time_ns), r.why.clone())).collect();
         let json = json(found, &rows, &memory, cluster);
         Report { rows, totals, memory, rejected, json }
+    }
+
+    /// The same with where its prices come from.
+    pub fn with_prices(mut self, prices: &Prices) -> Report {
+        let list = |names: &[String]| if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        self.totals.push(("measured prices".into(), list(&prices.measured)));
+        self.totals.push(("analytic prices".into(), list(&prices.analytic)));
+        self.json["prices"] = serde_json::json!({ "measured": prices.measured, "analytic": prices.analytic });
+        self
     }
 
     /// The table, and with `explain` what was rejected.

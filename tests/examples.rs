@@ -24,6 +24,7 @@ fn plan(cluster: &str, pins: &Pins) -> Compiled {
         cluster: &cluster,
         recipe: &recipe,
         pins,
+        profile: None,
         retie: true,
         stop_after: None,
         verify_each: true,

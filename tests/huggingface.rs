@@ -231,6 +231,7 @@ fn compiled(model: &Path, recipe: &Recipe, ranks: u32, stop_after: Option<&str>)
         cluster: &parse_cluster(&cluster(ranks)).expect("the cluster is sound"),
         recipe,
         pins: &Pins::default(),
+        profile: None,
         retie: true,
         stop_after,
         verify_each: true,

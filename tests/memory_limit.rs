@@ -40,6 +40,7 @@ fn program() -> (Module, Vec<Segment>) {
         cluster: &cluster(1 << 30),
         recipe: &parse_recipe("", &settings).expect("the recipe is right"),
         pins: &Pins::default(),
+        profile: None,
         retie: true,
         stop_after: Some("attach-optimizer"),
         verify_each: false,

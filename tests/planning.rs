@@ -55,6 +55,7 @@ fn fault_of(model: &Path, (name, n_devices, layers): Case) -> Option<String> {
         cluster: &parse_cluster(&cluster).expect("the cluster is described well"),
         recipe: &parse_recipe("", &settings).expect("the recipe is right"),
         pins: &Pins::default(),
+        profile: None,
         retie: true,
         stop_after: None,
         verify_each: false,

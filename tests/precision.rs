@@ -159,6 +159,15 @@ fn losses(compute: DType, steps: u64) -> Vec<f64> {
 
 fn plan_of(model: &Path, cluster: &galvatron_ir::cluster::Cluster, recipe: &Recipe) -> Module {
     let pins = Pins::default();
-    let what = Compilation { model, cluster, recipe, pins: &pins, retie: true, stop_after: None, verify_each: true };
+    let what = Compilation {
+        model,
+        cluster,
+        recipe,
+        pins: &pins,
+        profile: None,
+        retie: true,
+        stop_after: None,
+        verify_each: true,
+    };
     compile(&what, &mut |_, _| {}).unwrap_or_else(|_| panic!("the model is planned")).module
 }

@@ -146,6 +146,7 @@ impl RealModel {
             cluster: &parse_cluster(&cluster(ranks)).expect("the cluster is sound"),
             recipe: &parse_recipe("", &keys).expect("the manifest's constants are in range"),
             pins: &Pins::default(),
+            profile: None,
             retie: true,
             stop_after: None,
             verify_each: true,

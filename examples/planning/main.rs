@@ -47,7 +47,16 @@ fn run(args: &[String]) -> Result<(), String> {
 fn plan(model: &Path, cluster: &Cluster, recipe: &Recipe) -> Result<(Compiled, Duration), String> {
     let start = Instant::now();
     let pins = Pins::default();
-    let what = Compilation { model, cluster, recipe, pins: &pins, retie: true, stop_after: None, verify_each: false };
+    let what = Compilation {
+        model,
+        cluster,
+        recipe,
+        pins: &pins,
+        profile: None,
+        retie: true,
+        stop_after: None,
+        verify_each: false,
+    };
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
         CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),

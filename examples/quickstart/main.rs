@@ -44,8 +44,16 @@ fn run() -> Result<(), String> {
 fn plan(cluster: &Cluster, recipe: &Recipe) -> Result<Compiled, String> {
     let model = path("examples/quickstart/gpt2_char.onnx");
     let pins = Pins::default();
-    let what =
-        Compilation { model: &model, cluster, recipe, pins: &pins, retie: true, stop_after: None, verify_each: false };
+    let what = Compilation {
+        model: &model,
+        cluster,
+        recipe,
+        pins: &pins,
+        profile: None,
+        retie: true,
+        stop_after: None,
+        verify_each: false,
+    };
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
         CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),

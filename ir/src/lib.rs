@@ -21,6 +21,7 @@ pub mod module;
 pub mod op;
 pub mod place;
 pub mod plan;
+pub mod profile;
 pub mod recipe;
 pub mod text;
 pub mod types;

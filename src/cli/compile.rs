@@ -1,13 +1,16 @@
 //! `galvatronc`: plans the training of a model.
 
 use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
+use crate::config::profile::{self, FileFaults, read_profile};
 use crate::config::{cluster, strategy, train};
 use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
+use crate::driver::{galvatron_config, is_galvatron_config};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
-use galvatron_ir::{Diagnostic, Module};
+use galvatron_ir::{Checked, Diagnostic, Module};
 use galvatron_passes::manager::check_name;
 use galvatron_passes::search::Pins;
 use std::path::{Path, PathBuf};
@@ -51,6 +54,9 @@ pub struct CompileArgs {
     /// The machine: hw.toml.
     #[arg(long, required = true)]
     pub cluster: Option<PathBuf>,
+    /// What was measured: profile.json, or a folder of Galvatron's profiles; what it lacks is priced from the data sheet.
+    #[arg(long, value_name = "PROFILE.json|DIR")]
+    pub profile: Option<PathBuf>,
     /// Where the plan goes.
     #[arg(short, long, value_name = "PLAN.gir")]
     pub output: Option<PathBuf>,
@@ -72,7 +78,7 @@ pub struct CompileArgs {
     /// Keeps weights apart that hold the same elements; without it tied weights that the file stores twice are tied again.
     #[arg(long)]
     pub no_retie: bool,
-    /// Writes what the search decided as a strategy.toml that gives the same plan.
+    /// Writes what the search decided as a strategy.toml that gives the same plan, or as a galvatron_config*.json.
     #[arg(long, value_name = "FILE")]
     pub emit_strategy: Option<PathBuf>,
     /// Prints the module after a pass, or after `all`.
@@ -109,6 +115,7 @@ struct Inputs {
     cluster: Cluster,
     recipe: Recipe,
     pins: Pins,
+    profile: Option<Profile>,
 }
 
 fn run(args: &CompileArgs) -> i32 {
@@ -126,6 +133,7 @@ fn run(args: &CompileArgs) -> i32 {
         cluster: &inputs.cluster,
         recipe: &inputs.recipe,
         pins: &inputs.pins,
+        profile: inputs.profile.as_ref(),
         retie: !args.no_retie,
         stop_after: args.stop_after.as_deref(),
         verify_each: cfg!(debug_assertions),
@@ -168,7 +176,20 @@ fn read_inputs(args: &CompileArgs) -> Result<Inputs, i32> {
         Some(path) => parse(path, |text| pins_of(&strategy::parse_strategy(text)?))?,
         None => Pins::default(),
     };
-    Ok(Inputs { cluster, recipe, pins })
+    let profile = match &args.profile {
+        Some(path) => Some(read_profile(path, profile::Wanted::of(&cluster, &recipe)).map_err(complain_of_files)?),
+        None => None,
+    };
+    Ok(Inputs { cluster, recipe, pins, profile })
+}
+
+/// Prints the faults of several files; returns the exit status of bad input.
+fn complain_of_files(files: Vec<FileFaults>) -> i32 {
+    for file in &files {
+        let source = (file.name.as_str(), file.text.as_str());
+        complain(&file.faults, (!file.text.is_empty()).then_some(source));
+    }
+    BAD_INPUT
 }
 
 fn parse<T>(path: &Path, parse: impl FnOnce(&str) -> galvatron_ir::Checked<T>) -> Result<T, i32> {
@@ -206,11 +227,10 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     for warning in &compiled.warnings {
         eprintln!("warning: {warning}");
     }
-    if let Err(fault) = write_files(args, compiled) {
-        return complain(&[fault], None);
-    }
+    let written = write_files(args, compiled);
     if let Some(found) = &compiled.found {
         let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
+        let report = compiled.prices.iter().fold(report, report::Report::with_prices);
         match args.format.as_str() {
             "json" => println!("{}", report.json()),
             _ => print!("{}", report.text(args.explain)),
@@ -221,21 +241,24 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
             println!("{pass:<22} {:>9.2} ms", time.as_secs_f64() * 1e3);
         }
     }
-    OK
+    written.map_or_else(|faults| complain(&faults, None), |()| OK)
 }
 
 /// The plan and the strategy, where they were asked for.
-fn write_files(args: &CompileArgs, compiled: &Compiled) -> Result<(), Diagnostic> {
+fn write_files(args: &CompileArgs, compiled: &Compiled) -> Checked<()> {
     let write = |path: &Path, text: String| {
         std::fs::write(path, text)
-            .map_err(|e| Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display())))
+            .map_err(|e| vec![Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))])
     };
     if let Some(path) = &args.output {
         write(path, galvatron_ir::text::print(&compiled.module))?;
     }
     if let (Some(path), Some(found)) = (&args.emit_strategy, &compiled.found) {
-        let file = strategy_file(&compiled.module, found, &compiled.segments);
-        write(path, strategy::to_toml(&file))?;
+        let text = match is_galvatron_config(path) {
+            true => galvatron_config(&compiled.module, found, &compiled.segments)?,
+            false => strategy::to_toml(&strategy_file(&compiled.module, found, &compiled.segments)),
+        };
+        write(path, text)?;
     }
     Ok(())
 }

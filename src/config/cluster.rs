@@ -3,47 +3,79 @@
 use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
 use galvatron_ir::diagnostic::Checked;
 
+use super::levels::read_levels;
 use super::set::parse_file;
 use super::{Faults, Fields, Item, Wrong, integer_in, non_negative, number, one_of, positive, text};
 
 /// Most devices that a cluster may have.
-const MAX_WORLD: u64 = 65536;
+pub(super) const MAX_WORLD: u64 = 65536;
 
 /// Bytes or operations a second in one giga of them.
 const GIGA: f64 = 1e9;
 
+/// Name of the links between nodes.
+pub(super) const INTER_NODE: &str = "inter_node";
+
 /// Bandwidth (bytes a second, as the file counts it) and latency (ns) of a `[links.*]` table.
-struct Link {
+pub(super) struct Link {
     bandwidth: f64,
     latency_ns: f64,
+}
+
+impl Link {
+    /// A link from the figures of the file.
+    pub(super) fn new(bandwidth_gbps: f64, latency_us: f64) -> Link {
+        Link { bandwidth: bandwidth_gbps * GIGA, latency_ns: latency_us * 1e3 }
+    }
+}
+
+/// One level as the file describes it.
+pub(super) struct Tier {
+    pub(super) name: String,
+    /// Members of a group.
+    pub(super) size: u32,
+    /// The link of one member.
+    pub(super) link: Option<Link>,
+    /// Devices of a member.
+    pub(super) sharers: u32,
 }
 
 /// Reads the text of `hw.toml`.
 ///
 /// GB/s are 1e9 bytes a second, GiB are 2³⁰ bytes. The bandwidth of `[links.inter_node]`, per direction and node in the
-/// file, is divided by the devices of a node. A level of one member is left out, unless nothing would be left. All
+/// file, is divided by the devices of a node. `[[level]]` says the same of any number of levels. A level of one member is left
+/// out, unless nothing would be left. All
 /// faults are reported: syntax, unknown, missing and reserved keys, values out of range.
 pub fn parse_cluster(text: &str) -> Checked<Cluster> {
     let table = parse_file(text)?;
     let faults = Faults::default();
     let mut root = Fields::root(&table, &faults);
     let name = root.read("name", self::text);
-    let nodes = root.require("nodes", integer_in(1..=MAX_WORLD));
-    let per_node = root.require("devices_per_node", integer_in(1..=MAX_WORLD));
-    check_world(&root, nodes, per_node);
+    let tiers = if root.has("level") { read_levels(&mut root) } else { read_nodes(&mut root) };
     let device = root.require_section("device").and_then(read_device);
-    let links = read_links(&mut root, nodes, per_node);
-    for key in ["level", "group", "host", "efficiency"] {
+    for key in ["group", "host", "efficiency"] {
         root.reserve(key);
     }
     root.finish();
-    let cluster = (|| {
-        let (nodes, per_node, device) = (nodes? as u32, per_node? as u32, device?);
-        let name = name.unwrap_or_else(|| format!("{nodes} x {per_node} devices"));
-        let levels = levels(nodes, per_node, links, &device);
-        Some(Cluster { name, device, levels })
-    })();
+    let cluster = tiers.zip(device).map(|(tiers, device)| {
+        let sizes: Vec<String> = tiers.iter().map(|tier| tier.size.to_string()).collect();
+        let name = name.unwrap_or_else(|| format!("{} devices", sizes.join(" x ")));
+        let levels = levels(tiers, &device);
+        Cluster { name, device, levels }
+    });
     faults.check(cluster)
+}
+
+/// The levels of `nodes`, `devices_per_node` and `[links]`, slowest first.
+fn read_nodes(root: &mut Fields<'_>) -> Option<Vec<Tier>> {
+    root.known.push("level");
+    let nodes = root.require("nodes", integer_in(1..=MAX_WORLD));
+    let per_node = root.require("devices_per_node", integer_in(1..=MAX_WORLD));
+    check_world(root, nodes, per_node);
+    let [inter, intra] = read_links(root, nodes, per_node);
+    let (nodes, per_node) = (nodes? as u32, per_node? as u32);
+    let tier = |name: &str, size, link, sharers| Tier { name: name.into(), size, link, sharers };
+    Some(vec![tier(INTER_NODE, nodes, inter, per_node), tier("intra_node", per_node, intra, 1)])
 }
 
 fn check_world(root: &Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) {
@@ -95,7 +127,7 @@ fn read_links(root: &mut Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) 
         let section = if needed { fields.require_section(key) } else { fields.section(key) };
         section.and_then(read_link)
     };
-    let links = [read("inter_node", needed[0]), read("intra_node", needed[1])];
+    let links = [read(INTER_NODE, needed[0]), read("intra_node", needed[1])];
     fields.finish();
     links
 }
@@ -105,27 +137,21 @@ fn read_link(mut fields: Fields<'_>) -> Option<Link> {
     let latency_us = fields.require("latency_us", non_negative);
     fields.reserve("efficiency");
     fields.finish();
-    Some(Link { bandwidth: bandwidth? * GIGA, latency_ns: latency_us? * 1e3 })
+    Some(Link::new(bandwidth?, latency_us?))
 }
 
-/// Levels with more than one member, slowest first; a single device gets one level of one member.
-fn levels(nodes: u32, per_node: u32, [inter, intra]: [Option<Link>; 2], device: &DeviceSpec) -> Vec<LinkLevel> {
-    let level = |name: &str, size, link: Link, sharers: u32| LinkLevel {
-        name: name.into(),
-        size,
-        bandwidth: link.bandwidth / f64::from(sharers),
-        latency_ns: link.latency_ns,
+/// Levels with more than one member; a single device gets one level of one member.
+fn levels(tiers: Vec<Tier>, device: &DeviceSpec) -> Vec<LinkLevel> {
+    let single = tiers.iter().all(|tier| tier.size == 1);
+    let last = tiers.len() - 1;
+    let own_memory = || Link { bandwidth: device.memory_bandwidth, latency_ns: 0.0 };
+    let counts = |(i, tier): &(usize, Tier)| tier.size > 1 || (single && *i == last);
+    let level = |(_, tier): (usize, Tier)| {
+        let link = tier.link.unwrap_or_else(own_memory);
+        let bandwidth = link.bandwidth / f64::from(tier.sharers);
+        LinkLevel { name: tier.name, size: tier.size, bandwidth, latency_ns: link.latency_ns }
     };
-    let mut levels = Vec::new();
-    if let Some(link) = inter.filter(|_| nodes > 1) {
-        levels.push(level("inter_node", nodes, link, per_node));
-    }
-    let single = nodes == 1 && per_node == 1;
-    let own_memory = Link { bandwidth: device.memory_bandwidth, latency_ns: 0.0 };
-    if let Some(link) = intra.or(single.then_some(own_memory)).filter(|_| single || per_node > 1) {
-        levels.push(level("intra_node", per_node, link, 1));
-    }
-    levels
+    tiers.into_iter().enumerate().filter(counts).map(level).collect()
 }
 
 #[cfg(test)]
@@ -225,8 +251,8 @@ latency_us = 8.0
     #[test]
     fn reserved_arrays_of_tables_are_named() {
         assert_eq!(
-            faults(&format!("{ONE}[[level]]\nname = \"rack\"\n")),
-            ["unsupported|level|`level` is not supported yet"]
+            faults(&format!("{ONE}[[group]]\nname = \"rack\"\n")),
+            ["unsupported|group|`group` is not supported yet"]
         );
     }
 }

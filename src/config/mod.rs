@@ -1,9 +1,12 @@
-//! Configuration files (`hw.toml`, `train.toml`, `strategy.toml`): read with every fault collected and placed.
+//! Configuration files (`hw.toml`, `train.toml`, `strategy.toml`, `profile.json`): read with every fault collected and placed.
 //!
 //! A reader takes the keys it knows from [`Fields`]; what is left over is unknown. Codes of the diagnostics: `syntax`,
-//! `unknown-key`, `missing-key`, `bad-value` and `unsupported`.
+//! `unknown-key`, `missing-key`, `duplicate-key`, `bad-value` and `unsupported`.
 
 pub mod cluster;
+mod json;
+mod levels;
+pub mod profile;
 mod set;
 pub mod strategy;
 pub mod train;

@@ -26,7 +26,7 @@ pub(super) struct Item {
     pub(super) place: Place,
 }
 
-/// A TOML value.
+/// A value of TOML or JSON.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Text(String),
@@ -34,6 +34,7 @@ pub(super) enum Value {
     Float(f64),
     Boolean(bool),
     Date,
+    Null,
     Array(Vec<Item>),
     Table(Table),
 }
@@ -65,6 +66,7 @@ impl fmt::Display for Value {
             Value::Float(number) => write!(f, "{number:?}"),
             Value::Boolean(flag) => write!(f, "{flag}"),
             Value::Date => write!(f, "a date"),
+            Value::Null => write!(f, "null"),
             Value::Array(items) if items.is_empty() => write!(f, "an empty array"),
             Value::Array(items) => {
                 let shown: Vec<String> = items.iter().take(8).map(|item| item.value.to_string()).collect();

@@ -42,6 +42,7 @@ impl Job<'_> {
             cluster: &self.cluster(),
             recipe: &parse_recipe(self.train, &[])?,
             pins: &pins_of(&parse_strategy(self.strategy)?)?,
+            profile: None,
             retie: true,
             stop_after: None,
             verify_each: true,

@@ -71,6 +71,7 @@ impl Order<'_> {
             cluster: &parse_cluster(&cluster(self.ranks, kind))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
+            profile: None,
             retie: true,
             stop_after,
             verify_each: true,

@@ -1,24 +1,13 @@
 //! α–β times of collectives on the link levels that their group spans.
 //!
 //! A ring moves 2 (n - 1) / n (all_reduce) or (n - 1) / n (reduce_scatter, all_gather) of the bytes over every member's link.
+//! Its latency at a level is that of a ring, or of a binary tree up and down where that has fewer hops.
 //! At a level whose members hold k ranks of the group each, the k links of a member carry the traffic together, as NCCL's rings do.
 
 use galvatron_ir::AxisId;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
-
-/// Kinds of collectives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collective {
-    /// Everyone gets the sum.
-    AllReduce,
-    /// Everyone gets its part of the sum.
-    ReduceScatter,
-    /// Everyone gets all parts.
-    AllGather,
-    /// Everyone sends a part to everyone.
-    AllToAll,
-}
+use galvatron_ir::profile::Collective;
 
 /// Nanoseconds; `bytes` is the larger of a rank's input and output.
 pub fn collective_ns(cluster: &Cluster, kind: Collective, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> u64 {
@@ -78,6 +67,19 @@ mod tests {
         let ns =
             collective_ns(&cluster(), Collective::AllReduce, &mesh, &[AxisId(2), AxisId(3), AxisId(4)], 300_000_000);
         assert_eq!(ns, 1_750_000);
+    }
+
+    #[test]
+    fn the_slowest_of_three_levels_decides() {
+        let level =
+            |name: &str, size, bandwidth, latency_ns| LinkLevel { name: name.into(), size, bandwidth, latency_ns };
+        let levels = vec![level("hall", 2, 1e9, 9.0), level("rack", 2, 1e9, 5.0), level("node", 4, 300e9, 3.0)];
+        let cluster = Cluster { levels, ..cluster() };
+        let mesh = Mesh::from_levels(&[2, 2, 4], 1);
+        let all: Vec<AxisId> = mesh.spatial().collect();
+        // 15/16 of the bytes over the links of all eight ranks below the hall, or of all four of a node; hops 1, 1 and 3.
+        assert_eq!(collective_ns(&cluster, Collective::AllGather, &mesh, &all, 64_000), 15_000 + 9 + 5 + 9);
+        assert_eq!(collective_ns(&cluster, Collective::AllGather, &mesh, &all[..2], 64_000), 48_000 + 9 + 5);
     }
 
     #[test]

@@ -2,29 +2,63 @@
 //!
 //! [`CostModel`] is the only way to a cost; it knows no search.
 
+mod calibrate;
 mod collectives;
 mod compute;
+mod measured;
 mod pipeline;
 mod plan;
+mod prices;
 
-pub use collectives::Collective;
+pub use calibrate::Types;
+pub use galvatron_ir::profile::Collective;
 pub use plan::{PhaseTimes, PlanCost, node_cost, plan_cost};
+pub use prices::Prices;
 
+use crate::segment::Segment;
+use calibrate::Calibration;
+use galvatron_ir::Module;
 use galvatron_ir::cluster::{Cluster, DeviceKind};
 use galvatron_ir::mesh::{Mesh, ReshardStep, Sharding, reshard_steps};
 use galvatron_ir::op::Op;
-use galvatron_ir::types::TensorType;
+use galvatron_ir::profile::Profile;
+use galvatron_ir::types::{DType, TensorType};
+use measured::Measured;
 
 /// Looks up the time of ops and collectives.
 #[derive(Clone, Debug)]
 pub struct CostModel {
     cluster: Cluster,
+    measured: Option<Measured>,
+    calibration: Calibration,
 }
 
 impl CostModel {
     /// A model of this cluster from its data sheet alone.
     pub fn analytic(cluster: &Cluster) -> CostModel {
-        CostModel { cluster: cluster.clone() }
+        CostModel { cluster: cluster.clone(), measured: None, calibration: Calibration::default() }
+    }
+
+    /// A model of this cluster with what was measured in the place of what is analytic: collectives, overlap, and the layers of a
+    /// module at level `training` that computes in `compute`. What the profile lacks stays analytic.
+    pub fn measured(
+        cluster: &Cluster,
+        profile: &Profile,
+        compute: DType,
+        module: &Module,
+        segments: &[Segment],
+    ) -> CostModel {
+        let calibration = Calibration::new(&cluster.device, profile, compute, module, segments);
+        CostModel {
+            cluster: cluster.clone(),
+            measured: Some(Measured::new(profile, cluster.levels.len())),
+            calibration,
+        }
+    }
+
+    /// What of the profile does not fit the model.
+    pub fn warnings(&self) -> &[String] {
+        &self.calibration.warnings
     }
 
     /// The cluster.
@@ -37,13 +71,23 @@ impl CostModel {
         compute::op_ns(&self.cluster.device, op, args, results)
     }
 
-    /// Nanoseconds of one collective over some axes; `bytes` is the larger of what a rank puts in and gets out.
-    pub fn collective_ns(&self, kind: Collective, mesh: &Mesh, axes: &[galvatron_ir::AxisId], bytes: u64) -> u64 {
-        collectives::collective_ns(&self.cluster, kind, mesh, axes, bytes)
+    /// Nanoseconds of one op of a segment of the program, from its types in the whole program and on one rank.
+    pub fn node_ns(&self, segment: Option<u32>, op: &Op, whole: Types<'_>, local: Types<'_>) -> u64 {
+        self.calibration.scaled(self.op_ns(op, local.0, local.1), segment, op, whole, local)
     }
 
-    /// Nanoseconds of a message from one rank to another: over the slowest link between them.
-    pub fn message_ns(&self, mesh: &Mesh, from: u64, to: u64, bytes: u64) -> u64 {
+    /// Nanoseconds of one collective over some axes; `bytes` is the larger of what a rank puts in and gets out.
+    pub fn collective_ns(&self, kind: Collective, mesh: &Mesh, axes: &[galvatron_ir::AxisId], bytes: u64) -> u64 {
+        let measured = self.measured.as_ref().and_then(|m| m.collective_ns(kind, mesh, axes, bytes));
+        measured.unwrap_or_else(|| collectives::collective_ns(&self.cluster, kind, mesh, axes, bytes))
+    }
+
+    /// Nanoseconds of a message from a rank of one of `n_stages` pipeline stages to one of another: as measured between
+    /// neighbours of so many, or over the slowest link between them.
+    pub fn message_ns(&self, mesh: &Mesh, n_stages: usize, (from, to): (u64, u64), bytes: u64) -> u64 {
+        if let Some(ns) = self.measured.as_ref().and_then(|m| m.message_ns(n_stages, bytes)) {
+            return ns;
+        }
         let (a, b) = (mesh.coordinates(from), mesh.coordinates(to));
         let axis = mesh.spatial().find(|axis| a[axis.index()] != b[axis.index()]);
         let level =
@@ -72,12 +116,9 @@ impl CostModel {
     /// Nanoseconds of one reshard step between local buffers of these bytes.
     pub fn step_ns(&self, step: &ReshardStep, from_bytes: u64, to_bytes: u64, mesh: &Mesh) -> u64 {
         let bytes = from_bytes.max(to_bytes);
-        match step {
-            ReshardStep::AllReduce { axes } => self.collective_ns(Collective::AllReduce, mesh, axes, bytes),
-            ReshardStep::ReduceScatter { axes, .. } => self.collective_ns(Collective::ReduceScatter, mesh, axes, bytes),
-            ReshardStep::AllGather { axes, .. } => self.collective_ns(Collective::AllGather, mesh, axes, bytes),
-            ReshardStep::AllToAll { axes, .. } => self.collective_ns(Collective::AllToAll, mesh, axes, bytes),
-            ReshardStep::Shard { .. } => compute::copy_ns(&self.cluster.device, 2 * to_bytes),
+        match prices::kind_of(step) {
+            Some(kind) => self.collective_ns(kind, mesh, step.axes(), bytes),
+            None => compute::copy_ns(&self.cluster.device, 2 * to_bytes),
         }
     }
 
@@ -86,14 +127,20 @@ impl CostModel {
         compute::copy_ns(&self.cluster.device, bytes)
     }
 
-    /// Share of a layer's backward time behind which its gradient reduction hides.
+    /// Nanoseconds of a layer's gradient reduction that hide behind its backward pass.
     ///
-    /// GPUs communicate on a stream of their own; a CPU rank computes and communicates on the same cores.
-    pub fn reduction_overlap(&self) -> f64 {
-        match self.cluster.device.kind {
+    /// Where it was measured that both take k times longer while they run together, as much as fits runs together and costs
+    /// k - 1 of its time. Without that, GPUs, which communicate on a stream of their own, hide what fits in four fifths of the
+    /// backward pass, and CPU ranks, which compute and communicate on the same cores, nothing.
+    pub fn hidden_ns(&self, backward_ns: u64, reduce_ns: u64) -> u64 {
+        if let Some(slowdown) = self.measured.as_ref().and_then(Measured::overlap_slowdown) {
+            return (reduce_ns.min(backward_ns) as f64 * (2.0 - slowdown).max(0.0)) as u64;
+        }
+        let share = match self.cluster.device.kind {
             DeviceKind::Cuda => 0.8,
             DeviceKind::Cpu => 0.0,
-        }
+        };
+        reduce_ns.min((backward_ns as f64 * share) as u64)
     }
 }
 

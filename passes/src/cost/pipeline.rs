@@ -76,7 +76,7 @@ fn legs_of(model: &CostModel, module: &Module, chunk: &Chunk) -> BTreeMap<PhaseK
 fn transfer_ns(model: &CostModel, module: &Module, chunk: &Chunk, to: u32, value: galvatron_ir::ValueId) -> u64 {
     let (from, to) = (module.stage_of(chunk), module.stage_of(&module.chunks[to as usize]));
     let bytes = chunk.local_type(value, &from.mesh).bytes();
-    model.message_ns(&module.mesh, from.first_rank, to.first_rank, bytes)
+    model.message_ns(&module.mesh, module.stages.len(), (from.first_rank, to.first_rank), bytes)
 }
 
 /// A stage on its way through its schedule.

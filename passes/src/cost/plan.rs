@@ -52,8 +52,10 @@ pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) ->
             }
         }
         None => {
+            let whole = (&chunk.graph.types(&n.args)[..], &chunk.graph.types(&n.results)[..]);
             let (args, results): (Vec<_>, Vec<_>) = (args.iter().collect(), results.iter().collect());
-            PhaseTimes { compute_ns: model.op_ns(&n.op, &args, &results), ..PhaseTimes::default() }
+            let compute_ns = model.node_ns(n.layer, &n.op, whole, (&args, &results));
+            PhaseTimes { compute_ns, ..PhaseTimes::default() }
         }
     }
 }
@@ -108,6 +110,5 @@ fn add(to: &mut PhaseTimes, more: PhaseTimes) {
 /// A layer's gradient reduction hides behind its backward computation of the last micro-batch.
 fn hidden(model: &CostModel, phases: &BTreeMap<PhaseKind, PhaseTimes>) -> u64 {
     let of = |phase| phases.get(&phase).copied().unwrap_or_default();
-    let window = of(PhaseKind::Backward).compute_ns as f64 * model.reduction_overlap();
-    of(PhaseKind::Reduce).communication_ns.min(window as u64)
+    model.hidden_ns(of(PhaseKind::Backward).compute_ns, of(PhaseKind::Reduce).communication_ns)
 }

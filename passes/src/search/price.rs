@@ -221,7 +221,10 @@ impl<'a> Priced<'a> {
         let n = self.facts.program.graph.node(node);
         let args: Vec<TensorType> = n.args.iter().zip(operands).map(|(&a, s)| self.local(a, s)).collect();
         let outs: Vec<TensorType> = n.results.iter().zip(results).map(|(&r, s)| self.local(r, s)).collect();
-        self.facts.model.op_ns(&n.op, &args.iter().collect::<Vec<_>>(), &outs.iter().collect::<Vec<_>>())
+        let graph = &self.facts.program.graph;
+        let whole = (&graph.types(&n.args)[..], &graph.types(&n.results)[..]);
+        let local = (&args.iter().collect::<Vec<_>>()[..], &outs.iter().collect::<Vec<_>>()[..]);
+        self.facts.model.node_ns(n.layer, &n.op, whole, local)
     }
 
     fn local(&self, value: ValueId, sharding: &Sharding) -> TensorType {
@@ -402,8 +405,7 @@ impl<'a> Priced<'a> {
             let node = self.piece.nodes[member];
             let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
             let again = if recompute.again.contains(&node) { price.forward_ns } else { 0 };
-            let hidden =
-                weights.reduce_ns.min((price.backward_ns as f64 * self.facts.model.reduction_overlap()) as u64);
+            let hidden = self.facts.model.hidden_ns(price.backward_ns, weights.reduce_ns);
             let m = if self.facts.is_whole_batch(node) { 1 } else { self.mesh.micro_batches() };
             let per_micro_batch = price.forward_ns + price.backward_ns + again + weights.micro_batch_ns;
             cost.time_ns += m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
