@@ -1,5 +1,6 @@
 //! Imports ONNX files: reads them, binds symbolic extents, chooses parameters and lowers each operator to ops of the IR.
 
+mod absent;
 pub mod attributes;
 mod bind;
 mod lower;
@@ -28,13 +29,15 @@ const NO_DROPOUT: &str =
 
 /// Reads an ONNX file and lowers it to a module at level `graph`.
 ///
-/// Weights are named by file and offset and never read, so external files need not exist.
+/// Weights are named by file and offset and never read, so external files need not exist; a warning names those that do not.
 ///
 /// # Errors
 /// The codes of [`OnnxModel::open`]; `batch`, `onnx-symbol` and `onnx-dtype` for inputs that cannot be bound, `parameters`
 /// for globs that match nothing, `onnx-op` for operators that are not supported, `onnx-node` for operands that do not fit.
 pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
-    import_model(&OnnxModel::open(path)?, options)
+    let mut imported = import_model(&OnnxModel::open(path)?, options)?;
+    imported.warnings.extend(absent::warnings(&imported.module));
+    Ok(imported)
 }
 
 /// Lowers a model that has been read.
