@@ -1,5 +1,7 @@
 //! A plan trains on emulated GPUs with the losses of PyTorch: the launch table, the kernels and the engine together.
 
+#[path = "support/dropped.rs"]
+mod dropped;
 #[path = "support/emulated.rs"]
 mod emulated;
 #[allow(dead_code)]
@@ -9,14 +11,17 @@ mod fixture;
 #[path = "support/plan.rs"]
 mod plan;
 
+use dropped::with_dropouts;
 use emulated::Emulated;
 use fixture::Fixture;
+use galvatron::weights::PlanWeights;
 use galvatron_backends::device::Device;
 use galvatron_backends::exec::{
     Flow, RunOptions, StepReport, Tensors, Trained, World, arena_bytes, launch, thread_ranks,
 };
 use galvatron_ir::types::DType;
 use plan::Order;
+use std::path::Path;
 
 /// Steps that are compared; the emulator is slow.
 const STEPS: u64 = 3;
@@ -34,14 +39,19 @@ struct Outcome {
 
 /// A run on CPU ranks, or on emulated GPUs; with `graphs` these replay steps. Also how many steps were replayed.
 fn run(order: &Order<'_>, options: &RunOptions, gpus: Option<bool>) -> Option<(Outcome, Vec<u64>)> {
-    let module = order.compile_for("cuda").expect("the pins can be met").module;
+    run_model(&order.fixture.onnx(order.dialect), order, options, gpus)
+}
+
+/// The same for another file of the model.
+fn run_model(model: &Path, order: &Order<'_>, options: &RunOptions, gpus: Option<bool>) -> Option<(Outcome, Vec<u64>)> {
+    let module = order.compile_model(model, "cuda", None).expect("the pins can be met").module;
     let (n_ranks, bytes) = (module.mesh.world() as usize, arena_bytes(&module));
     let mut losses = Vec::new();
     let mut note = |step: StepReport| {
         losses.push((step.loss, step.grad_norm));
         Flow::Continue
     };
-    let (data, weights) = (order.fixture.data(), order.weights());
+    let (data, weights) = (order.fixture.data(), PlanWeights::new(Path::new(""), Some(model)));
     let (ran, devices) = match gpus {
         None => (galvatron_backends::run(&module, options, data, &weights, &mut note), Vec::new()),
         Some(graphs) => {
@@ -72,8 +82,12 @@ fn check_in((compute, band): (DType, f64), model: &str, optimizer: &str, ranks: 
     let fixture = Fixture::open(model);
     let order = Order { fixture: &fixture, dialect: "keep20", optimizer, ranks, strategy, compute };
     let options = RunOptions { steps: STEPS, ..RunOptions::default() };
-    let Some((gpu, _)) = run(&order, &options, Some(false)) else { return };
-    let (cpu, _) = run(&order, &options, None).expect("CPU ranks need nothing");
+    compare(&fixture.onnx(order.dialect), &order, &options, band);
+}
+
+fn compare(model: &Path, order: &Order<'_>, options: &RunOptions, band: f64) {
+    let Some((gpu, _)) = run_model(model, order, options, Some(false)) else { return };
+    let (cpu, _) = run_model(model, order, options, None).expect("CPU ranks need nothing");
     assert_eq!((cpu.losses.len(), gpu.losses.len()), (STEPS as usize, STEPS as usize));
     for (step, (&(c, _), &(g, _))) in cpu.losses.iter().zip(&gpu.losses).enumerate() {
         let error = (c - g).abs() / c.abs().max(1.0);
@@ -156,4 +170,33 @@ fn fused_steps_train_to_the_bits_of_unfused_ones() {
         assert_eq!(fused, unfused, "{optimizer} on {ranks}");
         assert!(fused.nodes.len() > 100 && fused.peak_bytes[0] > 0);
     }
+}
+
+/// Emulated GPUs drop what CPU ranks drop: in each part and micro-batch, when it is computed again, and in steps that are replayed.
+#[test]
+fn dropouts_drop_the_same_on_emulated_gpus() {
+    let fixture = Fixture::open("gpt2");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dropout-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("the folder for test files can be written");
+    let model = folder.join("model.onnx");
+    let exported = std::fs::read(fixture.onnx("keep18")).expect("the fixture has the file");
+    std::fs::write(&model, with_dropouts(&exported, &["Softmax", "LayerNormalization"], 0.3))
+        .expect("the folder takes files");
+    let strategy = "dp = 2\ntp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2";
+    let order = |compute| Order {
+        fixture: &fixture,
+        dialect: "keep18",
+        optimizer: "sgd_momentum",
+        ranks: 4,
+        strategy,
+        compute,
+    };
+    let options = RunOptions { steps: STEPS, ..RunOptions::default() };
+    compare(&model, &order(DType::F32), &options, 1e-5);
+    compare(&model, &order(DType::Bf16), &options, BF16_BAND);
+    let run = |graphs| run_model(&model, &order(DType::F32), &options, Some(graphs));
+    let (Some((eager, _)), Some((replayed, counts))) = (run(false), run(true)) else { return };
+    assert_eq!(eager, replayed);
+    assert_eq!(counts, [1; 4]);
+    std::fs::remove_dir_all(folder).expect("the folder can be removed");
 }

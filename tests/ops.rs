@@ -1,6 +1,6 @@
 //! Tests of every op, made from its samples: gradients, shardings against the unsharded result, attributes in the text.
 
-use galvatron_backends::reference::{Tensor, assemble, eval, first_index, run_program, scatter};
+use galvatron_backends::reference::{Part, Tensor, assemble, eval, first_index, run_program, scatter};
 use galvatron_ir::mesh::{FactorKind, FactorMap, Linearity, Mesh, MeshAxis, Sharding, ShardingRule};
 use galvatron_ir::op::{AttrReader, GradCx, Op, Sample};
 use galvatron_ir::types::{DType, TensorType};
@@ -18,7 +18,7 @@ fn has_no_gradient(op: &Op) -> bool {
 
 /// The float operands into which an op lets no gradient flow.
 fn is_constant(op: &Op, operand: usize) -> bool {
-    [("mse", 1), ("rotary", 1), ("rotary", 2)].contains(&(op.mnemonic(), operand))
+    [("mse", 1), ("rotary", 1), ("rotary", 2), ("dropout", 1)].contains(&(op.mnemonic(), operand))
 }
 
 #[test]
@@ -172,7 +172,7 @@ impl Whole {
     fn new(op: &Op, arg_types: &[&TensorType], args: Vec<Tensor>) -> Whole {
         let types = op.infer(arg_types).unwrap();
         let rule = op.rule(arg_types, &types.iter().collect::<Vec<_>>());
-        let results = eval(op, &args.iter().collect::<Vec<_>>(), &types, 0).unwrap();
+        let results = eval(op, &args.iter().collect::<Vec<_>>(), &types, &Part::default()).unwrap();
         Whole { op: op.clone(), args, types, rule, results }
     }
 
@@ -220,18 +220,18 @@ impl Whole {
         let results: Vec<Sharding> = (0..self.types.len()).map(|i| self.rule.result_sharding(i, map)).collect();
         let parts: Vec<Tensor> = self.args.iter().zip(placed).map(|(x, s)| scatter(x, s, mesh, rank)).collect();
         let types: Vec<TensorType> = self.types.iter().zip(&results).map(|(ty, s)| s.local_type(ty, mesh)).collect();
-        let first_row = |shape: &[u64], sharding| first_index(shape, sharding, 0, mesh, &mesh.coordinates(rank));
-        let first_row = match &self.op {
-            Op::Embedding(_) => first_row(&self.args[0].shape, &placed[0]),
-            Op::EmbeddingGrad(op) => first_row(&op.shape, &results[0]),
-            Op::Moe(_) | Op::MoeGrad(_) => first_row(&self.args[3].shape, &placed[3]),
-            Op::Attention(_) | Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => {
-                let first = first_index(&self.args[0].shape, &placed[0], 1, mesh, &mesh.coordinates(rank));
-                self.args[0].shape[1] - first - parts[0].shape[1]
-            }
-            _ => 0,
+        let part = |shape: &[u64], sharding: &Sharding| {
+            let first = |dim| first_index(shape, sharding, dim, mesh, &mesh.coordinates(rank));
+            Part { first: (0..shape.len()).map(first).collect(), of: shape.to_vec() }
         };
-        eval(&self.op, &parts.iter().collect::<Vec<_>>(), &types, first_row).unwrap()
+        let part = match &self.op {
+            Op::Embedding(_) | Op::Dropout(_) => part(&self.args[0].shape, &placed[0]),
+            Op::Attention(_) | Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => part(&self.args[0].shape, &placed[0]),
+            Op::EmbeddingGrad(op) => part(&op.shape, &results[0]),
+            Op::Moe(_) | Op::MoeGrad(_) => part(&self.args[3].shape, &placed[3]),
+            _ => Part::default(),
+        };
+        eval(&self.op, &parts.iter().collect::<Vec<_>>(), &types, &part).unwrap()
     }
 
     /// The placements of the operands give the map back, as far as operands have its factors.

@@ -1,22 +1,22 @@
 //! Graphs of published sizes without weights: each is planned for a cluster that can hold it, and its layers are found.
 //!
-//! Two graphs and a configuration are committed; the rest lies in the folder that `GALVATRON_FIXTURES` names.
+//! Two graphs are committed, and the configurations of the examples; the rest lies in the folder that `GALVATRON_FIXTURES` names.
 
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
-use galvatron::driver::{Compilation, CompileFault, compile};
+use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
 use galvatron_passes::search::Pins;
 use galvatron_passes::segment::layers as layers_of;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A graph, the number of its cluster's devices, and how many layers of each kind follow one another.
-type Case = (&'static str, u32, &'static [usize]);
+type Case<'a> = (&'a str, u32, &'static [usize]);
 
 /// The committed ones.
-const COMMITTED: [Case; 2] = [("gpt3-1.3b.op23", 8, &[24]), ("t5-11b.op23", 64, &[24, 24])];
+const COMMITTED: [Case<'static>; 2] = [("gpt3-1.3b.op23", 8, &[24]), ("t5-11b.op23", 64, &[24, 24])];
 
 /// The others.
-const OTHERS: [Case; 13] = [
+const OTHERS: [Case<'static>; 13] = [
     ("bert-huge-32.op23", 8, &[32]),
     ("gpt3-1.3b.op18", 8, &[24]),
     ("gpt3-175b.op23", 1024, &[96]),
@@ -44,16 +44,21 @@ fn unpacked(packed: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// Plans a model; what is wrong, if anything is.
-fn fault_of(model: &Path, (name, n_devices, layers): Case) -> Option<String> {
+/// Plans a graph; what is wrong, if anything is.
+fn fault_of(model: &Path, case: Case<'_>) -> Option<String> {
+    let batch = if case.1 > 256 { 1024 } else { 256 };
+    let settings = [format!("batch.global={batch}"), "batch.sequence=512".into()];
+    plan(model, case, &settings).err()
+}
+
+/// Plans a model, whose layers must be those.
+fn plan(model: &Path, (name, n_devices, layers): Case<'_>, settings: &[String]) -> Result<Compiled, String> {
     let clusters = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clusters");
     let cluster = std::fs::read_to_string(clusters.join(format!("a100-80gb-{n_devices}.toml"))).expect("it is there");
-    let batch = if n_devices > 256 { 1024 } else { 256 };
-    let settings = [format!("batch.global={batch}"), "batch.sequence=512".into()];
     let what = Compilation {
         model,
         cluster: &parse_cluster(&cluster).expect("the cluster is described well"),
-        recipe: &parse_recipe("", &settings).expect("the recipe is right"),
+        recipe: &parse_recipe("", settings).expect("the recipe is right"),
         pins: &Pins::default(),
         profile: None,
         retie: true,
@@ -61,18 +66,19 @@ fn fault_of(model: &Path, (name, n_devices, layers): Case) -> Option<String> {
         verify_each: false,
     };
     match compile(&what, &mut |_, _| {}) {
-        Err(CompileFault::Input(faults)) => Some(format!("{name}: {}", faults[0])),
-        Err(CompileFault::Bug(fault)) => Some(format!("{name}: {fault}")),
-        Err(CompileFault::NoPlan { least_bytes, .. }) => Some(format!("{name}: the smallest plan needs {least_bytes}")),
+        Err(CompileFault::Input(faults)) => Err(format!("{name}: {}", faults[0])),
+        Err(CompileFault::Bug(fault)) => Err(format!("{name}: {fault}")),
+        Err(CompileFault::NoPlan { least_bytes, .. }) => Err(format!("{name}: the smallest plan needs {least_bytes}")),
         Ok(compiled) => {
             let found = layers_of(&compiled.segments);
-            (found != layers).then(|| format!("{name}: layers {found:?}, not {layers:?}"))
+            let fault = || format!("{name}: layers {found:?}, not {layers:?}");
+            if found == layers { Ok(compiled) } else { Err(fault()) }
         }
     }
 }
 
-fn check(folder: &Path, cases: &[Case]) {
-    let fault = |&case: &Case| {
+fn check(folder: &Path, cases: &[Case<'_>]) {
+    let fault = |&case: &Case<'_>| {
         let name = case.0;
         fault_of(&unpacked(&folder.join(format!("{name}.onnx.gz")), name), case)
     };
@@ -85,10 +91,49 @@ fn committed_graphs_are_planned() {
     check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/planning"), &COMMITTED);
 }
 
+/// The configurations of the examples with the layers that they have.
+const CONFIGURATIONS: [(&str, &[usize]); 8] = [
+    ("vit-huge", &[32]),
+    ("bert-huge", &[32]),
+    ("llama3-8b", &[32]),
+    ("t5-11b", &[24, 24]),
+    ("mixtral-8x7b", &[32]),
+    ("llama2-70b", &[80]),
+    ("gpt3-175b", &[96]),
+    ("llama3-405b", &[126]),
+];
+
+/// Each row of the table of configurations says how the model is planned, and how many parameters it has.
 #[test]
-fn a_published_mixture_of_experts_is_planned_from_its_configuration() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/configs/mixtral-8x7b.json");
-    assert_eq!(fault_of(&model, ("mixtral-8x7b", 64, &[32])), None);
+fn published_configurations_are_planned_as_their_table_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/configs");
+    let table = std::fs::read_to_string(folder.join("README.md")).expect("the folder has one");
+    let rows: Vec<Vec<&str>> = table.lines().filter(|line| line.starts_with("| [")).map(cells).collect();
+    let entries = std::fs::read_dir(&folder).expect("the folder is there").flatten().map(|entry| entry.path());
+    let n_files = entries.filter(|path| path.extension().is_some_and(|e| e == "json")).count();
+    assert_eq!((rows.len(), CONFIGURATIONS.len()), (n_files, n_files));
+    let faults: Vec<String> = rows.iter().filter_map(|row| fault_of_row(&folder, row).err()).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn cells(row: &str) -> Vec<&str> {
+    row.trim_matches('|').split('|').map(str::trim).collect()
+}
+
+fn fault_of_row(folder: &Path, row: &[&str]) -> Result<(), String> {
+    let [link, n_parameters, n_devices, reads, ..] = row else { return Err(format!("{row:?} is no row")) };
+    let name = link.trim_start_matches('[').split(']').next().unwrap_or_default();
+    let layers = CONFIGURATIONS.iter().find(|(known, _)| *known == name).ok_or(format!("{name} is not known"))?.1;
+    let n_devices = n_devices.parse().map_err(|e| format!("{name}: {n_devices} devices: {e}"))?;
+    let (batch, sequence) = reads.split_once(" × ").ok_or(format!("{name} reads {reads}"))?;
+    // What an image consists of is not chosen.
+    let sequence = (!sequence.ends_with("patches")).then(|| format!("batch.sequence={sequence}"));
+    let settings = [format!("batch.global={batch}"), "precision.compute=bf16".into()].into_iter().chain(sequence);
+    let model = folder.join(format!("{name}.json"));
+    let compiled = plan(&model, (name, n_devices, layers), &settings.collect::<Vec<_>>())?;
+    let found: u64 = compiled.module.initializers.iter().map(|i| i.ty.elements()).sum();
+    let expected = n_parameters.replace(',', "");
+    if found.to_string() == expected { Ok(()) } else { Err(format!("{name}: {found} parameters, not {n_parameters}")) }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Canonical form and rewrite rules: what comes out, and that it computes the same. Every rule fires on its sample and leaves
 //! its counterexample alone.
 
-use galvatron_backends::reference::{Tensor, eval, run_program};
+use galvatron_backends::reference::{Part, Tensor, eval, run_program};
 use galvatron_ir::module::ViewStep;
 use galvatron_ir::op::compute::{Reshape, Slice, Transpose};
 use galvatron_ir::op::{Fill, Op};
@@ -37,7 +37,7 @@ fn weight(module: &Module, weight: &galvatron_ir::module::Weight) -> Tensor {
             ViewStep::Slice { dim, start, len } => Slice { dim, start, len }.into(),
         };
         let types = op.infer(&[&TensorType::f32(tensor.shape.clone())]).expect("views fit");
-        tensor = eval(&op, &[&tensor], &types, 0).expect("views are pure").remove(0);
+        tensor = eval(&op, &[&tensor], &types, &Part::default()).expect("views are pure").remove(0);
     }
     tensor
 }

@@ -171,7 +171,8 @@ pub struct BufferSpec {
     pub ty: TensorType,
     /// Global shape.
     pub global_shape: Vec<u64>,
-    /// Global index of the rank's first element along each dimension, in micro-batch 0.
+    /// Global index of the rank's first element along each dimension, in the micro-batch that the node is prepared for: 0, but
+    /// for ops that draw by global index.
     pub first: Vec<u64>,
 }
 

@@ -161,7 +161,7 @@ pub struct Program {
 /// What the executor needs to know about training besides the program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainInfo {
-    /// Seed of everything random.
+    /// Seed of everything random; dropouts carry it among their attributes.
     pub seed: u64,
     /// Whether the data is permuted each epoch.
     pub shuffle: bool,

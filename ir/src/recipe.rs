@@ -111,6 +111,8 @@ pub struct Recipe {
     pub frozen: Vec<String>,
     /// Element type of parameters, activations and messages: f32 or bf16.
     pub compute: DType,
+    /// Whether the dropout of a configuration is on; an ONNX file says itself which of its dropouts are.
+    pub dropout: bool,
     /// Whether the data is permuted each epoch.
     pub shuffle: bool,
 }
@@ -143,6 +145,7 @@ impl Default for Recipe {
             trainable: Vec::new(),
             frozen: Vec::new(),
             compute: DType::F32,
+            dropout: false,
             shuffle: false,
         }
     }

@@ -32,7 +32,7 @@ pub fn to_bf16(module: &mut Module) {
 /// The element type that an op wants of a float operand.
 fn wanted(op: &Op, operand: usize) -> DType {
     match op {
-        Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Rotary(_) if operand > 0 => DType::F32,
+        Op::LayerNorm(_) | Op::RmsNorm(_) | Op::Rotary(_) | Op::Dropout(_) if operand > 0 => DType::F32,
         _ => DType::Bf16,
     }
 }

@@ -116,7 +116,7 @@ fn signatures(program: &Program, order: &[NodeId]) -> Vec<usize> {
         .iter()
         .map(|&id| {
             let node = program.graph.node(id);
-            let mut key = format!("{:?}", node.op);
+            let mut key = format!("{:?}", node.op.unnumbered());
             for &arg in &node.args {
                 let made = program.graph.producer(arg).is_some_and(|p| position.contains_key(&p));
                 key += &format!("|{}{}", program.graph.value(arg).ty, if made { "n" } else { "w" });
@@ -200,13 +200,14 @@ impl Runs<'_> {
     }
 }
 
-/// For each value whether it is computed from constants alone.
+/// For each value whether it is computed from constants and scalars of the run alone: it is the same in every layer.
 pub fn constants(program: &Program) -> Vec<bool> {
     let mut constant = vec![false; program.graph.n_values()];
     for &id in &program.body {
         let node = program.graph.node(id);
-        let is_pure = node.op.effects() == Effects::Pure && node.args.iter().all(|a| constant[a.index()]);
-        node.results.iter().for_each(|r| constant[r.index()] = is_pure);
+        let is_pure = node.op.effects() == Effects::Pure || matches!(node.op, Op::RunScalar(_));
+        let is_constant = is_pure && node.args.iter().all(|a| constant[a.index()]);
+        node.results.iter().for_each(|r| constant[r.index()] = is_constant);
     }
     constant
 }

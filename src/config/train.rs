@@ -60,6 +60,7 @@ fn read_recipe(mut root: Fields<'_>) -> Recipe {
     each_section(&mut root, "precision", |fields| {
         set(&mut recipe.compute, fields.read("compute", one_of(&PRECISIONS)));
     });
+    each_section(&mut root, "model", |fields| set(&mut recipe.dropout, fields.read("dropout", flag)));
     each_section(&mut root, "data", |fields| set(&mut recipe.shuffle, fields.read("shuffle", flag)));
     root.finish();
     recipe
@@ -158,6 +159,7 @@ fn write_recipe(recipe: &Recipe, out: &mut String) -> std::fmt::Result {
     writeln!(out, "min_lr = {:?}", schedule.min_lr)?;
     writeln!(out, "\n[parameters]\ntrainable = {}\nfrozen = {}", names(&recipe.trainable), names(&recipe.frozen))?;
     writeln!(out, "\n[precision]\ncompute = {}", name_of(&PRECISIONS, recipe.compute))?;
+    writeln!(out, "\n[model]\ndropout = {}", recipe.dropout)?;
     writeln!(out, "\n[data]\nshuffle = {}", recipe.shuffle)
 }
 
@@ -242,6 +244,8 @@ trainable = ["h.*"]
 frozen = ["wpe"]
 [precision]
 compute = "f32"
+[model]
+dropout = true
 [data]
 shuffle = true
 "#;
@@ -258,7 +262,7 @@ shuffle = true
         assert_eq!((recipe.optimizer.kind, recipe.optimizer.clip_norm), (OptimizerKind::Sgd, 1.0));
         assert_eq!(recipe.optimizer.no_decay, ["*.bias", "ln_f.weight"]);
         assert_eq!((recipe.schedule.kind, recipe.schedule.total_steps), (ScheduleKind::Cosine, 100));
-        assert!(recipe.shuffle);
+        assert!(recipe.shuffle && recipe.dropout);
     }
 
     #[test]

@@ -71,7 +71,6 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         zero: pin(choice.zero),
         sequence: pin(sequence),
         recompute: pin(recompute),
-        ..file::LayerPins::default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Model files, read into modules at level `graph`.
 
+mod dropout;
 pub mod huggingface;
 pub mod onnx;
 

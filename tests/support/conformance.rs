@@ -2,7 +2,7 @@
 
 use galvatron_backends::cuda::table::UNSUPPORTED;
 use galvatron_backends::device::{BufferSpec, Device, NodeSpec};
-use galvatron_backends::reference::{Tensor, eval};
+use galvatron_backends::reference::{Part, Tensor, eval};
 use galvatron_ir::op::compute::{self, Einsum};
 use galvatron_ir::op::{Alias, Effects, Fill, Op, Sample};
 use galvatron_ir::types::{DType, Scalar, TensorType, bf16};
@@ -114,6 +114,7 @@ fn in_bf16(sample: &Sample) -> Option<Sample> {
         Op::LayerNormParamGrad(_) => (1..3).contains(&i),
         Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => i == 4,
         Op::CrossEntropyGrad(_) => i > 1,
+        Op::Dropout(_) => i > 0,
         Op::Sgd(_) | Op::Adamw(_) | Op::ClipScale(_) => true,
         _ => false,
     };
@@ -153,7 +154,7 @@ fn agrees(make: Make, sample: &Sample, args: &[Vec<u8>], tolerance: f64) -> bool
     let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
     let results = sample.op.infer(&types).expect("a legal sample");
     let tensors: Vec<Tensor> = types.iter().zip(args).map(|(ty, bytes)| tensor(ty, bytes)).collect();
-    let expected = eval(&sample.op, &tensors.iter().collect::<Vec<_>>(), &results, 0).unwrap();
+    let expected = eval(&sample.op, &tensors.iter().collect::<Vec<_>>(), &results, &Part::default()).unwrap();
     let Some(found) = run(make, sample, args, &[]) else { return false };
     for (r, ((ty, found), expected)) in results.iter().zip(found).zip(&expected).enumerate() {
         for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {

@@ -5,7 +5,8 @@ use galvatron_ir::op::{Alias, Op};
 use super::command::{Accesses, Program, Stream};
 use super::gemm;
 use super::kernels::{
-    Cx, Lowered, attention, constants, cross_entropy, elementwise, embedding, layout, norm, optimizer, reduce, rotary,
+    Cx, Lowered, attention, constants, cross_entropy, dropout, elementwise, embedding, layout, norm, optimizer, reduce,
+    rotary,
 };
 use crate::device::{BufferSpec, Move, NodeSpec};
 
@@ -88,6 +89,7 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Lowered {
         Op::Unary(op) => elementwise::unary(op, cx),
         Op::UnaryGrad(op) => elementwise::unary_grad(op, cx),
         Op::Where(_) => elementwise::select(cx),
+        Op::Dropout(op) => dropout::dropout(op, cx),
         Op::MseGrad(_) => elementwise::mse_grad(cx),
         Op::ClipScale(op) => elementwise::clip_scale(op, cx),
         Op::Accumulate(_) => elementwise::accumulate(cx),

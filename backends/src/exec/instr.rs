@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use galvatron_ir::graph::Node;
+use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::Module;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::op::{Op, opt};
@@ -45,6 +47,8 @@ pub(super) enum Work {
     Nothing,
     /// One kernel.
     Kernel(Box<dyn Kernel>),
+    /// One kernel for each micro-batch of the slot, in order; the chunk has so many slots.
+    ByMicroBatch { kernels: Vec<Box<dyn Kernel>>, n_slots: usize },
     /// A copy the first time in a step, if no other node has written the accumulator before; an addition otherwise.
     Accumulate { copy: Box<dyn Kernel>, add: Box<dyn Kernel>, writes_first: bool },
     /// One kernel for this node and the next ones, which have nothing left to do; `first` the first time in a step, if
@@ -195,6 +199,7 @@ impl Builder<'_> {
             Op::Accumulate(_) => self.accumulate(id, &spec),
             Op::Send(op) => self.message(op.channel, op.to, args[0].span()).map(Work::Send),
             Op::Recv(op) => self.message(op.channel, op.from, results[0].span()).map(Work::Recv),
+            Op::Dropout(_) => return self.by_micro_batch(node, workspace),
             Op::Update(_) | Op::Reshape(_) if is_same_place(&spec) => Ok(Work::Nothing),
             _ => self.device.prepare(&spec).map(Work::Kernel),
         })
@@ -210,6 +215,25 @@ impl Builder<'_> {
         let peer = self.layout.peer(chunk).ok_or_else(|| format!("there is no chunk {chunk}"))?;
         self.device.messages()?;
         Ok(Message { peer, channel, at })
+    }
+
+    /// A node whose results depend on where in the whole step its elements lie.
+    fn by_micro_batch(&self, node: &Node, workspace: Option<Span>) -> Result<Result<Work, String>, RunFault> {
+        let is_cut = node.results.iter().any(|&value| self.layout.sharding(value).is_sharded_over(Mesh::MB));
+        let n_kernels = if is_cut { usize::MAX } else { 1 };
+        let mut kernels = Vec::new();
+        for index in self.layout.micro_batches().take(n_kernels) {
+            let layout = self.layout.in_micro_batch(index);
+            let (args, results) = (layout.buffers(&node.args)?, layout.buffers(&node.results)?);
+            match self.device.prepare(&NodeSpec { op: &node.op, args: &args, results: &results, workspace }) {
+                Ok(kernel) => kernels.push(kernel),
+                Err(what) => return Ok(Err(what)),
+            }
+        }
+        Ok(Ok(match kernels.len() {
+            1 => Work::Kernel(kernels.remove(0)),
+            _ => Work::ByMicroBatch { kernels, n_slots: self.layout.n_slots() },
+        }))
     }
 
     fn accumulate(&self, id: NodeId, spec: &NodeSpec<'_>) -> Result<Work, String> {

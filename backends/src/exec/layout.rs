@@ -19,7 +19,7 @@ pub(super) struct Layout<'a> {
     pub(super) chunk: &'a Chunk,
     pub(super) mesh: &'a Mesh,
     pub(super) rank: u64,
-    /// Position of the rank along each axis of its stage's mesh.
+    /// Position of the rank along each axis of its stage's mesh, and the micro-batch.
     pub(super) coordinates: Vec<u64>,
     arena: Arena,
     /// The slot of the micro-batches that are looked at.
@@ -80,6 +80,23 @@ impl<'a> Layout<'a> {
         let other = self.module.chunks.get(chunk as usize)?;
         let place = self.rank - self.module.stage_of(self.chunk).first_rank;
         Some((self.module.stage_of(other).first_rank + place) as usize)
+    }
+
+    /// The same for another micro-batch than the first.
+    pub(super) fn in_micro_batch(&self, index: u64) -> Layout<'a> {
+        let mut layout = self.clone();
+        layout.coordinates[Mesh::MB.index()] = index;
+        layout
+    }
+
+    /// How many slots the chunk has; one where what lies between forward and backward is transient.
+    pub(super) fn n_slots(&self) -> usize {
+        self.chunk.slots.count.max(1) as usize
+    }
+
+    /// The micro-batches of the slot, in order.
+    pub(super) fn micro_batches(&self) -> impl Iterator<Item = u64> + use<> {
+        (u64::from(self.slot)..self.mesh.micro_batches()).step_by(self.n_slots())
     }
 
     /// The placement of a value; none means a copy on every rank.
@@ -167,7 +184,7 @@ impl<'a> Layout<'a> {
         ends
     }
 
-    /// Index of the rank's part along an ordered list of axes, in micro-batch 0.
+    /// Index of the rank's part along an ordered list of axes.
     pub(super) fn index_along(&self, axes: &[AxisId]) -> u64 {
         self.mesh.index_along(axes, &self.coordinates)
     }

@@ -283,6 +283,9 @@ impl Context<'_> {
         match &mut instr.work {
             Work::Nothing => {}
             Work::Kernel(kernel) => kernel.run()?,
+            Work::ByMicroBatch { kernels, n_slots } => {
+                kernels[self.entry.micro_batch.unwrap_or(0) as usize / *n_slots].run()?;
+            }
             Work::Accumulate { copy, writes_first: true, .. } if self.entry.is_first => copy.run()?,
             Work::Accumulate { add, .. } => add.run()?,
             Work::Group { first: Some(first), .. } if self.entry.is_first => first.run()?,

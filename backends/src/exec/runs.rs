@@ -2,7 +2,8 @@
 //! result is where their operand is.
 //!
 //! A group of a run is one kernel, which its first node runs. Collectives end a run: what is computed before one runs beside
-//! it and is not to wait for it. So do loads and scalars of the host, a result that is reported, and a gradient that is dumped.
+//! it and is not to wait for it. So do loads and scalars of the host, what is another kernel in each micro-batch, a result that
+//! is reported, and a gradient that is dumped.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,6 +6,7 @@
 
 mod along;
 mod attention;
+mod dropout;
 mod einsum;
 mod elementwise;
 mod gather;
@@ -30,18 +31,27 @@ use std::collections::BTreeMap;
 
 /// Results of one op.
 ///
-/// `results` are the types of the results, local ones when the operands are local. `first_row` is the first row of the table
-/// that the rank holds (operand 0 of `embedding`, the result of `embedding_grad`), or its first expert (of `moe`, `moe_grad`),
-/// or the number of queries of the sequence that come after its own (of attention and its gradients); 0 for a whole table or sequence, and
-/// for other ops.
+/// `results` are the types of the results, local ones when the operands are local. `part` says where what a rank holds lies in
+/// the whole, of ops for which that matters: of the table (operand 0 of `embedding`, the result of `embedding_grad`), of the
+/// matrices of the experts (operand 3 of `moe`, `moe_grad`), of operand 0 of `dropout`, of
+/// attention and its gradients.
 ///
 /// # Errors
 /// When the op communicates, reads or writes what the run supplies, or when a result has not the shape of its type.
-pub fn eval(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) -> Result<Vec<Tensor>, String> {
-    let found = compute(op, args, results, first_row)?;
+pub fn eval(op: &Op, args: &[&Tensor], results: &[TensorType], part: &Part) -> Result<Vec<Tensor>, String> {
+    let found = compute(op, args, results, part)?;
     let has: Vec<&[u64]> = found.iter().map(|t| t.shape.as_slice()).collect();
     let wants: Vec<&[u64]> = results.iter().map(|t| t.shape.as_slice()).collect();
     if has == wants { Ok(found) } else { Err(format!("`{}` gives shapes {has:?}, not {wants:?}", op.mnemonic())) }
+}
+
+/// Where a part of a tensor lies in the whole tensor; both lists are empty for a tensor that is whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Global index of the first element.
+    pub first: Vec<u64>,
+    /// Shape of the whole tensor.
+    pub of: Vec<u64>,
 }
 
 /// Values of all the values of a program, by their ids, where `feeds` gives those that it declares.
@@ -66,13 +76,23 @@ fn run_node(program: &Program, id: NodeId, values: &mut [Option<Tensor>]) {
     let args: Option<Vec<&Tensor>> = node.args.iter().map(|a| values[a.index()].as_ref()).collect();
     let Some(args) = args.filter(|_| !fed && node.op.effects() == Effects::Pure) else { return };
     let types: Vec<TensorType> = program.graph.types(&node.results).into_iter().cloned().collect();
-    let found = eval(&node.op, &args, &types, 0).expect("invariant: pure ops of a well-typed program have values");
+    let found = eval(&node.op, &args, &types, &Part::default())
+        .expect("invariant: pure ops of a well-typed program have values");
     for (result, tensor) in node.results.iter().zip(found) {
         values[result.index()] = Some(tensor);
     }
 }
 
-fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) -> Result<Vec<Tensor>, String> {
+/// Queries of the sequence that come after those of operand 0 of attention.
+fn later(part: &Part, args: &[&Tensor]) -> u64 {
+    match (part.of.get(1), part.first.get(1)) {
+        (Some(all), Some(first)) => all - first - args[0].shape[1],
+        _ => 0,
+    }
+}
+
+fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], part: &Part) -> Result<Vec<Tensor>, String> {
+    let first_row = part.first.first().copied().unwrap_or(0);
     let shape = |i: usize| results[i].shape.as_slice();
     let one = match op {
         Op::Einsum(op) => einsum::einsum(op, args[0], args[1], shape(0)),
@@ -86,6 +106,7 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::ReduceSum(op) => layout::reduce_sum(&op.dims, args[0], shape(0)),
         Op::Reduce(op) => layout::reduce(op, args[0], shape(0)),
         Op::CumSum(op) => along::cum_sum(op, args[0]),
+        Op::Dropout(op) => dropout::dropout(op, args[0], args[1], part),
         Op::TopK(op) => return Ok(along::top_k(op, args[0])),
         Op::TakeAlong(op) => along::take(op.dim, args[0], args[1])?,
         Op::PutAlong(op) => along::put(op, args)?,
@@ -109,9 +130,9 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], first_row: u64) ->
         Op::Softmax(_) => norm::softmax(args[0]),
         Op::LogSoftmax(_) => norm::log_softmax(args[0]),
         Op::SoftmaxGrad(_) => norm::softmax_grad(args[0], args[1]),
-        Op::Attention(op) => return Ok(attention::attention(op, args, first_row)),
-        Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args, first_row)),
-        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args, first_row),
+        Op::Attention(op) => return Ok(attention::attention(op, args, later(part, args))),
+        Op::AttentionGrad(op) => return Ok(attention::attention_grad(op, args, later(part, args))),
+        Op::AttentionMaskGrad(op) => attention::attention_mask_grad(op, args, later(part, args)),
         Op::Rotary(op) => rotary::rotary(op, args),
         Op::Moe(op) => moe::moe(op.activation, args, first_row),
         Op::MoeGrad(op) => return Ok(moe::moe_grad(op.activation, args, first_row)),
@@ -167,7 +188,7 @@ mod tests {
     fn a_result_of_another_shape_than_its_type_is_an_error() {
         let x = Tensor::filled([2, 3], 1.0);
         let op = Op::from(Unary { kind: UnaryKind::Exp });
-        assert!(eval(&op, &[&x], &[TensorType::f32([2, 3])], 0).is_ok());
-        assert!(eval(&op, &[&x], &[TensorType::f32([3, 2])], 0).is_err());
+        assert!(eval(&op, &[&x], &[TensorType::f32([2, 3])], &Part::default()).is_ok());
+        assert!(eval(&op, &[&x], &[TensorType::f32([3, 2])], &Part::default()).is_err());
     }
 }

@@ -191,6 +191,7 @@ ops! {
     compute::ReduceSum,
     compute::Reduce,
     compute::CumSum,
+    compute::Dropout,
     compute::TopK,
     compute::Broadcast,
     compute::Reshape,
@@ -244,6 +245,16 @@ ops! {
     mem::RunScalar,
     mem::Accumulate,
     mem::Update,
+}
+
+impl Op {
+    /// The op without what tells it from equal ones in other layers: the number of a dropout.
+    pub fn unnumbered(&self) -> Op {
+        match self {
+            Op::Dropout(op) => Op::Dropout(compute::Dropout { number: 0, ..*op }),
+            op => op.clone(),
+        }
+    }
 }
 
 /// Sum of the bytes of operands and results: the memory traffic of an op that touches each once.

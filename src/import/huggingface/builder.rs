@@ -7,6 +7,8 @@ use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::{Binary, Full, Reshape, Slice, Transpose, Unary, UnaryKind};
 use galvatron_ir::types::TensorType;
 
+use super::super::dropout::Dropouts;
+
 /// A value of the program, or why it cannot be.
 pub(super) type Built = Result<ValueId, Diagnostic>;
 
@@ -14,14 +16,15 @@ pub(super) type Built = Result<ValueId, Diagnostic>;
 pub(super) struct Builder {
     /// What is built.
     pub module: Module,
+    dropouts: Dropouts,
     /// Prefix of the names of results: the module of the model that is being built.
     scope: String,
 }
 
 impl Builder {
-    /// An empty program.
-    pub fn new(name: &str) -> Builder {
-        Builder { module: Module::new(name), scope: String::new() }
+    /// An empty program, whose dropouts will draw from the seed.
+    pub fn new(name: &str, seed: u64) -> Builder {
+        Builder { module: Module::new(name), dropouts: Dropouts::new(seed), scope: String::new() }
     }
 
     /// Names the results from now on after a module of the model.
@@ -107,6 +110,15 @@ impl Builder {
     /// An element-wise function.
     pub fn function(&mut self, kind: UnaryKind, x: ValueId) -> Built {
         self.emit(Unary { kind }, &[x])
+    }
+
+    /// x with a part of its elements dropped; x itself at the rate 0.
+    pub fn dropout(&mut self, x: ValueId, rate: f64) -> Built {
+        if rate == 0.0 {
+            return Ok(x);
+        }
+        let (op, step) = self.dropouts.next(&mut self.module.program, rate);
+        self.emit(op, &[x, step])
     }
 
     /// The same elements in another shape.

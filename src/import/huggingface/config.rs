@@ -79,17 +79,19 @@ pub(super) struct Config {
     read: BTreeSet<String>,
     /// Names of the tensors of the checkpoint beside it.
     stored: BTreeSet<String>,
+    /// Whether dropout is on.
+    drops: bool,
     faults: Vec<Diagnostic>,
     notes: Vec<String>,
 }
 
 impl Config {
-    /// The configuration of a JSON object, with the names of the tensors of the checkpoint beside it.
-    pub fn new(object: Map<String, Value>, stored: BTreeSet<String>) -> Config {
+    /// The configuration of a JSON object, with the names of the tensors of the checkpoint beside it, and whether dropout is on.
+    pub fn new(object: Map<String, Value>, stored: BTreeSet<String>, drops: bool) -> Config {
         let nulls = object.iter().filter(|(_, value)| value.is_null()).map(|(key, _)| key.clone()).collect();
         let keys = object.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let read = IRRELEVANT.map(String::from).into();
-        Config { keys, nulls, read, stored, faults: Vec::new(), notes: Vec::new() }
+        Config { keys, nulls, read, stored, drops, faults: Vec::new(), notes: Vec::new() }
     }
 
     /// The value of a key, whatever it is.
@@ -220,17 +222,38 @@ impl Config {
         self.read.extend(keys.iter().map(|key| key.to_string()));
     }
 
-    /// Rates of dropout, which is off.
-    pub fn dropout(&mut self, keys: &[(&str, f64)]) {
-        let active: Vec<String> = keys
-            .iter()
-            .map(|&(key, default)| (key, self.number(key, default)))
-            .filter(|&(_, rate)| rate > 0.0)
-            .map(|(key, rate)| format!("`{key}` = {rate}"))
-            .collect();
+    /// Rates of dropout, from 0 to below 1; all are 0 where it is off, which is noted.
+    pub fn dropout<const N: usize>(&mut self, keys: [(&str, f64); N]) -> [f64; N] {
+        let rates = keys.map(|(key, default)| self.rate(key, default));
+        let active = keys.iter().zip(rates).filter(|&(_, rate)| rate > 0.0);
+        let active: Vec<String> = active.map(|((key, _), rate)| format!("`{key}` = {rate}")).collect();
         if !active.is_empty() {
-            self.note(format!("dropout is off; the configuration has {}", active.join(", ")));
+            let what = if self.drops { "on: " } else { "off; the configuration has " };
+            self.note(format!("dropout is {what}{}", active.join(", ")));
         }
+        if self.drops { rates } else { [0.0; N] }
+    }
+
+    /// A rate at which whole layers or branches are dropped: it must be 0 where dropout is on.
+    pub fn drops_no_branch(&mut self, key: &str, default: f64) {
+        let rate = self.rate(key, default);
+        if rate > 0.0 && self.drops {
+            let message = format!("dropout is on, and `{key}` is {rate}: dropping whole branches is not supported");
+            self.fault(
+                Diagnostic::new("config-key", message).help(format!("set `{key}` to 0, or `model.dropout` to false")),
+            );
+        } else if rate > 0.0 {
+            self.note(format!("dropout is off; the configuration has `{key}` = {rate}"));
+        }
+    }
+
+    fn rate(&mut self, key: &str, default: f64) -> f64 {
+        let rate = self.number(key, default);
+        if !(0.0..1.0).contains(&rate) {
+            let message = format!("`{key}` is {rate}, not a rate from 0 to below 1");
+            self.fault(Diagnostic::new("config-value", message));
+        }
+        rate
     }
 
     /// The token that fills rows, whose embedding PyTorch does not train in families that call this.
@@ -288,7 +311,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        Config::new(serde_json::from_str(text).expect("the test writes JSON"), BTreeSet::new())
+        Config::new(serde_json::from_str(text).expect("the test writes JSON"), BTreeSet::new(), false)
     }
 
     #[test]
@@ -306,9 +329,27 @@ mod tests {
     #[test]
     fn unknown_keys_and_dropout_are_noted() {
         let mut config = config(r#"{"p": 0.1, "q": 0.0, "new_key": 1, "use_cache": true}"#);
-        config.dropout(&[("p", 0.0), ("q", 0.1), ("r", 0.2)]);
+        assert_eq!(config.dropout([("p", 0.0), ("q", 0.1), ("r", 0.2)]), [0.0; 3]);
         let notes = config.finish().unwrap();
         assert!(notes[0].contains("`p` = 0.1, `r` = 0.2") && !notes[0].contains("`q`"), "{notes:?}");
         assert!(notes[1].ends_with("nothing here: `new_key`"), "{notes:?}");
+    }
+
+    #[test]
+    fn rates_are_given_where_dropout_is_on() {
+        let on = |text: &str| Config { drops: true, ..config(text) };
+        let mut rates = on(r#"{"p": 0.1}"#);
+        assert_eq!(rates.dropout([("p", 0.0), ("q", 0.0), ("r", 0.2)]), [0.1, 0.0, 0.2]);
+        rates.drops_no_branch("s", 0.0);
+        assert_eq!(rates.finish().unwrap(), ["dropout is on: `p` = 0.1, `r` = 0.2"]);
+        let mut odd = on(r#"{"p": 1.0, "q": -0.5}"#);
+        odd.dropout([("p", 0.0), ("q", 0.0)]);
+        odd.drops_no_branch("s", 0.1);
+        let faults: Vec<String> = odd.finish().unwrap_err().into_iter().map(|fault| fault.message).collect();
+        let branch = "dropout is on, and `s` is 0.1: dropping whole branches is not supported";
+        assert_eq!(
+            faults,
+            ["`p` is 1, not a rate from 0 to below 1", "`q` is -0.5, not a rate from 0 to below 1", branch]
+        );
     }
 }

@@ -54,13 +54,13 @@ pub fn import(path: &Path, options: &ImportOptions<'_>) -> Checked<Imported> {
     let family = family(&object).map_err(one)?;
     let checkpoint = Checkpoint::beside(path).map_err(one)?;
     let stored = checkpoint.as_ref().map(Checkpoint::names).unwrap_or_default();
-    let mut config = Config::new(object, stored);
+    let mut config = Config::new(object, stored, options.recipe.dropout);
     check_architecture(&mut config, family);
     config.never("quantization_config");
     let model = (family.read)(&mut config);
     let mut notes = config.finish()?;
     let sizes = sizes(options.recipe, model.tokens())?;
-    let mut b = Builder::new(family.model_type);
+    let mut b = Builder::new(family.model_type, options.recipe.seed);
     model.build(&mut b, sizes).map_err(one)?;
     let mut module = b.module;
     match checkpoint {

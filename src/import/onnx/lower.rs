@@ -11,6 +11,7 @@ use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::Transpose;
 use galvatron_ir::types::TensorType;
 
+use super::super::dropout::Dropouts;
 use super::bind::Bindings;
 use super::ops::{self, Call};
 use super::parameters::Parameters;
@@ -23,7 +24,7 @@ mod held;
 mod materialize;
 
 use materialize::MAX_CONSTANT;
-pub(super) use materialize::{as_f64, dtype};
+pub(super) use materialize::{as_f64, dtype, elements};
 
 /// What an ONNX value became.
 #[derive(Clone, Debug)]
@@ -38,14 +39,14 @@ pub(super) enum Lowered {
     Unknown,
 }
 
-/// Lowers a model whose inputs are bound and whose parameters are chosen.
+/// Lowers a model whose inputs are bound and whose parameters are chosen; dropouts draw from the seed.
 ///
 /// # Errors
 /// Code `onnx-op`: all operators that are not supported, in one diagnostic; code `onnx-node`: a node whose operands do not
 /// fit; code `onnx-weight`: a weight that lies in no file.
-pub(super) fn lower(model: &OnnxModel, bindings: &Bindings, parameters: &Parameters) -> Checked<Module> {
+pub(super) fn lower(model: &OnnxModel, bindings: &Bindings, parameters: &Parameters, seed: u64) -> Checked<Module> {
     let name = Path::new(&model.file).file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
-    let mut lowering = Lowering::new(Module::new(name));
+    let mut lowering = Lowering::new(Module::new(name), seed);
     lowering.inputs(model, bindings);
     lowering.initializers(model, parameters);
     let last_uses = last_uses(model);
@@ -75,6 +76,8 @@ fn last_uses(model: &OnnxModel) -> HashMap<&str, usize> {
 pub(super) struct Lowering<'m> {
     /// Receives values, nodes, weights and outputs.
     pub module: Module,
+    /// The dropouts so far.
+    pub dropouts: Dropouts,
     table: HashMap<&'m str, Lowered>,
     /// The memory of what was evaluated.
     held: Held,
@@ -96,9 +99,10 @@ pub(super) struct Lowering<'m> {
 }
 
 impl<'m> Lowering<'m> {
-    fn new(module: Module) -> Self {
+    fn new(module: Module, seed: u64) -> Self {
         Lowering {
             module,
+            dropouts: Dropouts::new(seed),
             table: HashMap::new(),
             held: Held::default(),
             forgotten: HashMap::new(),

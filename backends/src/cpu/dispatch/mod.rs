@@ -5,6 +5,7 @@ mod attention;
 mod broadcast;
 mod constants;
 mod contract;
+mod dropout;
 mod elementwise;
 mod layout;
 mod loss;
@@ -58,6 +59,7 @@ fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {
         Op::Where(_) => elementwise::select(cx),
         Op::Compare(op) => elementwise::compare(op, cx),
         Op::CumSum(op) => along::cum_sum(op, cx),
+        Op::Dropout(op) => dropout::dropout(op, cx),
         Op::TopK(op) => along::top_k(op, cx),
         Op::TakeAlong(op) => along::take_along(op, cx),
         Op::PutAlong(op) => along::put_along(op, cx),

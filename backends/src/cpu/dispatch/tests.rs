@@ -6,7 +6,7 @@ use galvatron_ir::types::{DType, TensorType};
 use crate::cpu::Cpu;
 use crate::cpu::kernels::testing::random;
 use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Span};
-use crate::reference::{Tensor, eval};
+use crate::reference::{Part, Tensor, eval};
 use galvatron_ir::types::bf16;
 
 /// The operands of a sample; the step of an optimizer is a whole number.
@@ -101,7 +101,7 @@ fn check(sample: &Sample) {
     let types: Vec<&TensorType> = sample.args.iter().map(|(ty, _)| ty).collect();
     let results = sample.op.infer(&types).expect("a legal sample");
     let args: Vec<Tensor> = types.iter().zip(contents(sample)).map(|(ty, bytes)| tensor(ty, &bytes)).collect();
-    let expected = eval(&sample.op, &args.iter().collect::<Vec<_>>(), &results, 0).unwrap();
+    let expected = eval(&sample.op, &args.iter().collect::<Vec<_>>(), &results, &Part::default()).unwrap();
     for ((ty, found), expected) in results.iter().zip(run(sample, &[], 1)).zip(&expected) {
         let half_unit = if ty.dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
         for (i, (f, e)) in tensor(ty, &found).data.iter().zip(&expected.data).enumerate() {
@@ -127,6 +127,7 @@ fn every_op_takes_bf16() {
                 Op::Rotary(_) => i > 0,
                 Op::AttentionGrad(_) | Op::AttentionMaskGrad(_) => i == 4,
                 Op::CrossEntropyGrad(_) => i > 1,
+                Op::Dropout(_) => i > 0,
                 Op::Sgd(_) | Op::Adamw(_) | Op::ClipScale(_) => true,
                 _ => false,
             };

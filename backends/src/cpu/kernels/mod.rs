@@ -11,6 +11,7 @@ pub mod broadcast;
 pub mod cross_entropy;
 pub mod cumulate;
 mod dense;
+pub mod dropout;
 pub mod einsum;
 pub mod gather;
 pub mod layer_norm;

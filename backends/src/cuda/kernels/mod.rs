@@ -4,6 +4,7 @@ pub(super) mod attention;
 pub(super) mod attention_bf16;
 pub(super) mod constants;
 pub(super) mod cross_entropy;
+pub(super) mod dropout;
 pub(super) mod elementwise;
 pub(super) mod embedding;
 pub(super) mod layout;
@@ -30,6 +31,8 @@ pub enum Family {
     Constants,
     /// Cross entropy and its gradient.
     CrossEntropy,
+    /// Dropout.
+    Dropout,
     /// Element-wise functions.
     Elementwise,
     /// Rows of a table by index, and the gradient of the table.
@@ -57,12 +60,13 @@ const TENSOR_CORE_ATTENTION: [&str; 2] = [include_str!("tensor_core.cu"), includ
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 12] = [
+    pub const ALL: [Family; 13] = [
         Family::Attention,
         Family::AttentionBf16,
         Family::AttentionBf16Grad,
         Family::Constants,
         Family::CrossEntropy,
+        Family::Dropout,
         Family::Elementwise,
         Family::Embedding,
         Family::Layout,
@@ -94,6 +98,7 @@ impl Family {
             Family::AttentionBf16Grad => ("attention_bf16_grad", include_str!("attention_bf16_grad.cu")),
             Family::Constants => ("constants", include_str!("constants.cu")),
             Family::CrossEntropy => ("cross_entropy", include_str!("cross_entropy.cu")),
+            Family::Dropout => ("dropout", include_str!("dropout.cu")),
             Family::Elementwise => ("elementwise", include_str!("elementwise.cu")),
             Family::Embedding => ("embedding", include_str!("embedding.cu")),
             Family::Layout => ("layout", include_str!("layout.cu")),

@@ -38,9 +38,10 @@ pub fn shard(module: &mut Module, strategy: &Strategy) {
     module.level = Level::Sharded;
 }
 
-/// The scalars that the run supplies.
-fn run_scalars(program: &Program) -> BTreeSet<ValueId> {
-    let nodes = program.body.iter().map(|&n| program.graph.node(n));
+/// The scalars that the run supplies to the optimizer; those that the model reads are of its forward pass.
+fn run_scalars(program: &Program, strategy: &Strategy) -> BTreeSet<ValueId> {
+    let nodes = program.body.iter().filter(|node| !strategy.maps.contains_key(node));
+    let nodes = nodes.map(|&n| program.graph.node(n));
     nodes.filter(|n| matches!(n.op, Op::RunScalar(_))).flat_map(|n| n.results.iter().copied()).collect()
 }
 
@@ -83,7 +84,7 @@ impl<'a> Sharder<'a> {
             parts: Parts::new(program, strategy),
             inherited: Inherited::default(),
             weight_of_gradient,
-            step_level: run_scalars(program),
+            step_level: run_scalars(program, strategy),
             reported: ["loss", "grad_norm"].iter().filter_map(|name| program.output(name)).collect(),
             layer: None,
         }
@@ -141,19 +142,29 @@ impl<'a> Sharder<'a> {
         if is_loss || args.iter().any(|a| summed(self, a)) {
             return self.visit_step_level(node);
         }
+        if self.is_run_scalar(node) {
+            return self.emit(node, map, PhaseKind::Prologue);
+        }
         let has_micro_batches = self.mesh.micro_batches() > 1;
         let mentions = map.axes.iter().flatten().any(|&a| a == Mesh::MB);
-        let whole_batch = has_micro_batches && !mentions && args.iter().any(|a| self.is_input_or_prologue(*a));
+        let whole_batch = has_micro_batches && !mentions && args.iter().any(|a| self.is_of_whole_batch(*a));
         self.emit(node, map, if whole_batch { PhaseKind::Prologue } else { PhaseKind::Forward });
     }
 
-    fn is_input_or_prologue(&self, value: ValueId) -> bool {
-        self.program.inputs.iter().any(|i| i.value == value) || self.copies.is_in(value, PhaseKind::Prologue)
+    /// Whether a value is of the data of the whole step: an input, or made of inputs in the prologue.
+    fn is_of_whole_batch(&self, value: ValueId) -> bool {
+        let is_run_scalar = self.program.graph.producer(value).is_some_and(|node| self.is_run_scalar(node));
+        let is_early = self.copies.is_in(value, PhaseKind::Prologue) && !is_run_scalar;
+        is_early || self.program.inputs.iter().any(|i| i.value == value)
+    }
+
+    fn is_run_scalar(&self, node: NodeId) -> bool {
+        matches!(self.program.graph.node(node).op, Op::RunScalar(_))
     }
 
     fn is_step_level(&self, node: NodeId) -> bool {
         let n = self.program.graph.node(node);
-        matches!(n.op, Op::RunScalar(_))
+        self.is_run_scalar(node)
             || n.args.iter().any(|a| self.step_level.contains(a) || self.weight_of_gradient.contains_key(a))
     }
 
@@ -177,7 +188,7 @@ impl<'a> Sharder<'a> {
     fn visit_step_level(&mut self, node: NodeId) {
         let n = self.program.graph.node(node);
         let updated = self.updated_weight(node);
-        let is_step = updated.is_some() || matches!(n.op, Op::RunScalar(_));
+        let is_step = updated.is_some() || self.is_run_scalar(node);
         let phase = if is_step { PhaseKind::Step } else { PhaseKind::Reduce };
         let weight = updated.or_else(|| n.args.first().and_then(|a| self.weight_of_gradient.get(a).copied()));
         let rule = crate::batch::rule_of(self.program, node);

@@ -9,7 +9,7 @@ mod patches;
 mod relative;
 mod rotary;
 
-pub(super) use attention::Heads;
+pub(super) use attention::{Heads, Scores};
 pub(super) use experts::Experts;
 pub(super) use relative::Buckets;
 pub(super) use rotary::Rope;

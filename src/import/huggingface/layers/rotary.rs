@@ -190,7 +190,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Rope, String> {
-        let mut config = Config::new(serde_json::from_str(text).expect("the test writes JSON"), Default::default());
+        let mut config =
+            Config::new(serde_json::from_str(text).expect("the test writes JSON"), Default::default(), false);
         let rope = Rope::read(&mut config, 1.0);
         config.finish().map(|_| rope).map_err(|faults| faults.iter().map(|f| format!("{}\n", f.message)).collect())
     }

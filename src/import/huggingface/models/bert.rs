@@ -7,7 +7,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::activation;
+use super::super::layers::{Scores, activation};
 use super::{Model, Sizes, Tokens, tokens};
 
 struct Bert {
@@ -22,6 +22,8 @@ struct Bert {
     eps: f64,
     std: f64,
     is_tied: bool,
+    hidden_dropout: f64,
+    attention_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
@@ -33,7 +35,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         "pooler_size_per_head",
         "pooler_type",
     ]);
-    config.dropout(&[("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1)]);
+    let rates = config.dropout([("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1)]);
+    let [hidden_dropout, attention_dropout] = rates;
     config.padding(Some(0));
     config.never("is_decoder");
     config.never("add_cross_attention");
@@ -54,6 +57,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         eps: config.number("layer_norm_eps", 1e-12),
         std: config.number("initializer_range", 0.02),
         is_tied: config.flag("tie_word_embeddings", true),
+        hidden_dropout,
+        attention_dropout,
     })
 }
 
@@ -93,7 +98,8 @@ impl Bert {
         let positions = b.positions(&name("position_embeddings"), 0, length, rows, self.std)?;
         let sum = b.add(words, types)?;
         let sum = b.add(sum, positions)?;
-        Ok((table, b.layer_norm(&name("LayerNorm"), sum, self.eps)?))
+        let x = b.layer_norm(&name("LayerNorm"), sum, self.eps)?;
+        Ok((table, b.dropout(x, self.hidden_dropout)?))
     }
 
     /// Norms stand after the sums.
@@ -105,6 +111,7 @@ impl Bert {
         let h = b.linear(&format!("{name}.intermediate.dense"), x, self.inner, true, self.std)?;
         let h = b.function(self.activation, h)?;
         let h = b.linear(&format!("{name}.output.dense"), h, self.width, true, self.std)?;
+        let h = b.dropout(h, self.hidden_dropout)?;
         let sum = b.add(h, x)?;
         b.layer_norm(&format!("{name}.output.LayerNorm"), sum, self.eps)
     }
@@ -116,9 +123,11 @@ impl Bert {
             *value = b.split_heads(y, self.n_heads)?;
         }
         let scale = ((self.width / self.n_heads) as f64).powf(-0.5);
-        let mixed = b.attention(qkv, scale, false, Some(mask))?;
+        let scores = Scores { scale, causal: false, mask: Some(mask), dropout: self.attention_dropout };
+        let mixed = b.attention(qkv, scores)?;
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{name}.output.dense"), merged, self.width, true, self.std)
+        let h = b.linear(&format!("{name}.output.dense"), merged, self.width, true, self.std)?;
+        b.dropout(h, self.hidden_dropout)
     }
 
     fn head(&self, b: &mut Builder, x: ValueId, table: ValueId) -> Built {

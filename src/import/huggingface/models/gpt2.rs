@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::activation;
+use super::super::layers::{Scores, activation};
 use super::{Model, Sizes, Tokens, language_head, tokens};
 
 struct Gpt2 {
@@ -22,6 +22,9 @@ struct Gpt2 {
     is_scaled: bool,
     is_scaled_by_layer: bool,
     is_tied: bool,
+    residual_dropout: f64,
+    embedding_dropout: f64,
+    attention_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
@@ -33,7 +36,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
     ]);
     config.ignore(&["n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation"]);
     config.ignore(&["summary_proj_to_labels", "summary_first_dropout", "num_labels"]);
-    config.dropout(&[("resid_pdrop", 0.1), ("embd_pdrop", 0.1), ("attn_pdrop", 0.1)]);
+    let rates = config.dropout([("resid_pdrop", 0.1), ("embd_pdrop", 0.1), ("attn_pdrop", 0.1)]);
+    let [residual_dropout, embedding_dropout, attention_dropout] = rates;
     config.never("add_cross_attention");
     let width = config.count("n_embd", 768);
     let n_heads = config.count("n_head", 12);
@@ -51,6 +55,9 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         is_scaled: config.flag("scale_attn_weights", true),
         is_scaled_by_layer: config.flag("scale_attn_by_inverse_layer_idx", false),
         is_tied: config.flag("tie_word_embeddings", true),
+        residual_dropout,
+        embedding_dropout,
+        attention_dropout,
     })
 }
 
@@ -64,7 +71,8 @@ impl Model for Gpt2 {
         let (table, words) = b.embedding("transformer.wte", ids, [self.vocabulary, self.width], self.std)?;
         let table_of_positions = [self.n_positions, self.width];
         let positions = b.positions("transformer.wpe", 0, sizes.sequence, table_of_positions, self.std)?;
-        let mut x = b.add(words, positions)?;
+        let sum = b.add(words, positions)?;
+        let mut x = b.dropout(sum, self.embedding_dropout)?;
         for layer in 0..self.n_layers {
             x = self.layer(b, x, layer)?;
         }
@@ -85,6 +93,7 @@ impl Gpt2 {
         let h = b.linear_in_out(&format!("{name}.mlp.c_fc"), h, self.inner, self.std)?;
         let h = b.function(self.activation, h)?;
         let h = b.linear_in_out(&format!("{name}.mlp.c_proj"), h, self.width, self.residual_std())?;
+        let h = b.dropout(h, self.residual_dropout)?;
         b.add(x, h)
     }
 
@@ -99,9 +108,10 @@ impl Gpt2 {
         b.enter(&name);
         let plain = if self.is_scaled { ((self.width / self.n_heads) as f64).powf(-0.5) } else { 1.0 };
         let scale = if self.is_scaled_by_layer { plain / (layer + 1) as f64 } else { plain };
-        let mixed = b.attention(qkv, scale, true, None)?;
+        let mixed = b.attention(qkv, Scores { scale, causal: true, mask: None, dropout: self.attention_dropout })?;
         let merged = b.merge_heads(mixed)?;
-        b.linear_in_out(&format!("{name}.c_proj"), merged, self.width, self.residual_std())
+        let h = b.linear_in_out(&format!("{name}.c_proj"), merged, self.width, self.residual_std())?;
+        b.dropout(h, self.residual_dropout)
     }
 
     /// Deviation of fresh projections onto the residual stream, to which two are added in each layer.

@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Rope, activation};
+use super::super::layers::{Rope, Scores, activation};
 use super::{Model, Sizes, Tokens, tokens};
 
 struct GptNeox {
@@ -23,12 +23,15 @@ struct GptNeox {
     is_parallel: bool,
     has_attention_bias: bool,
     is_tied: bool,
+    attention_dropout: f64,
+    hidden_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
     config.rename(&[("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")]);
     config.ignore(&["classifier_dropout", "num_labels", "rope_fused_kernel"]);
-    config.dropout(&[("attention_dropout", 0.0), ("hidden_dropout", 0.0)]);
+    let rates = config.dropout([("attention_dropout", 0.0), ("hidden_dropout", 0.0)]);
+    let [attention_dropout, hidden_dropout] = rates;
     config.never("is_decoder");
     let width = config.count("hidden_size", 6144);
     let n_heads = config.count("num_attention_heads", 64);
@@ -46,6 +49,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         is_parallel: config.flag("use_parallel_residual", true),
         has_attention_bias: config.flag("attention_bias", true),
         is_tied: config.flag("tie_word_embeddings", false),
+        attention_dropout,
+        hidden_dropout,
     })
 }
 
@@ -57,6 +62,7 @@ impl Model for GptNeox {
     fn build(&self, b: &mut Builder, sizes: Sizes) -> Result<(), Diagnostic> {
         let ids = tokens(b, "input_ids", sizes.batch, sizes.sequence);
         let (table, mut x) = b.embedding("gpt_neox.embed_in", ids, [self.vocabulary, self.width], self.std)?;
+        x = b.dropout(x, self.hidden_dropout)?;
         let turned = self.rope.turned(self.width / self.n_heads);
         let tables = b.rotary_tables(&self.rope, sizes.sequence, turned)?;
         for layer in 0..self.n_layers {
@@ -84,6 +90,7 @@ impl GptNeox {
         let h = b.linear(&format!("{name}.mlp.dense_h_to_4h"), h, self.inner, true, self.std)?;
         let h = b.function(self.activation, h)?;
         let h = b.linear(&format!("{name}.mlp.dense_4h_to_h"), h, self.width, true, self.std)?;
+        let h = b.dropout(h, self.hidden_dropout)?;
         b.add(h, after)
     }
 
@@ -96,8 +103,11 @@ impl GptNeox {
         let [q, k, v] =
             [b.slice(fused, 3, 0, width)?, b.slice(fused, 3, width, width)?, b.slice(fused, 3, 2 * width, width)?];
         let (q, k) = (b.turn(q, tables)?, b.turn(k, tables)?);
-        let mixed = b.attention([q, k, v], (width as f64).powf(-0.5), true, None)?;
+        let scale = (width as f64).powf(-0.5);
+        let scores = Scores { scale, causal: true, mask: None, dropout: self.attention_dropout };
+        let mixed = b.attention([q, k, v], scores)?;
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{name}.dense"), merged, self.width, self.has_attention_bias, self.std)
+        let h = b.linear(&format!("{name}.dense"), merged, self.width, self.has_attention_bias, self.std)?;
+        b.dropout(h, self.hidden_dropout)
     }
 }

@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Experts, Heads, Rope, activation};
+use super::super::layers::{Experts, Heads, Rope, Scores, activation};
 use super::{Model, Sizes, Tokens, language_head, tokens};
 
 struct Llama {
@@ -30,6 +30,7 @@ struct Llama {
     window: Option<(u64, u64)>,
     /// What stands between the attentions instead of linear maps.
     experts: Option<Experts>,
+    attention_dropout: f64,
 }
 
 /// Sizes that a configuration leaves out.
@@ -90,7 +91,7 @@ pub(super) fn read_qwen2(config: &mut Config) -> Box<dyn Model> {
 
 /// The keys that all have.
 fn read(config: &mut Config, defaults: Defaults) -> Llama {
-    config.dropout(&[("attention_dropout", 0.0)]);
+    let [attention_dropout] = config.dropout([("attention_dropout", 0.0)]);
     config.padding(None);
     let width = config.count("hidden_size", 4096);
     let n_heads = config.count("num_attention_heads", 32);
@@ -117,6 +118,7 @@ fn read(config: &mut Config, defaults: Defaults) -> Llama {
         has_mlp_bias: false,
         window: None,
         experts: None,
+        attention_dropout,
     }
 }
 
@@ -168,7 +170,9 @@ impl Llama {
         let [q, k, v] = b.projections(name, x, self.heads, self.has_qkv_bias, self.std)?;
         let (q, k) = (b.turn(q, shared.tables)?, b.turn(k, shared.tables)?);
         let mask = shared.window.filter(|_| self.window.is_some_and(|(_, first)| layer >= first));
-        let mixed = b.attention([q, k, v], (self.heads.width as f64).powf(-0.5), true, mask)?;
+        let scale = (self.heads.width as f64).powf(-0.5);
+        let scores = Scores { scale, causal: true, mask, dropout: self.attention_dropout };
+        let mixed = b.attention([q, k, v], scores)?;
         let merged = b.merge_heads(mixed)?;
         b.linear(&format!("{name}.o_proj"), merged, self.width, self.has_output_bias, self.std)
     }

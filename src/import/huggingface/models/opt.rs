@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Heads, activation};
+use super::super::layers::{Heads, Scores, activation};
 use super::{Model, Sizes, Tokens, language_head, tokens};
 
 /// Rows of the table of positions before that of position 0.
@@ -32,10 +32,14 @@ struct Opt {
     has_gains: bool,
     has_bias: bool,
     is_tied: bool,
+    dropout: f64,
+    attention_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
-    config.dropout(&[("dropout", 0.1), ("attention_dropout", 0.0), ("activation_dropout", 0.0), ("layerdrop", 0.0)]);
+    config.ignore(&["activation_dropout"]);
+    let [dropout, attention_dropout] = config.dropout([("dropout", 0.1), ("attention_dropout", 0.0)]);
+    config.drops_no_branch("layerdrop", 0.0);
     config.padding(Some(1));
     let width = config.count("hidden_size", 768);
     let n_heads = config.count("num_attention_heads", 12);
@@ -56,6 +60,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         has_gains: config.flag("layer_norm_elementwise_affine", true),
         has_bias: config.flag("enable_bias", true),
         is_tied: config.flag("tie_word_embeddings", true),
+        dropout,
+        attention_dropout,
     })
 }
 
@@ -101,7 +107,8 @@ impl Opt {
         self.residual(b, &format!("{name}.final_layer_norm"), x, |b, h| {
             let h = b.linear(&format!("{name}.fc1"), h, self.inner, self.has_bias, self.std)?;
             let h = b.function(self.activation, h)?;
-            b.linear(&format!("{name}.fc2"), h, self.width, self.has_bias, self.std)
+            let h = b.linear(&format!("{name}.fc2"), h, self.width, self.has_bias, self.std)?;
+            b.dropout(h, self.dropout)
         })
     }
 
@@ -122,8 +129,11 @@ impl Opt {
     fn attention(&self, b: &mut Builder, layer: &str, x: ValueId) -> Built {
         let heads = Heads { n_heads: self.n_heads, n_groups: self.n_heads, width: self.width / self.n_heads };
         let qkv = b.projections(&format!("{layer}.self_attn"), x, heads, self.has_bias, self.std)?;
-        let mixed = b.attention(qkv, (heads.width as f64).powf(-0.5), true, None)?;
+        let scale = (heads.width as f64).powf(-0.5);
+        let scores = Scores { scale, causal: true, mask: None, dropout: self.attention_dropout };
+        let mixed = b.attention(qkv, scores)?;
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{layer}.self_attn.out_proj"), merged, self.width, self.has_bias, self.std)
+        let h = b.linear(&format!("{layer}.self_attn.out_proj"), merged, self.width, self.has_bias, self.std)?;
+        b.dropout(h, self.dropout)
     }
 }

@@ -6,7 +6,7 @@ use galvatron_ir::op::compute::UnaryKind;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Heads, Rope, activation};
+use super::super::layers::{Heads, Rope, Scores, activation};
 use super::{Model, Sizes, Tokens, tokens};
 
 struct Phi {
@@ -21,10 +21,14 @@ struct Phi {
     rope: Rope,
     /// Whether queries and keys are normalised.
     has_qk_norm: bool,
+    residual_dropout: f64,
+    embedding_dropout: f64,
+    attention_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
-    config.dropout(&[("resid_pdrop", 0.0), ("embd_pdrop", 0.0), ("attention_dropout", 0.0)]);
+    let rates = config.dropout([("resid_pdrop", 0.0), ("embd_pdrop", 0.0), ("attention_dropout", 0.0)]);
+    let [residual_dropout, embedding_dropout, attention_dropout] = rates;
     // The head has a bias, so it cannot be the table of the embedding.
     config.only("tie_word_embeddings", false);
     config.padding(None);
@@ -44,6 +48,9 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         std: config.number("initializer_range", 0.02),
         rope: Rope::read(config, 0.5),
         has_qk_norm: config.flag("qk_layernorm", false),
+        residual_dropout,
+        embedding_dropout,
+        attention_dropout,
     })
 }
 
@@ -55,6 +62,7 @@ impl Model for Phi {
     fn build(&self, b: &mut Builder, sizes: Sizes) -> Result<(), Diagnostic> {
         let ids = tokens(b, "input_ids", sizes.batch, sizes.sequence);
         let (_, mut x) = b.embedding("model.embed_tokens", ids, [self.vocabulary, self.width], self.std)?;
+        x = b.dropout(x, self.embedding_dropout)?;
         let tables = b.rotary_tables(&self.rope, sizes.sequence, self.rope.turned(self.heads.width))?;
         for layer in 0..self.n_layers {
             x = self.layer(b, x, tables, layer)?;
@@ -72,9 +80,11 @@ impl Phi {
         let name = format!("model.layers.{layer}");
         let h = b.layer_norm(&format!("{name}.input_layernorm"), x, self.eps)?;
         let attended = self.attention(b, &format!("{name}.self_attn"), h, tables)?;
+        let attended = b.dropout(attended, self.residual_dropout)?;
         let inner = b.linear(&format!("{name}.mlp.fc1"), h, self.inner, true, self.std)?;
         let inner = b.function(self.activation, inner)?;
         let fed = b.linear(&format!("{name}.mlp.fc2"), inner, self.width, true, self.std)?;
+        let fed = b.dropout(fed, self.residual_dropout)?;
         let sum = b.add(attended, fed)?;
         b.add(sum, x)
     }
@@ -86,7 +96,9 @@ impl Phi {
             k = b.layer_norm(&format!("{name}.k_layernorm"), k, self.eps)?;
         }
         let (q, k) = (b.turn(q, tables)?, b.turn(k, tables)?);
-        let mixed = b.attention([q, k, v], (self.heads.width as f64).powf(-0.5), true, None)?;
+        let scale = (self.heads.width as f64).powf(-0.5);
+        let scores = Scores { scale, causal: true, mask: None, dropout: self.attention_dropout };
+        let mixed = b.attention([q, k, v], scores)?;
         let merged = b.merge_heads(mixed)?;
         b.linear(&format!("{name}.dense"), merged, self.width, true, self.std)
     }

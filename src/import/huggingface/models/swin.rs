@@ -34,6 +34,8 @@ struct Swin {
     std: f64,
     has_qkv_bias: bool,
     has_positions: bool,
+    hidden_dropout: f64,
+    attention_dropout: f64,
 }
 
 /// A stage: its number, height and width in patches, width of a vector, heads.
@@ -56,7 +58,9 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         "path_norm",
     ]);
     config.ignore(&["_out_features", "_out_indices"]);
-    config.dropout(&[("hidden_dropout_prob", 0.0), ("attention_probs_dropout_prob", 0.0), ("drop_path_rate", 0.1)]);
+    let rates = config.dropout([("hidden_dropout_prob", 0.0), ("attention_probs_dropout_prob", 0.0)]);
+    let [hidden_dropout, attention_dropout] = rates;
+    config.drops_no_branch("drop_path_rate", 0.1);
     let (sides, patch) = (config.sides("image_size", 224), config.sides("patch_size", 4));
     for i in 0..2 {
         config.divides(("patch_size", patch[i]), ("image_size", sides[i]));
@@ -75,6 +79,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         std: config.number("initializer_range", 0.02),
         has_qkv_bias: config.flag("qkv_bias", true),
         has_positions: config.flag("use_absolute_embeddings", false),
+        hidden_dropout,
+        attention_dropout,
     };
     swin.check(config);
     Box::new(swin)
@@ -129,6 +135,7 @@ impl Model for Swin {
             let positions = b.parameter("swin.embeddings.position_embeddings", &shape, Normal::new(0.0, 0.0));
             x = b.add(x, positions)?;
         }
+        x = b.dropout(x, self.hidden_dropout)?;
         for stage in self.stages() {
             for block in 0..self.depths[stage.index] {
                 x = self.block(b, x, stage, block)?;
@@ -163,6 +170,7 @@ impl Swin {
         let h = b.linear(&format!("{name}.intermediate.dense"), h, inner, true, self.std)?;
         let h = b.function(self.activation, h)?;
         let h = b.linear(&format!("{name}.output.dense"), h, stage.width, true, self.std)?;
+        let h = b.dropout(h, self.hidden_dropout)?;
         b.add(h, x)
     }
 
@@ -213,9 +221,11 @@ impl Swin {
         }
         let biased = b.add(scores, bias)?;
         let weights = b.emit(Softmax, &[biased])?;
+        let weights = b.dropout(weights, self.attention_dropout)?;
         let mixed = b.emit(contraction("bwhqk", "bwkhd", "bwqhd"), &[weights, qkv[2]])?;
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{name}.output.dense"), merged, stage.width, true, self.std)
+        let h = b.linear(&format!("{name}.output.dense"), merged, stage.width, true, self.std)?;
+        b.dropout(h, self.attention_dropout)
     }
 
     /// [1, heads, window², window²] by the differences of rows and columns.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::{Buckets, activation_named};
+use super::super::layers::{Buckets, Scores, activation_named};
 use super::{Model, Sizes, Tokens, language_head, tokens};
 
 struct T5 {
@@ -29,6 +29,7 @@ struct T5 {
     /// Whether the output of the decoder is scaled by the root of its width before the head.
     is_scaled: bool,
     is_tied: bool,
+    dropout: f64,
 }
 
 /// Which of the two stacks.
@@ -55,7 +56,7 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         ("head_dim", "d_kv"),
     ]);
     config.ignore(&["classifier_dropout", "n_positions", "num_labels", "dense_act_fn", "is_gated_act"]);
-    config.dropout(&[("dropout_rate", 0.1)]);
+    let [dropout] = config.dropout([("dropout_rate", 0.1)]);
     config.never("is_decoder");
     let n_layers = config.count("num_layers", 6);
     let (activation, is_gated) = feed_forward(config);
@@ -79,6 +80,7 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         is_gated,
         is_scaled,
         is_tied: is_scaled || !config.is_stored("lm_head.weight"),
+        dropout,
     })
 }
 
@@ -121,17 +123,20 @@ impl Model for T5 {
 }
 
 impl T5 {
-    fn encoder(&self, b: &mut Builder, mut x: ValueId) -> Built {
+    fn encoder(&self, b: &mut Builder, x: ValueId) -> Built {
+        let mut x = b.dropout(x, self.dropout)?;
         let bias = self.bias(b, Stack::Encoder, b.shape(x)[1])?;
         for layer in 0..self.n_encoder_layers {
             let name = format!("encoder.block.{layer}.layer");
             x = self.self_attention(b, &format!("{name}.0"), x, bias)?;
             x = self.feed_forward(b, &format!("{name}.1"), x)?;
         }
-        b.rms_norm("encoder.final_layer_norm", x, self.eps, self.factor)
+        x = b.rms_norm("encoder.final_layer_norm", x, self.eps, self.factor)?;
+        b.dropout(x, self.dropout)
     }
 
-    fn decoder(&self, b: &mut Builder, mut x: ValueId, memory: ValueId) -> Built {
+    fn decoder(&self, b: &mut Builder, x: ValueId, memory: ValueId) -> Built {
+        let mut x = b.dropout(x, self.dropout)?;
         let length = b.shape(x)[1];
         let bias = self.bias(b, Stack::Decoder, length)?;
         let mask = CausalMask { shape: vec![1, 1, length, length], offset: 0, fill: Scalar::new(f64::NEG_INFINITY) };
@@ -143,7 +148,8 @@ impl T5 {
             x = self.cross_attention(b, &format!("{name}.1"), x, memory)?;
             x = self.feed_forward(b, &format!("{name}.2"), x)?;
         }
-        b.rms_norm("decoder.final_layer_norm", x, self.eps, self.factor)
+        x = b.rms_norm("decoder.final_layer_norm", x, self.eps, self.factor)?;
+        b.dropout(x, self.dropout)
     }
 
     /// The bias of distances, which all layers of a stack share.
@@ -158,7 +164,7 @@ impl T5 {
         let h = b.rms_norm(&format!("{layer}.layer_norm"), x, self.eps, self.factor)?;
         let name = format!("{layer}.SelfAttention");
         let qkv = self.projections(b, &name, h, h)?;
-        let mixed = b.biased_attention(qkv, 1.0, bias)?;
+        let mixed = b.biased_attention(qkv, 1.0, bias, self.dropout)?;
         let h = self.back(b, &name, mixed)?;
         b.add(x, h)
     }
@@ -167,7 +173,7 @@ impl T5 {
         let h = b.rms_norm(&format!("{layer}.layer_norm"), x, self.eps, self.factor)?;
         let name = format!("{layer}.EncDecAttention");
         let qkv = self.projections(b, &name, h, memory)?;
-        let mixed = b.attention(qkv, 1.0, false, None)?;
+        let mixed = b.attention(qkv, Scores { scale: 1.0, causal: false, mask: None, dropout: self.dropout })?;
         let h = self.back(b, &name, mixed)?;
         b.add(x, h)
     }
@@ -193,7 +199,9 @@ impl T5 {
 
     fn back(&self, b: &mut Builder, name: &str, mixed: ValueId) -> Built {
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{name}.o"), merged, self.width, false, self.std_by(self.n_heads * self.head_width))
+        let std = self.std_by(self.n_heads * self.head_width);
+        let h = b.linear(&format!("{name}.o"), merged, self.width, false, std)?;
+        b.dropout(h, self.dropout)
     }
 
     fn feed_forward(&self, b: &mut Builder, layer: &str, x: ValueId) -> Built {
@@ -208,7 +216,9 @@ impl T5 {
         if let Some(second) = second {
             h = b.multiply(h, second)?;
         }
+        let h = b.dropout(h, self.dropout)?;
         let h = b.linear(&format!("{name}.wo"), h, self.width, false, self.std_by(self.inner))?;
+        let h = b.dropout(h, self.dropout)?;
         b.add(x, h)
     }
 

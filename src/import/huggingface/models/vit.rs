@@ -8,7 +8,7 @@ use galvatron_ir::types::TensorType;
 
 use super::super::builder::{Builder, Built};
 use super::super::config::Config;
-use super::super::layers::activation;
+use super::super::layers::{Scores, activation};
 use super::{Model, Sizes, Tokens, n_classes};
 
 struct Vit {
@@ -24,11 +24,14 @@ struct Vit {
     eps: f64,
     std: f64,
     has_qkv_bias: bool,
+    hidden_dropout: f64,
+    attention_dropout: f64,
 }
 
 pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
     config.ignore(&["encoder_stride", "pooler_output_size", "pooler_act"]);
-    config.dropout(&[("hidden_dropout_prob", 0.0), ("attention_probs_dropout_prob", 0.0)]);
+    let rates = config.dropout([("hidden_dropout_prob", 0.0), ("attention_probs_dropout_prob", 0.0)]);
+    let [hidden_dropout, attention_dropout] = rates;
     let width = config.count("hidden_size", 768);
     let n_heads = config.count("num_attention_heads", 12);
     config.divides(("num_attention_heads", n_heads), ("hidden_size", width));
@@ -48,6 +51,8 @@ pub(super) fn read(config: &mut Config) -> Box<dyn Model> {
         eps: config.number("layer_norm_eps", 1e-12),
         std: config.number("initializer_range", 0.02),
         has_qkv_bias: config.flag("qkv_bias", true),
+        hidden_dropout,
+        attention_dropout,
     })
 }
 
@@ -84,7 +89,8 @@ impl Vit {
         let class = b.emit(Broadcast { shape: vec![batch, 1, width], dims: vec![0, 1, 2] }, &[class])?;
         let x = b.emit(Concat { dim: 1 }, &[class, patches])?;
         let positions = b.parameter("vit.embeddings.position_embeddings", &[1, 1 + n_patches, width], start);
-        b.add(x, positions)
+        let x = b.add(x, positions)?;
+        b.dropout(x, self.hidden_dropout)
     }
 
     fn layer(&self, b: &mut Builder, x: ValueId, layer: u64) -> Built {
@@ -96,6 +102,7 @@ impl Vit {
         let h = b.linear(&format!("{name}.intermediate.dense"), h, self.inner, true, self.std)?;
         let h = b.function(self.activation, h)?;
         let h = b.linear(&format!("{name}.output.dense"), h, self.width, true, self.std)?;
+        let h = b.dropout(h, self.hidden_dropout)?;
         b.add(h, x)
     }
 
@@ -106,8 +113,10 @@ impl Vit {
             *value = b.split_heads(y, self.n_heads)?;
         }
         let scale = ((self.width / self.n_heads) as f64).powf(-0.5);
-        let mixed = b.attention(qkv, scale, false, None)?;
+        let scores = Scores { scale, causal: false, mask: None, dropout: self.attention_dropout };
+        let mixed = b.attention(qkv, scores)?;
         let merged = b.merge_heads(mixed)?;
-        b.linear(&format!("{name}.output.dense"), merged, self.width, true, self.std)
+        let h = b.linear(&format!("{name}.output.dense"), merged, self.width, true, self.std)?;
+        b.dropout(h, self.hidden_dropout)
     }
 }

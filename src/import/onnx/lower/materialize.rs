@@ -139,7 +139,7 @@ pub(in super::super) fn as_f64(value: statics::Scalar) -> f64 {
 }
 
 /// The stored elements.
-fn elements(tensor: &StaticTensor) -> Vec<f64> {
+pub(in super::super) fn elements(tensor: &StaticTensor) -> Vec<f64> {
     match (tensor.stored_ints(), tensor.stored_bools(), tensor.stored_floats()) {
         (Some(v), ..) => v.iter().map(|&x| x as f64).collect(),
         (_, Some(v), _) => v.iter().map(|&x| f64::from(u8::from(x))).collect(),

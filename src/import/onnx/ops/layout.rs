@@ -4,14 +4,12 @@ use galvatron_ir::id::ValueId;
 use galvatron_ir::op::compute::{Broadcast, Transpose};
 use galvatron_ir::types::element_count;
 
-use super::super::statics::{Scalar, StaticTensor};
-use super::{Call, Fault, Lowered, Operator, Results, axis_index, broadcast_shape, one};
+use super::{Call, Fault, Operator, Results, axis_index, broadcast_shape, one};
 
 /// The operators of this family.
 pub(super) fn operator(op_type: &str) -> Option<Operator> {
     Some(match op_type {
         "Identity" => |c| Ok(vec![c.lowered(0)?.clone()]),
-        "Dropout" => dropout,
         "Reshape" => reshape,
         "Flatten" => flatten,
         "Squeeze" => squeeze,
@@ -20,13 +18,6 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         "Expand" => expand,
         _ => return None,
     })
-}
-
-/// In inference the identity; the mask keeps everything.
-fn dropout(call: &mut Call<'_, '_>) -> Results {
-    let shape = call.shape(0)?.iter().map(|&d| d as usize).collect();
-    let mask = StaticTensor::splat(shape, Scalar::Bool(true))?;
-    Ok(vec![call.lowered(0)?.clone(), Lowered::Static(mask)])
 }
 
 fn reshape(call: &mut Call<'_, '_>) -> Results {

@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod compare;
 mod conv;
+mod dropout;
 mod einsum;
 mod elementwise;
 mod gather;
@@ -51,6 +52,7 @@ pub(super) fn operator(op_type: &str) -> Option<Operator> {
         matmul::operator,
         einsum::operator,
         layout::operator,
+        dropout::operator,
         pieces::operator,
         pad::operator,
         norm::operator,
