@@ -22,7 +22,7 @@ use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Texts of `strategy.toml` with the number of ranks on which they are tried.
-const PINS: [(&str, u32); 37] = [
+const PINS: [(&str, u32); 38] = [
     ("pp = 2\nmicro_batches = 1", 2),
     ("pp = 2\nmicro_batches = 2", 2),
     ("pp = 2\nmicro_batches = 4", 2),
@@ -35,6 +35,7 @@ const PINS: [(&str, u32); 37] = [
     ("pp = 2\nstage_layers = [1, 3]\nmicro_batches = 2", 2),
     ("pp = 2\nstage_layers = [1, 1]\nmicro_batches = 2", 2),
     ("pp = 2\nstage_layers = [0, 2]\nmicro_batches = 2", 2),
+    ("pp = 2\nstage_layers = [1, 1, 1, 1]\nmicro_batches = 2", 2),
     ("pp = 3\nmicro_batches = 2", 3),
     ("pp = 3\nstage_layers = [1, 2, 1]\nmicro_batches = 4", 3),
     ("pp = 4\nmicro_batches = 4", 4),

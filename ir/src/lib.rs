@@ -1,7 +1,7 @@
 //! The IR of galvatron: data, text and verification.
 //!
 //! A [`Module`] is at one of four levels. At `graph` it holds the forward program; at `training` also loss, backward and
-//! optimizer, with the shapes of one whole optimizer step; at `sharded` a chunk whose values have placements on a device
+//! optimizer, with the shapes of one whole optimizer step; at `sharded` chunks whose values have placements on a device
 //! [`mesh`]; at `plan` every collective, recomputation and buffer. The text format ([`text`]) prints and reads each level.
 //!
 //! - Values are contiguous and row-major; a transpose that no op absorbs is an op.

@@ -219,9 +219,7 @@ impl Module {
             predicted: Predicted::default(),
         }
     }
-}
 
-impl Module {
     /// The stage that hosts a chunk.
     pub fn stage_of(&self, chunk: &Chunk) -> &Stage {
         &self.stages[chunk.stage as usize]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use galvatron_ir::module::Module;
 
 use super::gate::Flow;
-use super::instr::optimizer_nodes;
 use super::layout::Layout;
 use super::observe::Ends;
 use super::rank::{Shared, Worker, part};
@@ -41,11 +40,10 @@ impl Expected {
     /// What rank 0 gets from all others.
     pub(super) fn new(shared: &Shared<'_>, stored: &[Stored]) -> Result<Expected, RunFault> {
         let mut expected = Expected::default();
-        let optimizers = optimizer_nodes(shared.module);
         for from in 1..shared.observed.len() {
             let parcel = |(index, buffer)| Parcel { from, index, buffer };
             expected.stored.extend(held(shared.module, from, stored)?.into_iter().map(parcel));
-            for (index, optimizer) in optimizers.iter().enumerate() {
+            for (index, optimizer) in shared.optimizers.iter().enumerate() {
                 let Some(layout) = Layout::hosted(shared.module, optimizer.chunk, from) else { continue };
                 let gradient = layout.chunk.graph.node(optimizer.node).args[1];
                 if layout.is_first_replica(&layout.sharding(gradient)) {

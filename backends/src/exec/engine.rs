@@ -56,6 +56,7 @@ pub fn launch(
         observed: (0..n_ranks).map(|_| Observed::default()).collect(),
         trained: Gather::new(module, subjects(&stored).filter(|_| collects)),
         gradients: Gather::new(module, optimizers.iter().map(|o| (o.weight, None)).filter(|_| dumps)),
+        optimizers,
         epoch: Instant::now(),
     };
     let (ranks, reports) = prepare(&shared, world, &stored)?;
@@ -184,7 +185,7 @@ fn prepare_chunk(
     let reported: Vec<_> = reports.iter().map(|&(_, value)| value).collect();
     reports.retain(|_| layout.rank == 0);
     let own = |o: &Optimizer| (o.chunk == chunk).then_some(o.node);
-    let optimizers: Vec<_> = optimizer_nodes(module).iter().map(own).collect();
+    let optimizers: Vec<_> = shared.optimizers.iter().map(own).collect();
     let mut slots = Vec::new();
     for slot in 0..layout.chunk.slots.count.max(1) {
         let mut builder = Builder {

@@ -13,7 +13,7 @@ use super::data::DataSource;
 use super::deliver::{END_OF_STEP, Expected};
 use super::exchange::Step;
 use super::gate::{Flow, Gate};
-use super::instr::{Hosted, Instr, Message, Report, Work, phase_index};
+use super::instr::{Hosted, Instr, Message, Optimizer, Report, Work, phase_index};
 use super::observe::Observed;
 use super::trace::TraceEvent;
 use crate::comm::{Collective, CommFault, GroupId, Site, Stats};
@@ -25,6 +25,8 @@ pub(super) struct Shared<'a> {
     pub(super) module: &'a Module,
     pub(super) options: &'a RunOptions,
     pub(super) data: &'a dyn DataSource,
+    /// The optimizer nodes of all chunks.
+    pub(super) optimizers: Vec<Optimizer>,
     pub(super) gate: Gate,
     /// Whether all ranks of the world are in this process.
     pub(super) is_whole: bool,

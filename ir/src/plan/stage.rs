@@ -1,6 +1,6 @@
 //! Stages: the parts of the world that run different slices of the model.
 
-use super::{PhaseKind, ScheduleStep};
+use super::ScheduleStep;
 use crate::mesh::Mesh;
 use std::ops::Range;
 
@@ -27,20 +27,6 @@ impl Stage {
     /// The ranks of the stage.
     pub fn ranks(&self) -> Range<u64> {
         self.first_rank..self.first_rank + self.mesh.world()
-    }
-
-    /// The most micro-batches that a chunk is between forward and backward of at one time, by this schedule.
-    pub fn in_flight(&self, chunk: u32) -> u32 {
-        let (mut now, mut most) = (0u32, 0);
-        for step in self.schedule.iter().filter(|s| s.chunk == chunk) {
-            match step.phase {
-                PhaseKind::Forward => now += 1,
-                PhaseKind::Backward => now = now.saturating_sub(1),
-                _ => {}
-            }
-            most = most.max(now);
-        }
-        most
     }
 }
 

@@ -7,7 +7,8 @@ use galvatron_ir::plan::{PhaseKind, ScheduleStep};
 /// Writes the schedule of every stage; without stages, forward and backward of each micro-batch follow one another.
 pub fn schedule(module: &mut Module, strategy: &Strategy) {
     let micro_batches = module.mesh.micro_batches() as u32;
-    for (stage, s) in module.stages.iter_mut().enumerate() {
+    let Module { stages, chunks: all, .. } = module;
+    for (stage, s) in stages.iter_mut().enumerate() {
         let (hosted, passes) = match &strategy.pipeline {
             None => (vec![0], one_forward_one_backward(0, micro_batches)),
             Some(pipeline) => (chunks(pipeline, stage as u32), passes(pipeline, stage as u32, micro_batches)),
@@ -24,13 +25,12 @@ pub fn schedule(module: &mut Module, strategy: &Strategy) {
             .chain(hosted.iter().rev().map(|c| once(PhaseKind::Reduce, c)))
             .chain(hosted.iter().map(|c| once(PhaseKind::Step, c)))
             .collect();
-    }
-    if let Some(pipeline) = &strategy.pipeline {
-        let is_alone = pipeline.n_chunks == pipeline.n_stages;
-        for (index, chunk) in module.chunks.iter_mut().enumerate() {
-            let kept = module.stages[chunk.stage as usize].in_flight(index as u32);
-            // Where a chunk is alone on its stage and keeps one micro-batch, backward follows forward at once.
-            chunk.slots.count = if kept == 1 && is_alone { 0 } else { kept };
+        if strategy.pipeline.is_some() {
+            for (number, &chunk) in hosted.iter().enumerate() {
+                let kept = in_flight(&passes, number as u32);
+                // Where a chunk is alone on its stage and keeps one micro-batch, backward follows forward at once.
+                all[chunk as usize].slots.count = if kept == 1 && hosted.len() == 1 { 0 } else { kept };
+            }
         }
     }
 }

@@ -99,8 +99,6 @@ pub struct StagesChoice {
     pub schedule: ScheduleKind,
     /// Repeated layers of each chunk; chunk c is on stage c modulo the number of stages.
     pub layers: Vec<u32>,
-    /// The first segment of each chunk.
-    pub starts: Vec<usize>,
 }
 
 impl StagesChoice {

@@ -39,7 +39,9 @@ impl Stages {
             message: format!("{} devices cannot be cut into {n_stages} stages along their links", world.world()),
             help: "choose a `pp` that divides the nodes, or a multiple of the nodes that divides the devices".into(),
         })?;
-        let each = pins.virtual_stages.filter(|_| n_stages > 1);
+        let of_layers =
+            pins.stage_layers.as_ref().map(|layers| layers.len() as u32 / n_stages).filter(|&each| each > 1);
+        let each = pins.virtual_stages.or(of_layers).filter(|_| n_stages > 1);
         let default =
             if each.unwrap_or(1) > 1 { ScheduleKind::Interleaved } else { ScheduleKind::OneForwardOneBackward };
         let schedule = pins.schedule.unwrap_or(default);
@@ -227,7 +229,7 @@ impl Pipe {
                 }
                 Err(none) if none.least.is_forbidden() => return Err(none),
                 Err(none) => {
-                    fits = false;
+                    (fits, proven) = (false, proven && none.proven);
                     (none.least, none.least.time_ns, none.assignment)
                 }
             };
@@ -239,7 +241,7 @@ impl Pipe {
         let cost = Cost::new(self.step_ns(&times), bytes);
         match fits {
             true => Ok(Solution { assignment, cost, lower_bound_ns: self.step_ns(&bounds), width, proven }),
-            false => Err(Infeasible { least: cost, assignment, proven: true }),
+            false => Err(Infeasible { least: cost, assignment, proven }),
         }
     }
 
@@ -285,7 +287,6 @@ impl Pipe {
             n_stages: self.pipeline.n_stages,
             schedule: self.pipeline.schedule,
             layers: (0..self.starts.len()).map(layers).collect(),
-            starts: self.starts.clone(),
         }
     }
 }

@@ -3,28 +3,17 @@
 //! `reshard` stands for a list of collectives until the pass `lower-reshards`; all others name their axes. An
 //! `all_reduce` may carry several operands (a bucket), each resolved by itself.
 
-mod pipe;
-mod sums;
-
 use crate::id::AxisId;
 use crate::mesh::{Mesh, ReshardStep, RuleBuilder, ShardingRule};
 use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args};
 use crate::types::TensorType;
 
-pub use pipe::{Recv, Send};
-pub use sums::{SumParts, scattered_sum_bytes, sum_bytes};
-
-/// The answers that all collectives share: types pass through, there is no factor rule and no gradient.
-macro_rules! collective {
+/// The answers that all collectives and messages share: there is no factor rule and no gradient.
+macro_rules! communication {
     ($name:literal) => {
         named!($name);
         no_alias!();
-        no_gradient!("collectives are inserted after differentiation");
-
-        fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-            expect_args(args, 1)?;
-            Ok(vec![args[0].clone()])
-        }
+        no_gradient!("communication is inserted after differentiation");
 
         fn rule(&self, _args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
             RuleBuilder::new().build()
@@ -43,6 +32,24 @@ macro_rules! collective {
         }
     };
 }
+
+/// Those of collectives of one operand, whose type passes through.
+macro_rules! collective {
+    ($name:literal) => {
+        communication!($name);
+
+        fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+            expect_args(args, 1)?;
+            Ok(vec![args[0].clone()])
+        }
+    };
+}
+
+mod pipe;
+mod sums;
+
+pub use pipe::{Recv, Send};
+pub use sums::{SumParts, scattered_sum_bytes, sum_bytes};
 
 /// Bytes that every dimension but the first costs: the parts must be packed side by side before or after they travel.
 fn packing(dim: usize, ty: &TensorType) -> u64 {

@@ -8,34 +8,6 @@ use crate::mesh::{Mesh, RuleBuilder, ShardingRule};
 use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args};
 use crate::types::TensorType;
 
-macro_rules! message {
-    ($name:literal) => {
-        named!($name);
-        no_alias!();
-        no_gradient!("messages between stages are inserted after differentiation");
-
-        fn rule(&self, _args: &[&TensorType], _results: &[&TensorType]) -> ShardingRule {
-            RuleBuilder::new().build()
-        }
-
-        fn work(&self, _args: &[&TensorType], _results: &[&TensorType]) -> Work {
-            Work::default()
-        }
-
-        fn effects(&self) -> Effects {
-            Effects::Communicates
-        }
-
-        fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType], _mesh: &Mesh) -> u64 {
-            0
-        }
-
-        fn samples() -> Vec<Sample> {
-            Vec::new()
-        }
-    };
-}
-
 /// Sends each rank's part of the operand to the rank at its position of another chunk's stage.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Send {
@@ -46,11 +18,15 @@ pub struct Send {
 }
 
 impl OpDef for Send {
-    message!("pipe.send");
+    communication!("pipe.send");
 
     fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         expect_args(args, 1)?;
         Ok(Vec::new())
+    }
+
+    fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType], _mesh: &Mesh) -> u64 {
+        0
     }
 
     fn attrs(&self) -> Attrs {
@@ -74,11 +50,15 @@ pub struct Recv {
 }
 
 impl OpDef for Recv {
-    message!("pipe.recv");
+    communication!("pipe.recv");
 
     fn infer(&self, args: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         expect_args(args, 0)?;
         Ok(vec![self.ty.clone()])
+    }
+
+    fn workspace(&self, _args: &[&TensorType], _results: &[&TensorType], _mesh: &Mesh) -> u64 {
+        0
     }
 
     fn attrs(&self) -> Attrs {
