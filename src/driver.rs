@@ -3,20 +3,24 @@
 mod emit;
 mod galvatron;
 mod pins;
+mod replan;
 
 pub use emit::strategy_file;
 pub use galvatron::{galvatron_config, is_galvatron_config};
 pub use pins::pins_of;
+pub use replan::{Training, relocated};
 
 use crate::import::{ImportOptions, import};
+use crate::trace::{MOST_EVENTS, for_all_ranks};
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
+use galvatron_ir::trace::TraceEvent;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
-use galvatron_passes::cost::{CostModel, Prices};
+use galvatron_passes::cost::{CostModel, Prices, timeline};
 use galvatron_passes::manager::{Observer, PassFault, PassManager};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
@@ -54,14 +58,28 @@ pub struct Compiled {
     pub found: Option<Found>,
     /// The segments of the forward program, if they were found.
     pub segments: Vec<Segment>,
-    /// Where the prices of the plan come from, if there was a profile.
-    pub prices: Option<Prices>,
+    /// What the search priced plans by, if it ran.
+    pub costs: Option<CostModel>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// What is probably not as the user wants it.
     pub warnings: Vec<String>,
     /// The passes that ran and how long each took.
     pub times: Vec<(&'static str, Duration)>,
+}
+
+impl Compiled {
+    /// Where the prices of the plan come from, if there was a profile.
+    pub fn prices(&self) -> Option<Prices> {
+        self.costs.as_ref()?.prices(&self.found.as_ref()?.plan)
+    }
+
+    /// One step of the plan as it is expected, on all ranks; nothing where there is no plan.
+    pub fn timeline(&self) -> Vec<TraceEvent> {
+        let is_plan = self.module.level == Level::Plan;
+        let costs = self.costs.as_ref().filter(|_| is_plan);
+        costs.map_or_else(Vec::new, |costs| for_all_ranks(&self.module, &timeline(costs, &self.module), MOST_EVENTS))
+    }
 }
 
 /// Why a compilation failed.
@@ -103,7 +121,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         module: Module::new("model"),
         found: None,
         segments: Vec::new(),
-        prices: None,
+        costs: None,
         notes: Vec::new(),
         warnings: Vec::new(),
         times: Vec::new(),
@@ -122,7 +140,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         if let Some(no_plan) = fault {
             return Err(no_plan_fault(no_plan, what.cluster));
         }
-        out.prices = out.found.as_ref().and_then(|found| model.prices(&found.plan));
+        out.costs = Some(model);
     }
     if let Some(found) = &out.found {
         back(found, &mut passes, &mut module)?;
@@ -192,6 +210,7 @@ fn front(
             .extend(unused.iter().map(|n| format!("parameter `{n}` has no gradient: the loss does not depend on it")));
         module.train = Some(train_info(recipe, sizes));
         module.mesh = mesh_of(what.cluster);
+        module.cluster = Some(what.cluster.clone());
         module.level = Level::Training;
         Ok(())
     })

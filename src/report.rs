@@ -8,6 +8,7 @@ use galvatron_passes::search::Found;
 use galvatron_passes::segment::{Segment, layers};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::Range;
 use std::time::Duration;
 
 /// A plan in figures.
@@ -22,8 +23,6 @@ pub struct Report {
 /// A run of segments with equal decisions.
 struct Row {
     layers: String,
-    /// Kind and number of its first layer, if it is a run of layers.
-    first: Option<(usize, usize)>,
     strategy: String,
     compute_ns: u64,
     communication_ns: u64,
@@ -114,7 +113,8 @@ impl Report {
     }
 }
 
-fn ms(ns: u64) -> String {
+/// Nanoseconds as milliseconds.
+pub fn ms(ns: u64) -> String {
     format!("{:.3} ms", ns as f64 * 1e-6)
 }
 
@@ -122,6 +122,11 @@ fn ms(ns: u64) -> String {
 fn repeated(segments: &[Segment]) -> String {
     let numbers: Vec<String> = layers(segments).iter().map(usize::to_string).collect();
     if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
+}
+
+/// That not even the smallest plan fits.
+pub fn no_plan_message(least_bytes: u64, limit: u64) -> String {
+    format!("no plan fits: the smallest needs {} a device, which has {}", amount(least_bytes), amount(limit))
 }
 
 /// Bytes in the unit that suits them.
@@ -133,21 +138,20 @@ pub fn amount(bytes: u64) -> String {
     }
 }
 
-/// Runs of layers with equal decisions, and every other segment by itself, with their times in one step.
-fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
+/// Runs of layers of one kind that are the `same`, and every other segment by itself; each with its name.
+pub fn group_names(segments: &[Segment], same: &dyn Fn(usize, usize) -> bool) -> Vec<(String, Range<usize>)> {
     let n_layers = segments.iter().filter(|s| s.is_layer).count();
-    let mut rows: Vec<Row> = Vec::new();
-    let mut layer = 0;
-    for (i, (segment, choice)) in segments.iter().zip(&found.decision.segments).enumerate() {
-        let strategy = choice.name();
-        let times = found.cost.layers.get(&Some(i as u32));
-        let figures = times.map(|t| total(t, u64::from(found.decision.micro_batches))).unwrap_or_default();
-        let first = segment.is_layer.then_some((segment.kind, layer));
-        let is_more = |r: &&mut Row| {
-            first.is_some() && r.first.map(|(kind, _)| kind) == Some(segment.kind) && r.strategy == strategy
+    let mut groups: Vec<(String, Range<usize>)> = Vec::new();
+    let (mut layer, mut first) = (0, 0);
+    for (i, segment) in segments.iter().enumerate() {
+        let is_more = |last: usize| {
+            segment.is_layer && segments[last].is_layer && segments[last].kind == segment.kind && same(last, i)
         };
-        match rows.last_mut().filter(is_more) {
-            Some(row) => row.extend(layer, figures),
+        match groups.last_mut().filter(|(_, range)| is_more(range.start)) {
+            Some((name, range)) => {
+                *name = format!("{first}–{layer}");
+                range.end = i + 1;
+            }
             None => {
                 let name = match (segment.is_layer, layer) {
                     (true, _) => layer.to_string(),
@@ -156,34 +160,35 @@ fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
                     (false, _) if layer < n_layers => "between".into(),
                     (false, _) => "head".into(),
                 };
-                let (compute_ns, communication_ns) = (figures.compute_ns, figures.communication_ns);
-                rows.push(Row {
-                    layers: name,
-                    first,
-                    strategy,
-                    compute_ns,
-                    communication_ns,
-                    sent_bytes: figures.sent_bytes,
-                });
+                first = layer;
+                groups.push((name, i..i + 1));
             }
         }
         layer += usize::from(segment.is_layer);
     }
-    let rest = found.cost.layers.get(&None).map(|t| total(t, u64::from(found.decision.micro_batches)));
-    if let Some(PhaseTimes { compute_ns, communication_ns, sent_bytes }) = rest {
-        let layers = "loss, norm".into();
-        rows.push(Row { layers, first: None, strategy: String::new(), compute_ns, communication_ns, sent_bytes });
-    }
-    rows
+    groups
 }
 
-impl Row {
-    fn extend(&mut self, layer: usize, more: PhaseTimes) {
-        self.layers = format!("{}–{layer}", self.first.map_or(layer, |(_, first)| first));
-        self.compute_ns += more.compute_ns;
-        self.communication_ns += more.communication_ns;
-        self.sent_bytes += more.sent_bytes;
-    }
+/// Runs of layers with equal decisions, and every other segment by itself, with their times in one step.
+fn rows(found: &Found, segments: &[Segment]) -> Vec<Row> {
+    let n = u64::from(found.decision.micro_batches);
+    let strategy = |i: usize| found.decision.segments[i].name();
+    let times = |i: Option<u32>| found.cost.layers.get(&i).map(|times| total(times, n));
+    let row = |layers: String, strategy: String, times: Vec<PhaseTimes>| Row {
+        layers,
+        strategy,
+        compute_ns: times.iter().map(|t| t.compute_ns).sum(),
+        communication_ns: times.iter().map(|t| t.communication_ns).sum(),
+        sent_bytes: times.iter().map(|t| t.sent_bytes).sum(),
+    };
+    let groups = group_names(segments, &|i, j| strategy(i) == strategy(j));
+    let group = |(layers, range): (String, Range<usize>)| {
+        let strategy = strategy(range.start);
+        row(layers, strategy, range.filter_map(|i| times(Some(i as u32))).collect())
+    };
+    let mut rows: Vec<Row> = groups.into_iter().map(group).collect();
+    rows.extend(times(None).map(|rest| row("loss, norm".into(), String::new(), vec![rest])));
+    rows
 }
 
 fn total(phases: &BTreeMap<PhaseKind, PhaseTimes>, micro_batches: u64) -> PhaseTimes {
@@ -207,10 +212,14 @@ fn stages(found: &Found) -> String {
 /// Bytes of one rank by class, of the stage that needs most.
 fn memory(plan: &Module) -> BTreeMap<&'static str, u64> {
     let largest = (0..plan.stages.len()).rev().max_by_key(|&s| plan.stages[s].arena.bytes()).unwrap_or(0);
-    let stage = &plan.stages[largest];
-    let passing = stage.arena.slots + stage.arena.transient;
-    let mut classes = BTreeMap::from([("activations and workspaces", passing)]);
-    for chunk in plan.chunks.iter().filter(|chunk| chunk.stage as usize == largest) {
+    memory_of_stage(plan, largest)
+}
+
+/// Bytes of each rank of a stage by class.
+pub fn memory_of_stage(plan: &Module, index: usize) -> BTreeMap<&'static str, u64> {
+    let stage = &plan.stages[index];
+    let mut classes = BTreeMap::from([("activations and workspaces", stage.arena.slots + stage.arena.transient)]);
+    for chunk in plan.chunks.iter().filter(|chunk| chunk.stage as usize == index) {
         for resident in &chunk.residents {
             let class = match resident.role {
                 ResidentRole::Parameter => "parameters",

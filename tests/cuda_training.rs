@@ -67,7 +67,7 @@ fn run_model(model: &Path, order: &Order<'_>, options: &RunOptions, gpus: Option
     let n_remarks = if says_copies { n_ranks } else { 0 };
     assert_eq!(report.remarks.len(), n_remarks, "{:?}", report.remarks);
     assert!(report.remarks.iter().all(|(_, remark)| remark.contains("outside of its arena")), "{:?}", report.remarks);
-    let nodes = report.trace.into_iter().map(|event| (event.rank, event.node)).collect();
+    let nodes = report.trace.into_iter().map(|event| (event.rank, event.name_in(&module))).collect();
     let (trained, gradients, peak_bytes) = (report.trained, report.gradients, report.peak_bytes);
     let outcome = Outcome { losses, trained, gradients, peak_bytes, nodes };
     Some((outcome, devices.iter().map(Emulated::n_replayed).collect()))

@@ -200,7 +200,7 @@ fn a_profile_that_does_not_fit_is_named_and_left_aside() {
 fn the_report_says_which_prices_were_measured() {
     let sequence = batch_of(&gpt2(1, "", None)).1;
     let compiled = gpt2(4, "dp = 2\ntp = 2\nzero = 0\nsequence = \"none\"\n", Some(&measured(sequence)));
-    let prices = compiled.prices.as_ref().expect("there was a profile");
+    let prices = compiled.prices().expect("there was a profile");
     assert!(prices.measured.contains(&"all_reduce over 2 consecutive".to_string()), "{prices:?}");
     assert!(prices.measured[0].starts_with("layers of kind 0 (analytic × "), "{prices:?}");
     // Of strided groups nothing was measured, but inside of a node all links are alike; of four ranks nothing is known.
@@ -212,7 +212,7 @@ fn the_report_says_which_prices_were_measured() {
          memory_bandwidth_gbps = 10\n",
     );
     let found = compiled.found.as_ref().expect("the search ran");
-    let report = Report::new(found, &compiled.segments, &cluster.unwrap(), &compiled.times).with_prices(prices);
+    let report = Report::new(found, &compiled.segments, &cluster.unwrap(), &compiled.times).with_prices(&prices);
     assert!(report.text(false).contains("measured prices: layers of kind 0"), "{}", report.text(false));
     let json: Value = serde_json::from_str(&report.json()).unwrap();
     assert_eq!(json["prices"]["measured"].as_array().unwrap().len(), prices.measured.len());
@@ -285,7 +285,7 @@ fn messages_between_stages_take_what_was_measured() {
         let link = |bandwidth_gbps| PointToPoint { stages: 2, bandwidth_gbps };
         let profile = Profile { point_to_point: gbps.map(link).into_iter().collect(), ..measured(sequence) };
         let compiled = gpt2(2, strategy, Some(&profile));
-        let prices = compiled.prices.expect("there was a profile");
+        let prices = compiled.prices().expect("there was a profile");
         let list = if gbps.is_some() { &prices.measured } else { &prices.analytic };
         assert!(list.contains(&"messages between 2 stages".to_string()), "{prices:?}");
         compiled.found.expect("the search ran").cost.step_ns

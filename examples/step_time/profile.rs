@@ -1,10 +1,10 @@
 //! Where the time of a step goes: the trace of rank 0 by kind of op.
 
-use galvatron_backends::exec::TraceEvent;
 use galvatron_ir::graph::Node;
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::Chunk;
-use galvatron_ir::{Module, ValueId};
+use galvatron_ir::plan::PhaseKind;
+use galvatron_ir::trace::TraceEvent;
+use galvatron_ir::{Module, NodeId, ValueId};
 use std::collections::BTreeMap;
 
 /// Rows of the table.
@@ -13,9 +13,7 @@ const SHOWN: usize = 24;
 /// Operations of the matrix products of one step, over all ranks; recomputation counts.
 pub fn model_flops(plan: &Module) -> u64 {
     let chunk = &plan.chunks[0];
-    let runs = |phase: galvatron_ir::plan::PhaseKind| {
-        plan.stages[0].schedule.iter().filter(|s| s.phase == phase).count() as u64
-    };
+    let runs = |phase: PhaseKind| plan.stages[0].schedule.iter().filter(|s| s.phase == phase).count() as u64;
     let flops = chunk.nodes().map(|(phase, node)| runs(phase) * matmul_flops(plan, chunk.graph.node(node)));
     plan.mesh.world() * flops.sum::<u64>()
 }
@@ -36,14 +34,13 @@ struct Row {
 
 /// One line a kind of op, the longest first. Of each node it takes the fastest of the steps after `warmup`.
 pub fn table(plan: &Module, trace: &[TraceEvent], warmup: u64) -> String {
-    let nodes = nodes_by_name(&plan.chunks[0]);
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for (event, ns) in fastest(trace.iter().filter(|e| e.rank == 0 && e.step > warmup)) {
-        let node = nodes.get(event.node.as_str()).copied();
+        let node = event.node_in(plan);
         let row = rows.entry(kind(event, node)).or_default();
         row.ns += ns;
         row.n += 1;
-        row.flops += node.map_or(0, |node| matmul_flops(plan, node));
+        row.flops += matmul_flops(plan, node);
     }
     let mut rows: Vec<(String, Row)> = rows.into_iter().collect();
     rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.ns));
@@ -62,25 +59,18 @@ fn line(kind: &str, row: &Row, all: u64) -> String {
 
 /// For each execution within a step its fastest over the steps, in nanoseconds.
 fn fastest<'a>(trace: impl Iterator<Item = &'a TraceEvent>) -> Vec<(&'a TraceEvent, u64)> {
-    let mut fastest: BTreeMap<(&str, &str, Option<u32>), (&TraceEvent, u64)> = BTreeMap::new();
+    let mut fastest: BTreeMap<(u32, NodeId, Option<u32>), (&TraceEvent, u64)> = BTreeMap::new();
     for event in trace {
-        let key = (event.node.as_str(), event.phase.name(), event.micro_batch);
-        let entry = fastest.entry(key).or_insert((event, event.duration_ns));
+        let entry = fastest.entry((event.chunk, event.node, event.micro_batch)).or_insert((event, event.duration_ns));
         entry.1 = entry.1.min(event.duration_ns);
     }
     fastest.into_values().collect()
 }
 
-/// Nodes with a result, by the name that the trace has for them.
-fn nodes_by_name(chunk: &Chunk) -> BTreeMap<String, &Node> {
-    let nodes = chunk.nodes().map(|(_, id)| chunk.graph.node(id));
-    nodes.filter_map(|n| Some((format!("%{}", chunk.graph.value(*n.results.first()?).name), n))).collect()
-}
-
 /// The mnemonic, and for a contraction its labels.
-fn kind(event: &TraceEvent, node: Option<&Node>) -> String {
-    match node.map(|n| &n.op) {
-        Some(Op::Einsum(einsum)) => format!("einsum {} {}", einsum.spec(), event.phase.name()),
-        _ => format!("{} {}", event.op, event.phase.name()),
+fn kind(event: &TraceEvent, node: &Node) -> String {
+    match &node.op {
+        Op::Einsum(einsum) => format!("einsum {} {}", einsum.spec(), event.phase.name()),
+        op => format!("{} {}", op.mnemonic(), event.phase.name()),
     }
 }

@@ -61,9 +61,110 @@ pub struct Cluster {
     pub levels: Vec<LinkLevel>,
 }
 
+/// Most devices that a cluster may have.
+pub const MAX_WORLD: u64 = 65536;
+
 impl Cluster {
     /// Number of devices.
     pub fn world(&self) -> u32 {
         self.levels.iter().map(|l| l.size).product()
+    }
+
+    /// Whether all figures can be computed with.
+    ///
+    /// # Errors
+    /// What is out of range.
+    pub fn check(&self) -> Result<(), String> {
+        let DeviceSpec { memory_bytes, f32_flops, bf16_flops, memory_bandwidth, .. } = &self.device;
+        let world = self.levels.iter().try_fold(1u64, |n, level| n.checked_mul(u64::from(level.size)));
+        if !world.is_some_and(|n| (1..=MAX_WORLD).contains(&n)) {
+            return Err(format!("a cluster has from 1 to {MAX_WORLD} devices"));
+        }
+        let rates =
+            [f32_flops, bf16_flops, memory_bandwidth].into_iter().chain(self.levels.iter().map(|l| &l.bandwidth));
+        if *memory_bytes == 0 || !rates.into_iter().all(|&rate| rate.is_finite() && rate > 0.0) {
+            return Err("memory, operations and bytes a second are positive".into());
+        }
+        let is_latency = |level: &LinkLevel| level.latency_ns.is_finite() && level.latency_ns >= 0.0;
+        match self.levels.iter().all(is_latency) {
+            true => Ok(()),
+            false => Err("latencies are not negative".into()),
+        }
+    }
+
+    /// The same machine with another number of devices: full groups of the inner levels, and as many of them at the outermost
+    /// level as it takes. Fewer devices than a group has are a part of one.
+    ///
+    /// # Errors
+    /// Why there is no such cluster.
+    pub fn resized(&self, world: u32) -> Result<Cluster, String> {
+        let (mut left, mut levels) = (world, Vec::new());
+        for (i, level) in self.levels.iter().enumerate().rev() {
+            let is_outermost = i == 0 && self.levels.len() > 1;
+            let size = if is_outermost { left } else { left.min(level.size) };
+            if size == 0
+                || !left.is_multiple_of(size)
+                || (left < level.size && !level.size.is_multiple_of(size) && i > 0)
+            {
+                return Err(format!(
+                    "{world} devices are no whole number of `{}` groups of {}",
+                    level.name, level.size
+                ));
+            }
+            left /= size;
+            levels.push(LinkLevel { size, ..level.clone() });
+        }
+        if left > 1 {
+            return Err(format!(
+                "{world} devices are more than one `{}` group has, and the cluster has no link beyond it",
+                self.levels[0].name
+            ));
+        }
+        levels.reverse();
+        let used = levels.iter().any(|l| l.size > 1);
+        levels.retain(|l| !used || l.size > 1);
+        levels.truncate(if used { levels.len() } else { 1 });
+        let cluster = Cluster { levels, ..self.clone() };
+        cluster.check().map(|()| cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(levels: &[(&str, u32)]) -> Cluster {
+        let device = DeviceSpec {
+            kind: DeviceKind::Cuda,
+            memory_bytes: 1 << 30,
+            f32_flops: 1e12,
+            bf16_flops: 1e12,
+            memory_bandwidth: 1e12,
+        };
+        let level =
+            |&(name, size): &(&str, u32)| LinkLevel { name: name.into(), size, bandwidth: 1e9, latency_ns: 0.0 };
+        Cluster { name: "c".into(), device, levels: levels.iter().map(level).collect() }
+    }
+
+    fn sizes(cluster: &Cluster, world: u32) -> Result<Vec<(String, u32)>, String> {
+        Ok(cluster.resized(world)?.levels.into_iter().map(|l| (l.name, l.size)).collect())
+    }
+
+    #[test]
+    fn nodes_are_added_and_a_node_is_cut() {
+        let two = cluster(&[("inter", 2), ("intra", 8)]);
+        assert_eq!(sizes(&two, 32).unwrap(), [("inter".into(), 4), ("intra".into(), 8)]);
+        assert_eq!(sizes(&two, 4).unwrap(), [("intra".into(), 4)]);
+        assert_eq!(sizes(&two, 1).unwrap().len(), 1);
+        assert_eq!(two.resized(16).unwrap(), two);
+    }
+
+    #[test]
+    fn what_makes_no_whole_groups_is_refused() {
+        let two = cluster(&[("inter", 2), ("intra", 8)]);
+        for world in [0, 3, 12, 1 << 20] {
+            assert!(two.resized(world).is_err(), "{world}");
+        }
+        assert!(cluster(&[("intra", 8)]).resized(16).unwrap_err().contains("no link beyond it"));
     }
 }

@@ -24,6 +24,7 @@ pub mod plan;
 pub mod profile;
 pub mod recipe;
 pub mod text;
+pub mod trace;
 pub mod types;
 pub mod verify;
 

@@ -1,5 +1,6 @@
 //! A module: everything that one text file says, at one of four levels.
 
+use crate::cluster::Cluster;
 use crate::graph::Graph;
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
@@ -194,6 +195,8 @@ pub struct Module {
     pub initializers: Vec<Initializer>,
     /// What is computed: the forward program at level `graph`, the training program from then on.
     pub program: Program,
+    /// The machine that it is compiled for, where that is recorded.
+    pub cluster: Option<Cluster>,
     /// How it is trained, from level `training` on.
     pub train: Option<TrainInfo>,
     /// The stages in the order of their ranks, from level `sharded` on; the only one of a module without pipeline has `mesh`.
@@ -213,6 +216,7 @@ impl Module {
             mesh: Mesh::new(1, Vec::new()),
             initializers: Vec::new(),
             program: Program::default(),
+            cluster: None,
             train: None,
             stages: Vec::new(),
             chunks: Vec::new(),

@@ -10,6 +10,7 @@ pub mod cost;
 pub mod manager;
 pub mod precision;
 pub mod rebatch;
+pub mod recognize;
 pub mod rewrite;
 pub mod search;
 pub mod segment;

@@ -6,7 +6,10 @@
 //! with and without a shift, are told apart in the end (see [`similar`]).
 
 mod order;
+mod recorded;
 mod similar;
+
+pub use recorded::recorded;
 
 use galvatron_ir::module::Program;
 use galvatron_ir::op::{Effects, Op};

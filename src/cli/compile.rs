@@ -1,5 +1,6 @@
 //! `galvatronc`: plans the training of a model.
 
+use super::analysis::{self, DiffArgs, ExplainArgs, SweepArgs, WhatIfArgs};
 use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
 use crate::config::profile::{self, FileFaults, read_profile};
 use crate::config::{cluster, strategy, train};
@@ -10,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
-use galvatron_ir::{Checked, Diagnostic, Module};
+use galvatron_ir::{Checked, Diagnostic, Level, Module};
 use galvatron_passes::manager::check_name;
 use galvatron_passes::search::Pins;
 use std::path::{Path, PathBuf};
@@ -27,9 +28,26 @@ pub struct CompilerArgs {
     pub compile: CompileArgs,
 }
 
+/// Form of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
 /// Commands on plans.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Says why a plan is as it is: what each group of layers does, what it could do instead, what memory is worth.
+    Explain(ExplainArgs),
+    /// Compares two plans: strategies, stages, memory, times, bytes sent.
+    Diff(DiffArgs),
+    /// Prices a plan under another machine or other settings, and plans anew beside it.
+    Whatif(WhatIfArgs),
+    /// Plans a model for several sizes of a cluster.
+    Sweep(SweepArgs),
     /// Checks a plan, or a module at any level.
     Verify {
         /// The file.
@@ -81,6 +99,9 @@ pub struct CompileArgs {
     /// Writes what the search decided as a strategy.toml that gives the same plan, or as a galvatron_config*.json.
     #[arg(long, value_name = "FILE")]
     pub emit_strategy: Option<PathBuf>,
+    /// Writes one step as it is expected, as a Chrome trace.
+    #[arg(long, value_name = "TRACE.json")]
+    pub trace: Option<PathBuf>,
     /// Prints the module after a pass, or after `all`.
     #[arg(long, value_name = "PASS|all")]
     pub print_ir_after: Option<String>,
@@ -97,13 +118,17 @@ pub struct CompileArgs {
     #[arg(long)]
     pub explain: bool,
     /// Form of the report.
-    #[arg(long, default_value = "text", value_parser = ["text", "json"])]
-    pub format: String,
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 /// Runs the command; returns the exit status.
 pub fn main(args: &CompilerArgs) -> i32 {
     match &args.command {
+        Some(Command::Explain(args)) => analysis::explain(args),
+        Some(Command::Diff(args)) => analysis::diff(args),
+        Some(Command::Whatif(args)) => analysis::whatif(args),
+        Some(Command::Sweep(args)) => analysis::sweep(args),
         Some(Command::Verify { plan }) => super::files::verify(plan),
         Some(Command::Fmt { file, in_place }) => super::files::fmt(file, *in_place),
         None => run(&args.compile),
@@ -141,9 +166,16 @@ fn run(args: &CompileArgs) -> i32 {
     let mut dumps = Dumps { args, n_passes: 0 };
     match compile(&what, &mut |pass, module| dumps.pass(pass, module)) {
         Ok(compiled) => finish(args, &inputs, &compiled),
-        Err(CompileFault::Input(faults)) => complain(&faults, None),
-        Err(CompileFault::NoPlan { least_bytes, limit, name }) => no_plan(least_bytes, limit, &name),
-        Err(CompileFault::Bug(fault)) => {
+        Err(fault) => fault_status(fault),
+    }
+}
+
+/// Prints why a compilation failed; returns the exit status.
+pub(super) fn fault_status(fault: CompileFault) -> i32 {
+    match fault {
+        CompileFault::Input(faults) => complain(&faults, None),
+        CompileFault::NoPlan { least_bytes, limit, name } => no_plan(least_bytes, limit, &name),
+        CompileFault::Bug(fault) => {
             complain(&[fault], None);
             BUG
         }
@@ -152,11 +184,7 @@ fn run(args: &CompileArgs) -> i32 {
 
 fn no_plan(least_bytes: u64, limit: u64, name: &str) -> i32 {
     let gib = least_bytes as f64 / f64::from(1 << 30);
-    let message = format!(
-        "no plan fits: the smallest needs {} a device, which has {}",
-        report::amount(least_bytes),
-        report::amount(limit)
-    );
+    let message = report::no_plan_message(least_bytes, limit);
     let fault = Diagnostic::new("no-plan", message);
     let help = format!("the cheapest fix: memory_gib = {:.4} ({name}), or more devices", gib + 5e-5);
     complain(&[fault.help(help)], None);
@@ -172,15 +200,20 @@ fn read_inputs(args: &CompileArgs) -> Result<Inputs, i32> {
         Some(path) => parse(path, |text| train::parse_recipe(text, &args.set))?,
         None => train::parse_recipe("", &args.set).map_err(|faults| complain(&faults, None))?,
     };
-    let pins = match &args.strategy {
-        Some(path) => parse(path, |text| pins_of(&strategy::parse_strategy(text)?))?,
-        None => Pins::default(),
-    };
-    let profile = match &args.profile {
-        Some(path) => Some(read_profile(path, profile::Wanted::of(&cluster, &recipe)).map_err(complain_of_files)?),
-        None => None,
-    };
+    let pins = read_pins(args.strategy.as_deref())?;
+    let profile = read_measured(args.profile.as_deref(), &cluster, &recipe)?;
     Ok(Inputs { cluster, recipe, pins, profile })
+}
+
+/// The pins of a strategy file, if there is one.
+pub(super) fn read_pins(path: Option<&Path>) -> Result<Pins, i32> {
+    path.map_or(Ok(Pins::default()), |path| parse(path, |text| pins_of(&strategy::parse_strategy(text)?)))
+}
+
+/// What was measured, if anything was.
+pub(super) fn read_measured(path: Option<&Path>, cluster: &Cluster, recipe: &Recipe) -> Result<Option<Profile>, i32> {
+    let read = |path: &Path| read_profile(path, profile::Wanted::of(cluster, recipe)).map_err(complain_of_files);
+    path.map(read).transpose()
 }
 
 /// Prints the faults of several files; returns the exit status of bad input.
@@ -192,7 +225,8 @@ fn complain_of_files(files: Vec<FileFaults>) -> i32 {
     BAD_INPUT
 }
 
-fn parse<T>(path: &Path, parse: impl FnOnce(&str) -> galvatron_ir::Checked<T>) -> Result<T, i32> {
+/// Reads a file, and prints what is wrong with it.
+pub(super) fn parse<T>(path: &Path, parse: impl FnOnce(&str) -> galvatron_ir::Checked<T>) -> Result<T, i32> {
     let text = read_text(path).map_err(|d| complain(&[d], None))?;
     parse(&text).map_err(|faults| complain(&faults, Some((&shown(path), &text))))
 }
@@ -230,10 +264,10 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
     let written = write_files(args, compiled);
     if let Some(found) = &compiled.found {
         let report = report::Report::new(found, &compiled.segments, &inputs.cluster, &compiled.times);
-        let report = compiled.prices.iter().fold(report, report::Report::with_prices);
-        match args.format.as_str() {
-            "json" => println!("{}", report.json()),
-            _ => print!("{}", report.text(args.explain)),
+        let report = compiled.prices().iter().fold(report, report::Report::with_prices);
+        match args.format {
+            Format::Json => println!("{}", report.json()),
+            Format::Text => print!("{}", report.text(args.explain)),
         }
     }
     if args.time_passes {
@@ -246,12 +280,17 @@ fn finish(args: &CompileArgs, inputs: &Inputs, compiled: &Compiled) -> i32 {
 
 /// The plan and the strategy, where they were asked for.
 fn write_files(args: &CompileArgs, compiled: &Compiled) -> Checked<()> {
-    let write = |path: &Path, text: String| {
-        std::fs::write(path, text)
-            .map_err(|e| vec![Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))])
-    };
+    let write = |path: &Path, text: String| std::fs::write(path, text).map_err(|e| vec![unwritable(path, &e)]);
     if let Some(path) = &args.output {
         write(path, galvatron_ir::text::print(&compiled.module))?;
+    }
+    if let Some(path) = &args.trace {
+        if compiled.module.level != Level::Plan {
+            let fault =
+                Diagnostic::new("usage", "`--trace` is about a plan, and `--stop-after` ends before there is one");
+            return Err(vec![fault.help("leave one of them out")]);
+        }
+        super::write_trace(path, &compiled.module, &compiled.timeline()).map_err(|e| vec![unwritable(path, &e)])?;
     }
     if let (Some(path), Some(found)) = (&args.emit_strategy, &compiled.found) {
         let text = match is_galvatron_config(path) {
@@ -261,4 +300,8 @@ fn write_files(args: &CompileArgs, compiled: &Compiled) -> Checked<()> {
         write(path, text)?;
     }
     Ok(())
+}
+
+fn unwritable(path: &Path, e: &std::io::Error) -> Diagnostic {
+    Diagnostic::new("file", format!("cannot write `{}`: {e}", path.display()))
 }

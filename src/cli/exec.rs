@@ -8,7 +8,7 @@ use crate::runner::{Backend, GpuFlags, Outputs, PlanData, TrainFault, read_plan,
 use crate::weights::{PlanWeights, RandomWeights, Resumed, TensorFile};
 use clap::{Args, Parser, Subcommand};
 use galvatron_backends::comm::tcp::JoinFault;
-use galvatron_backends::exec::{RunOptions, WeightSource, write_chrome_trace};
+use galvatron_backends::exec::{RunOptions, WeightSource};
 use galvatron_ir::{Checked, Diagnostic, Module};
 use std::path::{Path, PathBuf};
 
@@ -203,8 +203,7 @@ fn run(args: &ExecArgs, module: &Module, text: &str, place: Option<&Place>) -> R
     }
     if let Some(path) = &args.trace {
         let path = ranks::trace_file(path, place);
-        let written = std::fs::File::create(&path).and_then(|mut file| write_chrome_trace(&report.trace, &mut file));
-        written.map_err(|e| TrainFault::Write(path, e))?;
+        super::write_trace(&path, module, &report.trace).map_err(|e| TrainFault::Write(path, e))?;
     }
     Ok(())
 }

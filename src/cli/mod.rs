@@ -1,6 +1,8 @@
 //! The commands: they print and exit, and hold no compiler logic.
 
 #[cfg(feature = "compiler")]
+pub mod analysis;
+#[cfg(feature = "compiler")]
 pub mod compile;
 pub mod exec;
 pub mod export;
@@ -8,7 +10,12 @@ pub mod files;
 mod ranks;
 
 use crate::diagnostics::render_all;
-use galvatron_ir::Diagnostic;
+use crate::trace::write_chrome_trace;
+use galvatron_ir::trace::TraceEvent;
+use galvatron_ir::{Diagnostic, Module};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 /// Exit status: everything went well.
 pub const OK: i32 = 0;
@@ -34,8 +41,15 @@ pub fn say_line(line: &str) {
     eprint!("{line}");
 }
 
+/// Writes a trace of a plan.
+fn write_trace(path: &Path, plan: &Module, events: &[TraceEvent]) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    write_chrome_trace(plan, events, &mut file)?;
+    file.flush()
+}
+
 /// A file's name for messages.
-pub fn shown(path: &std::path::Path) -> String {
+pub fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -43,7 +57,7 @@ pub fn shown(path: &std::path::Path) -> String {
 ///
 /// # Errors
 /// A diagnostic that names the file.
-pub fn read_text(path: &std::path::Path) -> Result<String, Diagnostic> {
+pub fn read_text(path: &Path) -> Result<String, Diagnostic> {
     std::fs::read_to_string(path)
         .map_err(|e| Diagnostic::new("file", format!("cannot read `{}`: {e}", path.display())).help("check the path"))
 }

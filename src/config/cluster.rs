@@ -1,14 +1,11 @@
 //! `hw.toml`: the cluster that a plan is made for.
 
-use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
+use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel, MAX_WORLD};
 use galvatron_ir::diagnostic::Checked;
 
 use super::levels::read_levels;
-use super::set::parse_file;
+use super::set::{apply_overrides, parse_file, quoted};
 use super::{Faults, Fields, Item, Wrong, integer_in, non_negative, number, one_of, positive, text};
-
-/// Most devices that a cluster may have.
-pub(super) const MAX_WORLD: u64 = 65536;
 
 /// Bytes or operations a second in one giga of them.
 const GIGA: f64 = 1e9;
@@ -47,8 +44,17 @@ pub(super) struct Tier {
 /// out, unless nothing would be left. All
 /// faults are reported: syntax, unknown, missing and reserved keys, values out of range.
 pub fn parse_cluster(text: &str) -> Checked<Cluster> {
-    let table = parse_file(text)?;
+    parse_cluster_with(text, &[])
+}
+
+/// The same with `key=value` overrides laid over the text, as [`super::train::parse_recipe`] has them.
+///
+/// # Errors
+/// See [`parse_cluster`].
+pub fn parse_cluster_with(text: &str, overrides: &[String]) -> Checked<Cluster> {
+    let mut table = parse_file(text)?;
     let faults = Faults::default();
+    apply_overrides(&mut table, overrides).into_iter().for_each(|fault| faults.push(fault));
     let mut root = Fields::root(&table, &faults);
     let name = root.read("name", self::text);
     let tiers = if root.has("level") { read_levels(&mut root) } else { read_nodes(&mut root) };
@@ -64,6 +70,27 @@ pub fn parse_cluster(text: &str) -> Checked<Cluster> {
         Cluster { name, device, levels }
     });
     faults.check(cluster)
+}
+
+/// Keys of `hw.toml` that an override may name, up to their first dot.
+pub const KEYS: [&str; 5] = ["name", "nodes", "devices_per_node", "device", "links"];
+
+/// The text of a cluster, its links as `[[level]]`.
+pub fn to_toml(cluster: &Cluster) -> String {
+    let device = &cluster.device;
+    let mut out = format!("name = {}\n[device]\nkind = \"{}\"\n", quoted(&cluster.name), device.kind.name());
+    let (f32, bf16) = (device.f32_flops / 1e12, device.bf16_flops / 1e12);
+    out += &format!("memory_gib = {:?}\n", device.memory_bytes as f64 / (1u64 << 30) as f64);
+    out += &format!("peak_tflops = {{ f32 = {f32:?}, bf16 = {bf16:?} }}\n");
+    out += &format!("memory_bandwidth_gbps = {:?}\n", device.memory_bandwidth / GIGA);
+    let mut sharers = 1.0;
+    for LinkLevel { name, size, bandwidth, latency_ns } in cluster.levels.iter().rev() {
+        let (gbps, latency_us) = (bandwidth * sharers / GIGA, latency_ns / 1e3);
+        out += &format!("[[level]]\nname = {}\nsize = {size}\n", quoted(name));
+        out += &format!("bandwidth_gbps = {gbps:?}\nlatency_us = {latency_us:?}\n");
+        sharers *= f64::from(*size);
+    }
+    out
 }
 
 /// The levels of `nodes`, `devices_per_node` and `[links]`, slowest first.
@@ -195,6 +222,22 @@ latency_us = 8.0
         let level =
             |name: &str, size, bandwidth, latency_ns| LinkLevel { name: name.into(), size, bandwidth, latency_ns };
         assert_eq!(cluster.levels, [level("inter_node", 2, 25e9 / 8.0, 8000.0), level("intra_node", 8, 300e9, 3000.0)]);
+    }
+
+    #[test]
+    fn what_is_written_is_the_same_cluster() {
+        for text in [TWO_NODES, ONE] {
+            let cluster = parse_cluster(text).unwrap();
+            assert_eq!(parse_cluster(&to_toml(&cluster)), Ok(cluster));
+        }
+    }
+
+    #[test]
+    fn overrides_lie_over_the_text() {
+        let sets = ["nodes=4".to_string(), "links.inter_node.bandwidth_gbps=50".to_string()];
+        let cluster = parse_cluster_with(TWO_NODES, &sets).unwrap();
+        assert_eq!((cluster.world(), cluster.levels[0].bandwidth), (32, 50e9 / 8.0));
+        assert!(parse_cluster_with(TWO_NODES, &["device.memory=4".to_string()]).is_err());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `[[level]]` of `hw.toml`: any number of link levels, from the devices outwards.
 
-use super::cluster::{Link, MAX_WORLD, Tier};
+use super::cluster::{Link, Tier};
 use super::{Fields, Item, Wrong, integer_in, number, text};
+use galvatron_ir::cluster::MAX_WORLD;
 
 /// The levels of a file, slowest first; the product of their sizes is at most [`MAX_WORLD`].
 ///

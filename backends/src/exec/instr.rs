@@ -21,10 +21,10 @@ use crate::fault::{RunFault, Unsupported};
 
 /// One node of one rank.
 pub(super) struct Instr {
-    /// What errors and traces call it; the same on every rank.
+    /// The node of the chunk.
+    pub(super) node: NodeId,
+    /// What errors call it; the same on every rank.
     pub(super) name: String,
-    /// The op's mnemonic.
-    pub(super) op: &'static str,
     pub(super) work: Work,
     /// Ends of the buffers that it touches.
     pub(super) ends: Ends,
@@ -144,8 +144,8 @@ impl Builder<'_> {
     fn instr(&mut self, id: NodeId) -> Result<Option<Instr>, RunFault> {
         let node = self.layout.chunk.graph.node(id);
         let (args, results) = (self.layout.buffers(&node.args)?, self.layout.buffers(&node.results)?);
-        let workspace = self.layout.workspace(node, &args, &results)?;
-        let (name, op) = (self.layout.name(node), node.op.mnemonic());
+        let workspace = self.layout.workspace(id, &args, &results)?;
+        let (name, op) = (self.layout.chunk.node_name(id), node.op.mnemonic());
         let spans = args.iter().chain(&results).map(BufferSpec::span).chain(workspace);
         let ends = self.layout.ends(spans);
         let work = match self.grouped.remove(&id) {
@@ -170,7 +170,7 @@ impl Builder<'_> {
         let gradient = self.optimizers.iter().position(|&n| n == Some(id));
         let gradient = gradient.filter(|_| self.layout.is_first_replica(&self.layout.sharding(node.args[1])));
         let gradient = gradient.map(|index| (index, args[1].clone()));
-        Ok(Some(Instr { name, op, work, ends, report, gradient }))
+        Ok(Some(Instr { node: id, name, work, ends, report, gradient }))
     }
 
     fn fault(&self, what: String) -> RunFault {

@@ -1,12 +1,11 @@
 //! What one rank holds of each value of the plan, and where in its arena.
 
 use galvatron_ir::cluster::DeviceKind;
-use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Module;
 use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
 use galvatron_ir::types::TensorType;
-use galvatron_ir::{AxisId, ValueId};
+use galvatron_ir::{AxisId, NodeId, ValueId};
 
 use super::observe::Ends;
 use crate::device::{BufferSpec, Span};
@@ -129,17 +128,18 @@ impl<'a> Layout<'a> {
     /// The scratch memory of a node.
     pub(super) fn workspace(
         &self,
-        node: &Node,
+        id: NodeId,
         args: &[BufferSpec],
         results: &[BufferSpec],
     ) -> Result<Option<Span>, RunFault> {
+        let node = self.chunk.graph.node(id);
         let types = |buffers: &'_ [BufferSpec]| buffers.iter().map(|b| b.ty.clone()).collect::<Vec<TensorType>>();
         let (args, results) = (types(args), types(results));
         let bytes = node.op.workspace(&args.iter().collect::<Vec<_>>(), &results.iter().collect::<Vec<_>>(), self.mesh);
         if bytes == 0 {
             return Ok(None);
         }
-        let fault = |what: String| RunFault::Plan(format!("`{}`: {what}", self.name(node)));
+        let fault = |what: String| RunFault::Plan(format!("`{}`: {what}", self.chunk.node_name(id)));
         let place = node.workspace.ok_or_else(|| fault(format!("it has no place for {bytes} bytes of workspace")))?;
         Ok(Some(Span { offset: self.absolute(place, bytes).map_err(fault)?, bytes }))
     }
@@ -192,12 +192,5 @@ impl<'a> Layout<'a> {
     /// Whether the rank is the first of those that hold the same part.
     pub(super) fn is_first_replica(&self, sharding: &Sharding) -> bool {
         self.mesh.spatial().all(|axis| self.coordinates[axis.index()] == 0 || sharding.is_sharded_over(axis))
-    }
-
-    /// What errors call a node: its first result, or the resident that it writes.
-    pub(super) fn name(&self, node: &Node) -> String {
-        let value = node.results.first().or(node.args.first());
-        let name = value.map_or("", |&v| self.chunk.graph.value(v).name.as_str());
-        if node.results.is_empty() { format!("{} %{name}", node.op.mnemonic()) } else { format!("%{name}") }
     }
 }

@@ -19,19 +19,18 @@ mod runs;
 mod shard;
 #[cfg(test)]
 mod tests;
-mod trace;
 mod view;
 mod weights;
 
 use std::time::Duration;
 
 use galvatron_ir::module::Module;
+use galvatron_ir::trace::TraceEvent;
 
 pub use collect::{HostTensor, Tensors, Trained};
 pub use data::DataSource;
 pub use engine::{World, launch};
 pub use gate::Flow;
-pub use trace::{TraceEvent, write_chrome_trace};
 pub use weights::WeightSource;
 
 use crate::comm::{Collective, Stats, local_world};

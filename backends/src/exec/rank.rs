@@ -4,8 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use galvatron_ir::NodeId;
 use galvatron_ir::module::{Module, TrainInfo};
 use galvatron_ir::plan::PhaseKind;
+use galvatron_ir::trace::TraceEvent;
 
 use super::RunOptions;
 use super::collect::Gather;
@@ -15,7 +17,6 @@ use super::exchange::Step;
 use super::gate::{Flow, Gate};
 use super::instr::{Hosted, Instr, Message, Optimizer, Report, Work, phase_index};
 use super::observe::Observed;
-use super::trace::TraceEvent;
 use crate::comm::{Collective, CommFault, GroupId, Site, Stats};
 use crate::device::{BufferSpec, Device, Span};
 use crate::fault::RunFault;
@@ -196,10 +197,25 @@ impl Worker {
             let mut cx = Context { device, comm: &mut *self.comm, shared, entry, step };
             cx.execute(instr).map_err(|fault| fault.at(self.rank, &instr.name, step))?;
             if shared.options.trace {
-                self.events.push(event(instr, shared, entry, (self.rank, step, start)));
+                let node = instr.node;
+                self.record(shared, entry, node, (step, start));
             }
         }
         Ok(())
+    }
+
+    /// Notes an execution of a node that started at `start` and is over now.
+    fn record(&mut self, shared: &Shared<'_>, entry: Entry, node: NodeId, (step, start): (u64, Instant)) {
+        self.events.push(TraceEvent {
+            rank: self.rank,
+            step,
+            chunk: self.hosted[entry.hosted].chunk,
+            node,
+            phase: entry.phase,
+            micro_batch: entry.micro_batch,
+            start_ns: start.duration_since(shared.epoch).as_nanos() as u64,
+            duration_ns: start.elapsed().as_nanos() as u64,
+        });
     }
 
     fn all_instrs(&self) -> impl Iterator<Item = &Instr> {
@@ -232,19 +248,6 @@ pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
     let mut bytes = vec![0; buffer.ty.bytes() as usize];
     device.read(buffer.span(), &mut bytes);
     bytes
-}
-
-fn event(instr: &Instr, shared: &Shared<'_>, entry: Entry, (rank, step, start): (usize, u64, Instant)) -> TraceEvent {
-    TraceEvent {
-        rank,
-        step,
-        node: instr.name.clone(),
-        op: instr.op,
-        phase: entry.phase,
-        micro_batch: entry.micro_batch,
-        start_ns: start.duration_since(shared.epoch).as_nanos() as u64,
-        duration_ns: start.elapsed().as_nanos() as u64,
-    }
 }
 
 /// Tags of messages of the plan; those of the engine itself are below it.

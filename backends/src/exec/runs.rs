@@ -135,7 +135,7 @@ impl Builder<'_> {
             return Ok(Place::Outside);
         }
         let (args, results) = (self.layout.buffers(&node.args)?, self.layout.buffers(&node.results)?);
-        let workspace = self.layout.workspace(node, &args, &results)?;
+        let workspace = self.layout.workspace(id, &args, &results)?;
         let spec = NodeSpec { op: &node.op, args: &args, results: &results, workspace };
         if matches!(node.op, Op::Update(_) | Op::Reshape(_)) && is_same_place(&spec) {
             return Ok(Place::Between);

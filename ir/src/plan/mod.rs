@@ -133,6 +133,14 @@ impl Chunk {
         self.phases.iter().flat_map(|p| p.body.iter().map(|&n| (p.kind, n)))
     }
 
+    /// What messages and traces call a node: its first result, or its op and what it writes or sends.
+    pub fn node_name(&self, node: NodeId) -> String {
+        let node = self.graph.node(node);
+        let value = node.results.first().or(node.args.first());
+        let name = value.map_or("", |&v| self.graph.value(v).name.as_str());
+        if node.results.is_empty() { format!("{} %{name}", node.op.mnemonic()) } else { format!("%{name}") }
+    }
+
     /// Type of the part of a value that one rank holds.
     pub fn local_type(&self, value: ValueId, mesh: &Mesh) -> TensorType {
         let value = self.graph.value(value);

@@ -33,6 +33,8 @@ pub const NUMBER: &str = "G0113";
 pub const INITIALIZER: &str = "G0114";
 /// A mesh that cannot be.
 pub const MESH: &str = "G0115";
+/// A cluster that cannot be.
+pub const CLUSTER: &str = "G0116";
 
 /// More candidates than this are not listed in a help line.
 const LISTED: usize = 8;

@@ -2,7 +2,7 @@
 
 use super::VERSION;
 use super::lexer::quote;
-use crate::cluster::DeviceKind;
+use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
 use crate::graph::{Graph, Node, Value};
 use crate::id::{AxisId, NodeId, ValueId};
 use crate::mesh::Mesh;
@@ -37,6 +37,9 @@ fn write_module(out: &mut String, module: &Module) -> Result {
     writeln!(out, "module @{} level={} {{", module_name(&module.name), module.level.name())?;
     if module.level >= Level::Sharded || module.mesh != Mesh::new(1, Vec::new()) {
         write_mesh(out, &module.mesh)?;
+    }
+    if let Some(cluster) = &module.cluster {
+        write_cluster(out, cluster)?;
     }
     if let Some(train) = &module.train {
         write_train(out, train)?;
@@ -81,6 +84,17 @@ fn write_mesh(out: &mut String, mesh: &Mesh) -> Result {
     write!(out, "  mesh [{}]", axes(mesh))?;
     if mesh.device() != DeviceKind::Cpu {
         write!(out, " of {}", mesh.device().name())?;
+    }
+    out.write_str("\n")
+}
+
+fn write_cluster(out: &mut String, cluster: &Cluster) -> Result {
+    let DeviceSpec { kind, memory_bytes, f32_flops, bf16_flops, memory_bandwidth } = &cluster.device;
+    write!(out, "  cluster {{name={}, kind=\"{}\", memory_bytes={memory_bytes}, ", quote(&cluster.name), kind.name())?;
+    write!(out, "f32_flops={f32_flops:?}, bf16_flops={bf16_flops:?}, memory_bandwidth={memory_bandwidth:?}}}")?;
+    for LinkLevel { name, size, bandwidth, latency_ns } in &cluster.levels {
+        let name = quote(name);
+        write!(out, " level {{name={name}, size={size}, bandwidth={bandwidth:?}, latency_ns={latency_ns:?}}}")?;
     }
     out.write_str("\n")
 }

@@ -9,11 +9,13 @@ mod measured;
 mod pipeline;
 mod plan;
 mod prices;
+mod timeline;
 
 pub use calibrate::Types;
 pub use galvatron_ir::profile::Collective;
 pub use plan::{PhaseTimes, PlanCost, node_cost, plan_cost};
 pub use prices::Prices;
+pub use timeline::timeline;
 
 use crate::segment::Segment;
 use calibrate::Calibration;

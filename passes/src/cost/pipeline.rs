@@ -1,46 +1,79 @@
 //! How long a step of several stages takes: all schedules run against each other, message by message.
 //!
 //! A stage computes one phase at a time. A message leaves when its send is reached and arrives after its transfer, beside which the
-//! sender goes on; who receives it waits. Contention between messages is not counted.
+//! sender goes on; who receives it waits. Contention between messages is not counted. What of a gradient reduction hides behind the
+//! backward pass is taken from the first collectives of the reduce phase.
 
 use super::CostModel;
-use super::plan::node_cost;
-use galvatron_ir::Module;
+use super::plan::{PhaseTimes, node_cost};
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::{Chunk, PhaseKind, ScheduleStep};
+use galvatron_ir::plan::{Chunk, PhaseKind, ScheduleStep, Stage};
+use galvatron_ir::{Module, NodeId};
 use std::collections::BTreeMap;
 
 /// What a phase does between two messages, and the message.
-#[derive(Clone, Copy, Debug)]
-struct Leg {
-    /// Nanoseconds of the nodes before it.
+#[derive(Clone, Debug)]
+pub(super) struct Leg {
+    /// The nodes before it, each with its nanoseconds.
+    pub(super) nodes: Vec<(NodeId, PhaseTimes)>,
+    /// Nanoseconds of these nodes.
     ns: u64,
-    event: Event,
+    /// Nanoseconds of the collectives among them.
+    collectives_ns: u64,
+    pub(super) event: Event,
 }
 
+impl Leg {
+    fn new(nodes: Vec<(NodeId, PhaseTimes)>, event: Event) -> Leg {
+        let collectives_ns = nodes.iter().map(|(_, times)| times.communication_ns).sum();
+        let ns = nodes.iter().map(|(_, times)| times.compute_ns).sum::<u64>() + collectives_ns;
+        Leg { nodes, ns, collectives_ns, event }
+    }
+}
+
+/// What ends a leg.
 #[derive(Clone, Copy, Debug)]
-enum Event {
+pub(super) enum Event {
     /// Sends over a channel; nanoseconds of the transfer.
-    Send(u32, u64),
+    Send(NodeId, u32, u64),
     /// Waits for a channel.
-    Recv(u32),
+    Recv(NodeId, u32),
     /// The phase is over.
     End,
 }
 
-/// Nanoseconds from the start of a step until its last stage is done. `hidden_ns` is by chunk what its reduce phase takes less.
+/// A leg that a stage has gone through.
+pub(super) struct Visit<'a> {
+    /// The entry of the schedule, and the stage whose schedule it is.
+    pub(super) entry: &'a ScheduleStep,
+    pub(super) stage: usize,
+    pub(super) leg: &'a Leg,
+    /// When its first node starts, what of its collectives hides before that, and when its last node, or the wait for its
+    /// message, ends; in nanoseconds.
+    pub(super) start_ns: u64,
+    pub(super) hidden_ns: u64,
+    pub(super) end_ns: u64,
+}
+
+/// Nanoseconds from the start of a step until its last stage is done. `hidden_ns` is by chunk what the collectives of its reduce
+/// phase take less. `observer` sees the legs of each stage in order.
 ///
 /// # Panics
 /// When the schedules wait for each other; the verifier refuses such plans.
-pub fn makespan_ns(model: &CostModel, module: &Module, hidden_ns: &[u64]) -> u64 {
-    let legs: Vec<BTreeMap<PhaseKind, Vec<Leg>>> = module.chunks.iter().map(|c| legs_of(model, module, c)).collect();
-    let mut stages: Vec<Clock<'_>> =
-        module.stages.iter().map(|s| Clock { schedule: &s.schedule, at: 0, leg: 0, ns: 0 }).collect();
-    let mut arrivals = BTreeMap::new();
+pub(super) fn replay(
+    model: &CostModel,
+    module: &Module,
+    hidden_ns: &[u64],
+    observer: &mut dyn FnMut(Visit<'_>),
+) -> u64 {
+    let legs: Vec<Legs> = module.chunks.iter().map(|c| legs_of(model, module, c)).collect();
+    let clock = |(stage, s): (usize, &'_ Stage)| Clock { stage, schedule: s.schedule.clone(), at: 0, leg: 0, ns: 0 };
+    let mut stages: Vec<Clock> = module.stages.iter().enumerate().map(clock).collect();
+    let mut world = World { legs: &legs, hidden_ns: hidden_ns.to_vec(), arrivals: BTreeMap::new(), observer };
     let mut progress = true;
     while std::mem::take(&mut progress) {
         for stage in &mut stages {
-            progress |= stage.advance(&legs, hidden_ns, &mut arrivals);
+            progress |= stage.advance(&mut world);
         }
     }
     assert!(stages.iter().all(Clock::is_done), "invariant: no stage waits for ever");
@@ -48,25 +81,27 @@ pub fn makespan_ns(model: &CostModel, module: &Module, hidden_ns: &[u64]) -> u64
 }
 
 /// The legs of each phase of a chunk.
-fn legs_of(model: &CostModel, module: &Module, chunk: &Chunk) -> BTreeMap<PhaseKind, Vec<Leg>> {
+type Legs = BTreeMap<PhaseKind, Vec<Leg>>;
+
+fn legs_of(model: &CostModel, module: &Module, chunk: &Chunk) -> Legs {
     let mesh = module.mesh_of(chunk);
     let phase = |kind: PhaseKind| {
-        let (mut legs, mut ns) = (Vec::new(), 0);
+        let (mut legs, mut nodes) = (Vec::new(), Vec::new());
         for &node in chunk.phase(kind) {
             let event = match &chunk.graph.node(node).op {
                 Op::Send(op) => {
-                    Event::Send(op.channel, transfer_ns(model, module, chunk, op.to, chunk.graph.node(node).args[0]))
+                    let transfer_ns = transfer_ns(model, module, chunk, op.to, chunk.graph.node(node).args[0]);
+                    Event::Send(node, op.channel, transfer_ns)
                 }
-                Op::Recv(op) => Event::Recv(op.channel),
+                Op::Recv(op) => Event::Recv(node, op.channel),
                 _ => {
-                    let times = node_cost(model, chunk, mesh, node);
-                    ns += times.compute_ns + times.communication_ns;
+                    nodes.push((node, node_cost(model, chunk, mesh, node)));
                     continue;
                 }
             };
-            legs.push(Leg { ns: std::mem::take(&mut ns), event });
+            legs.push(Leg::new(std::mem::take(&mut nodes), event));
         }
-        legs.push(Leg { ns, event: Event::End });
+        legs.push(Leg::new(nodes, Event::End));
         legs
     };
     PhaseKind::ALL.iter().map(|&(kind, ..)| (kind, phase(kind))).collect()
@@ -79,48 +114,61 @@ fn transfer_ns(model: &CostModel, module: &Module, chunk: &Chunk, to: u32, value
     model.message_ns(&module.mesh, module.stages.len(), (from.first_rank, to.first_rank), bytes)
 }
 
+/// What all stages share.
+struct World<'a> {
+    /// The legs of each chunk.
+    legs: &'a [Legs],
+    /// What the collectives of each chunk's reduce phase may still take less.
+    hidden_ns: Vec<u64>,
+    /// When messages arrive, by channel and micro-batch.
+    arrivals: BTreeMap<(u32, Option<u32>), u64>,
+    observer: &'a mut dyn FnMut(Visit<'_>),
+}
+
 /// A stage on its way through its schedule.
-struct Clock<'a> {
-    schedule: &'a [ScheduleStep],
+struct Clock {
+    stage: usize,
+    schedule: Vec<ScheduleStep>,
     /// Entry and leg in work.
     at: usize,
     leg: usize,
     ns: u64,
 }
 
-impl Clock<'_> {
+impl Clock {
     fn is_done(&self) -> bool {
         self.at == self.schedule.len()
     }
 
     /// Goes on until a message is missing; whether it went anywhere.
-    fn advance(
-        &mut self,
-        legs: &[BTreeMap<PhaseKind, Vec<Leg>>],
-        hidden_ns: &[u64],
-        arrivals: &mut BTreeMap<(u32, Option<u32>), u64>,
-    ) -> bool {
+    fn advance(&mut self, world: &mut World<'_>) -> bool {
         let start = (self.at, self.leg);
-        while let Some(step) = self.schedule.get(self.at) {
-            let chunk = step.chunk as usize;
-            let leg = legs[chunk][&step.phase][self.leg];
+        while let Some(entry) = self.schedule.get(self.at) {
+            let chunk = entry.chunk as usize;
+            let leg = &world.legs[chunk][&entry.phase][self.leg];
+            let arrival = match leg.event {
+                Event::Recv(_, channel) => match world.arrivals.get(&(channel, entry.micro_batch)) {
+                    Some(&arrival) => arrival,
+                    None => break,
+                },
+                _ => 0,
+            };
+            let hidden_ns = match entry.phase {
+                PhaseKind::Reduce => world.hidden_ns[chunk].min(leg.collectives_ns),
+                _ => 0,
+            };
+            world.hidden_ns[chunk] -= hidden_ns;
+            let start_ns = self.ns;
+            self.ns = (start_ns + leg.ns - hidden_ns).max(arrival);
+            (world.observer)(Visit { entry, stage: self.stage, leg, start_ns, hidden_ns, end_ns: self.ns });
             match leg.event {
-                Event::Send(channel, transfer_ns) => {
-                    self.ns += leg.ns;
-                    arrivals.insert((channel, step.micro_batch), self.ns + transfer_ns);
+                Event::Send(_, channel, transfer_ns) => {
+                    world.arrivals.insert((channel, entry.micro_batch), self.ns + transfer_ns);
+                    self.leg += 1;
                 }
-                Event::Recv(channel) => {
-                    let Some(&arrival) = arrivals.get(&(channel, step.micro_batch)) else { break };
-                    self.ns = (self.ns + leg.ns).max(arrival);
-                }
-                Event::End => {
-                    let hidden = if step.phase == PhaseKind::Reduce { hidden_ns[chunk] } else { 0 };
-                    self.ns += leg.ns.saturating_sub(hidden);
-                    (self.at, self.leg) = (self.at + 1, 0);
-                    continue;
-                }
+                Event::Recv(..) => self.leg += 1,
+                Event::End => (self.at, self.leg) = (self.at + 1, 0),
             }
-            self.leg += 1;
         }
         (self.at, self.leg) != start
     }

@@ -2,7 +2,7 @@
 //! the device allows.
 
 use super::CostModel;
-use super::pipeline::makespan_ns;
+use super::pipeline::replay;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
@@ -79,9 +79,15 @@ pub fn plan_cost(model: &CostModel, module: &Module) -> PlanCost {
             let total: u64 = cost.phases.iter().map(|(&p, t)| repeats(p) * (t.compute_ns + t.communication_ns)).sum();
             total - cost.hidden_ns
         }
-        _ => makespan_ns(model, module, &hidden),
+        _ => replay(model, module, &hidden, &mut |_| {}),
     };
     cost
+}
+
+/// Nanoseconds by chunk of gradient reduction that hide behind its backward pass.
+pub(super) fn hidden_by_chunk(model: &CostModel, module: &Module) -> Vec<u64> {
+    let mut cost = PlanCost::default();
+    module.chunks.iter().map(|chunk| add_chunk(&mut cost, model, module, chunk)).collect()
 }
 
 /// Adds the times of a chunk; returns how much of its gradient reduction hides.

@@ -8,6 +8,7 @@
 mod assemble;
 mod boundary;
 mod candidates;
+mod decided;
 mod experts;
 mod options;
 mod pins;
@@ -16,6 +17,7 @@ mod queue;
 mod recompute;
 mod refusal;
 mod replays;
+mod runner_up;
 mod sequence;
 pub mod solver;
 mod spaces;
@@ -27,6 +29,7 @@ pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
 pub use candidates::{Listing, Mode};
 pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
+pub use runner_up::{RunnerUp, runners_up};
 pub use weights::zero_shard;
 
 use crate::cost::{CostModel, PlanCost};

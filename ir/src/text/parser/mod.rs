@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// The sections of a module.
-const SECTIONS: [&str; 9] =
-    ["mesh", "train", "initializer", "program", "stage", "chunk", "schedule", "arena", "predicted"];
+const SECTIONS: [&str; 10] =
+    ["mesh", "cluster", "train", "initializer", "program", "stage", "chunk", "schedule", "arena", "predicted"];
 
 /// Reads a module.
 ///
@@ -166,6 +166,7 @@ impl<'t> Parser<'t> {
         }
         match section {
             "mesh" => self.mesh(first),
+            "cluster" => self.cluster(first),
             "train" => self.train(first),
             "initializer" => self.initializer(first),
             "program" => self.program(first),

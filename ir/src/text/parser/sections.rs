@@ -1,10 +1,10 @@
-//! The short sections of a module: mesh, training, initializers, arena and prediction.
+//! The short sections of a module: mesh, cluster, training, initializers, arena and prediction.
 
 use super::Parser;
 use super::cursor::Parsed;
 use super::fields::Fields;
 use super::types::tensor_type;
-use crate::cluster::DeviceKind;
+use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
 use crate::module::{Initializer, Normal, TrainInfo};
@@ -53,6 +53,45 @@ impl<'t> Parser<'t> {
         }
         let known = DeviceKind::ALL.iter().map(|(_, name)| *name);
         Err(self.cursor.report(fault::unknown((fault::KEYWORD, "kind of devices"), word, known, token.span())))
+    }
+
+    /// `cluster {…} level {…} level {…}`, slowest links first; the first word was taken.
+    pub fn cluster(&mut self, first: Token) -> Parsed<()> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        let c = &mut self.cursor;
+        let name = fields.string(c, "name")?;
+        let device = DeviceSpec {
+            kind: fields.choice(c, "kind", &DeviceKind::ALL)?,
+            memory_bytes: fields.u64(c, "memory_bytes")?,
+            f32_flops: fields.f64(c, "f32_flops")?,
+            bf16_flops: fields.f64(c, "bf16_flops")?,
+            memory_bandwidth: fields.f64(c, "memory_bandwidth")?,
+        };
+        fields.finish(c)?;
+        let mut levels = Vec::new();
+        while self.cursor.eats_word("level") {
+            levels.push(self.link_level()?);
+        }
+        let cluster = Cluster { name, device, levels };
+        if let Err(message) = cluster.check() {
+            let span = self.cursor.span_from(first);
+            return Err(self.cursor.report(Diagnostic::new(fault::CLUSTER, message).at(span)));
+        }
+        self.module.cluster = Some(cluster);
+        Ok(())
+    }
+
+    fn link_level(&mut self) -> Parsed<LinkLevel> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        let c = &mut self.cursor;
+        let level = LinkLevel {
+            name: fields.string(c, "name")?,
+            size: u32::try_from(fields.u64(c, "size")?).unwrap_or(u32::MAX),
+            bandwidth: fields.f64(c, "bandwidth")?,
+            latency_ns: fields.f64(c, "latency_ns")?,
+        };
+        fields.finish(c)?;
+        Ok(level)
     }
 
     /// `train {…}`; the first word was taken.

@@ -69,6 +69,7 @@ module @mlp level=sharded {
 pub const PLAN: &str = r#"gir 1
 module @mlp level=plan {
   mesh [mb=2, a0=2@0, a1=2@1]
+  cluster {name="four ranks", kind="cpu", memory_bytes=2147483648, f32_flops=100000000000.0, bf16_flops=100000000000.0, memory_bandwidth=10000000000.0} level {name="inter_node", size=2, bandwidth=1250000000.0, latency_ns=1.5} level {name="intra_node", size=2, bandwidth=4000000000.0, latency_ns=10000.0}
   train {seed=0, shuffle=true, lr=0.1, schedule="constant", warmup_steps=0, total_steps=0, min_lr=0.0, global_batch=8, sequence=0, labels="labels", shift=false, ignore_index=-100}
   initializer "w" = {file="mlp.onnx", offset=0} f32[16, 8]
   program {

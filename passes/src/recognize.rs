@@ -1,0 +1,267 @@
+//! The usual names of what a plan does, read off its placements: data, tensor, sequence and expert parallelism, ZeRO levels, recomputation
+//! and stages, for each segment of the program. A plan edited by hand has names too.
+
+use crate::apply::passes;
+use crate::batch::{BatchFactors, rule_of};
+use crate::search::solver::Cost;
+use crate::search::{BoundaryKind, Decision, Mode, SegmentChoice, StagesChoice};
+use crate::segment::{Segment, constants};
+use crate::strategy::{Pipeline, ScheduleKind};
+use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
+use galvatron_ir::op::Op;
+use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::{AxisId, Module, NodeId, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The schedules that are told apart.
+const KINDS: [ScheduleKind; 3] = [ScheduleKind::OneForwardOneBackward, ScheduleKind::Gpipe, ScheduleKind::Interleaved];
+
+/// What a plan amounts to; costs are left at zero. ZeRO-2 without sums over micro-batches is ZeRO-1.
+pub fn recognize(plan: &Module, segments: &[Segment]) -> Decision {
+    let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
+    let reader = Reader::new(plan, &forward);
+    let segments = segments.iter().enumerate();
+    let choices: Vec<SegmentChoice> = segments.clone().map(|(i, segment)| reader.choice(i as u32, segment)).collect();
+    let is_layer: Vec<bool> = segments.map(|(_, s)| s.is_layer).collect();
+    Decision { micro_batches: plan.mesh.micro_batches() as u32, segments: choices, stages: stages(plan, &is_layer) }
+}
+
+/// The stages; where no known schedule gives the order of their phases, that of the most general one is named.
+fn stages(plan: &Module, is_layer: &[bool]) -> Option<StagesChoice> {
+    let (n_stages, n_chunks) = (plan.stages.len() as u32, plan.chunks.len() as u32);
+    if n_stages < 2 {
+        return None;
+    }
+    let mut layers = vec![0; plan.chunks.len()];
+    for tag in (0..is_layer.len()).filter(|&tag| is_layer[tag]) {
+        layers[home(plan, tag as u32)] += 1;
+    }
+    let schedule = KINDS.into_iter().find(|&kind| has_schedule(plan, kind, n_stages, n_chunks));
+    Some(StagesChoice { n_stages, schedule: schedule.unwrap_or(ScheduleKind::OneForwardOneBackward), layers })
+}
+
+/// The chunk that has most of the forward nodes of a segment; what it shares with others may stand elsewhere.
+fn home(plan: &Module, tag: u32) -> usize {
+    let n_own = |chunk: &Chunk| {
+        let forward = chunk.phase(PhaseKind::Forward).iter();
+        forward.filter(|&&node| chunk.graph.node(node).layer == Some(tag)).count()
+    };
+    (0..plan.chunks.len()).rev().max_by_key(|&chunk| n_own(&plan.chunks[chunk])).unwrap_or(0)
+}
+
+fn has_schedule(plan: &Module, schedule: ScheduleKind, n_stages: u32, n_chunks: u32) -> bool {
+    if !n_chunks.is_multiple_of(n_stages) || (n_chunks > n_stages) != (schedule == ScheduleKind::Interleaved) {
+        return false;
+    }
+    let pipeline = Pipeline { n_stages, n_chunks, schedule, chunk_of: BTreeMap::new() };
+    plan.stages.iter().zip(0u32..).all(|(stage, number)| {
+        let found = stage.schedule.iter().filter(|step| step.micro_batch.is_some());
+        let found = found.map(|step| (step.phase, step.chunk, step.micro_batch.unwrap_or(0)));
+        let expected = passes(&pipeline, number, plan.mesh.micro_batches() as u32);
+        found.eq(expected.iter().map(|p| (p.phase, number + p.chunk * n_stages, p.micro_batch)))
+    })
+}
+
+/// The axes that ops of one segment are cut over, by what they cut.
+#[derive(Default)]
+struct Axes {
+    batch: BTreeSet<AxisId>,
+    weights: BTreeSet<AxisId>,
+    experts: BTreeSet<AxisId>,
+    heads: BTreeSet<AxisId>,
+    queries: BTreeSet<AxisId>,
+}
+
+/// Over how many axes what belongs to a weight is sharded in a chunk, by role.
+type Spread = BTreeMap<(ValueId, ResidentRole), usize>;
+
+struct Reader<'a> {
+    plan: &'a Module,
+    batch: BatchFactors,
+    weights: BTreeSet<ValueId>,
+    constant: Vec<bool>,
+    /// Of each chunk.
+    spread: Vec<Spread>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(plan: &'a Module, forward: &[NodeId]) -> Reader<'a> {
+        Reader {
+            plan,
+            batch: BatchFactors::of(&plan.program, forward),
+            weights: plan.program.weights.iter().map(|w| w.value).collect(),
+            constant: constants(&plan.program),
+            spread: plan.chunks.iter().map(|chunk| spread(plan, chunk)).collect(),
+        }
+    }
+
+    fn choice(&self, tag: u32, segment: &Segment) -> SegmentChoice {
+        let (mut axes, mut zero, mut mode) = (Axes::default(), 0, Mode::None);
+        let mut mesh = &self.plan.stages[0].mesh;
+        for (chunk, spread) in self.plan.chunks.iter().zip(&self.spread) {
+            for &node in chunk.phase(PhaseKind::Forward).iter().filter(|&&n| chunk.graph.node(n).layer == Some(tag)) {
+                mesh = self.plan.mesh_of(chunk);
+                zero = zero.max(self.read(chunk, spread, node, &mut axes).unwrap_or(0));
+            }
+            mode = mode.max(self.recomputed(chunk, tag));
+        }
+        let sequence = self.crossing_axes(tag);
+        let Axes { batch, weights, experts, heads, queries } = axes;
+        let product = |axes: &BTreeSet<AxisId>| axes.iter().map(|&axis| mesh.size(axis)).product::<u64>();
+        let besides = |axes: &BTreeSet<AxisId>| product(&axes.difference(&batch).copied().collect());
+        let tp = besides(&weights);
+        SegmentChoice {
+            nodes: segment.nodes.clone(),
+            dp: product(&batch),
+            tp,
+            ulysses: if tp == 1 { besides(&heads) } else { 1 },
+            cp: if tp == 1 { besides(&queries) } else { 1 },
+            ep: product(&experts),
+            boundary: if besides(&sequence) > 1 { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
+            zero,
+            mode,
+            cost: Cost::ZERO,
+        }
+    }
+
+    /// Adds what a node of a chunk's forward phase is cut over; returns the ZeRO level of what it reads. `None` where it is no copy of a
+    /// node of the program.
+    fn read(&self, chunk: &Chunk, spread: &Spread, node: NodeId, axes: &mut Axes) -> Option<u8> {
+        let program = &self.plan.program;
+        let source = self.source(chunk, node)?;
+        let (node, args) = (chunk.graph.node(node), &program.graph.node(source).args);
+        let operands: Vec<&Sharding> =
+            node.args.iter().map(|&a| chunk.graph.value(a).sharding.as_ref()).collect::<Option<_>>()?;
+        let rule = rule_of(program, source);
+        let map = rule.infer_map(&operands, self.plan.mesh_of(chunk)).ok()?;
+        let is_weight = |i: &usize| self.weights.contains(&args[*i]);
+        let of_weights: BTreeSet<usize> =
+            (0..args.len()).filter(is_weight).flat_map(|i| rule.operands[i].iter().flatten().copied()).collect();
+        for (factor, cut) in map.axes.iter().enumerate() {
+            let cut = cut.iter().copied().filter(|&axis| axis != Mesh::MB);
+            let is_experts = expert_factor(&node.op, &rule) == Some(factor);
+            match (&node.op, rule.factors[factor].label.as_str()) {
+                _ if self.batch.factors.get(&source) == Some(&factor) => axes.batch.extend(cut),
+                _ if is_experts => {
+                    axes.experts.extend(cut.clone());
+                    axes.weights.extend(cut);
+                }
+                _ if of_weights.contains(&factor) => axes.weights.extend(cut),
+                (Op::Attention(_), HEADS) => axes.heads.extend(cut),
+                (Op::Attention(_), QUERIES) => axes.queries.extend(cut),
+                _ => {}
+            }
+        }
+        let levels = (0..args.len()).filter(is_weight).map(|i| zero_level(spread, args[i], operands[i]));
+        levels.max()
+    }
+
+    /// The axes that cut what flows into later segments in other dimensions than the batch.
+    fn crossing_axes(&self, tag: u32) -> BTreeSet<AxisId> {
+        let program = &self.plan.program.graph;
+        let is_made = |v: &ValueId| program.producer(*v).is_some_and(|node| program.node(node).layer == Some(tag));
+        let is_next = |&&node: &&NodeId| {
+            self.batch.factors.contains_key(&node) && program.node(node).layer.is_some_and(|next| next > tag)
+        };
+        let readers = self.plan.program.body.iter().filter(is_next);
+        let crossing: BTreeSet<ValueId> =
+            readers.flat_map(|&node| program.node(node).args.iter().copied()).filter(is_made).collect();
+        let mut axes = BTreeSet::new();
+        for chunk in &self.plan.chunks {
+            for &node in chunk.phase(PhaseKind::Forward) {
+                for value in chunk.graph.node(node).results.iter().map(|&r| chunk.graph.value(r)) {
+                    let Some(of) = value.of.filter(|of| crossing.contains(of)) else { continue };
+                    let dims =
+                        value.sharding.iter().filter(|s| !s.is_partial()).flat_map(|s| s.dims.iter().enumerate());
+                    let others = dims.filter(|(dim, _)| self.batch.dims.get(&of) != Some(dim));
+                    axes.extend(others.flat_map(|(_, axes)| axes.iter().copied()).filter(|&axis| axis != Mesh::MB));
+                }
+            }
+        }
+        axes
+    }
+
+    /// The node of the program that a node computes on a part of the operands.
+    fn source(&self, chunk: &Chunk, node: NodeId) -> Option<NodeId> {
+        let graph = &self.plan.program.graph;
+        let node = chunk.graph.node(node);
+        let source = graph.producer(chunk.graph.value(*node.results.first()?).of?)?;
+        let original = graph.node(source);
+        (original.op.mnemonic() == node.op.mnemonic() && original.args.len() == node.args.len()).then_some(source)
+    }
+
+    /// What is computed again of a segment outside of its forward phase; constants and what is gathered again do not count. Where
+    /// the backward pass reads results of products, attention or experts of the forward phase, these were kept.
+    fn recomputed(&self, chunk: &Chunk, tag: u32) -> Mode {
+        let of = |value: ValueId| chunk.graph.value(value).of.filter(|v| !self.constant[v.index()]);
+        let forward: BTreeSet<NodeId> = chunk.phase(PhaseKind::Forward).iter().copied().collect();
+        let results = |node: &NodeId| chunk.graph.node(*node).results.clone();
+        let computed: BTreeSet<ValueId> = forward.iter().flat_map(results).filter_map(of).collect();
+        let is_backward = |phase: PhaseKind| phase.is_per_micro_batch() && phase != PhaseKind::Forward;
+        let own =
+            chunk.nodes().filter(|(phase, node)| is_backward(*phase) && chunk.graph.node(*node).layer == Some(tag));
+        let own: Vec<NodeId> = own.map(|(_, node)| node).collect();
+        let is_again = |node: &&NodeId| {
+            let again = results(node).first().and_then(|&r| of(r)).is_some_and(|v| computed.contains(&v));
+            again && self.source(chunk, **node).is_some()
+        };
+        let is_kept = |value: &ValueId| {
+            let from_forward = chunk.graph.producer(*value).is_some_and(|node| forward.contains(&node));
+            from_forward && of(*value).is_some_and(|v| self.is_costly(v, tag))
+        };
+        let keeps = || own.iter().any(|&node| chunk.graph.node(node).args.iter().any(|value| is_kept(value)));
+        match own.iter().find(is_again) {
+            None => Mode::None,
+            Some(_) if keeps() => Mode::Selective,
+            Some(_) => Mode::Full,
+        }
+    }
+
+    /// Whether a value of the program is the result of a product, attention or experts of a segment.
+    fn is_costly(&self, value: ValueId, tag: u32) -> bool {
+        let graph = &self.plan.program.graph;
+        graph.producer(value).is_some_and(|node| {
+            let node = graph.node(node);
+            node.layer == Some(tag) && matches!(node.op, Op::Einsum(_) | Op::Attention(_) | Op::Moe(_))
+        })
+    }
+}
+
+/// Labels of the factors of attention.
+const HEADS: &str = "h";
+const QUERIES: &str = "q";
+
+fn expert_factor(op: &Op, rule: &ShardingRule) -> Option<usize> {
+    match op {
+        Op::Moe(_) => rule.factors.iter().position(|factor| factor.label == "e"),
+        _ => None,
+    }
+}
+
+/// Which of what belongs to a weight is sharded further than where the weight is read.
+fn zero_level(spread: &Spread, weight: ValueId, used: &Sharding) -> u8 {
+    let used = used.dims.iter().map(Vec::len).sum::<usize>();
+    let roles = [(ResidentRole::Parameter, 3), (ResidentRole::Accumulator, 2), (ResidentRole::State, 1)];
+    let further = |(role, _): &(ResidentRole, u8)| spread.get(&(weight, *role)).is_some_and(|&n| n > used);
+    roles.into_iter().find(further).map_or(0, |(_, level)| level)
+}
+
+fn spread(plan: &Module, chunk: &Chunk) -> Spread {
+    let program = &plan.program;
+    let mut spread = Spread::new();
+    for resident in &chunk.residents {
+        let value = chunk.graph.value(resident.value);
+        let Some(of) = value.of else { continue };
+        let weight = match resident.role {
+            ResidentRole::Parameter => Some(of),
+            ResidentRole::State => program.states.iter().find(|s| s.value == of).map(|s| s.weight),
+            ResidentRole::Accumulator => program.graph.value(of).grad_of,
+        };
+        let n_axes = value.sharding.as_ref().map_or(0, |s| s.dims.iter().map(Vec::len).sum());
+        if let Some(weight) = weight {
+            let most = spread.entry((weight, resident.role)).or_default();
+            *most = n_axes.max(*most);
+        }
+    }
+    spread
+}

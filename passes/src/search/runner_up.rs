@@ -1,0 +1,142 @@
+//! What else a group of segments could do: the fastest plan in which it has a strategy of another name, and the rest of the plan
+//! stays as it is. The most promising are lowered and replayed, as the finalists of the search are.
+
+use super::assemble::SegmentChoice;
+use super::candidates::{Choice, Listing, SpaceBuilder};
+use super::solver::chain::Chain;
+use super::solver::{Cost, Limits};
+use super::spaces::{Pick, Space, Spaces};
+use super::{Decision, NoPlan};
+use crate::cost::{CostModel, plan_cost};
+use crate::segment::Segment;
+use galvatron_ir::Module;
+use std::ops::Range;
+
+/// Strategies of a group that are replayed, of those that fit by the surrogate, and of all.
+const MOST_REPLAYS: usize = 4;
+
+/// A plan in which one group of segments does something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerUp {
+    /// The strategy of the group.
+    pub name: String,
+    /// Nanoseconds of a step, replayed.
+    pub step_ns: u64,
+    /// Bytes of the largest arena.
+    pub peak_bytes: u64,
+}
+
+/// For each of `groups` of segments other plans than `decision`, fastest first; whether they fit is not asked. `None` where the declared
+/// space has no plan whose segments are named so.
+///
+/// `surrogate_budget` says how many bytes of the surrogate a plan may have, from those that the plan itself has; it helps to find plans
+/// that fit.
+///
+/// # Errors
+/// A decision that the model or the cluster cannot take.
+pub fn runners_up(
+    module: &Module,
+    segments: &[Segment],
+    model: &CostModel,
+    decision: &Decision,
+    groups: &[Range<usize>],
+    surrogate_budget: &dyn Fn(u64) -> u64,
+) -> Result<Option<Vec<Vec<RunnerUp>>>, NoPlan> {
+    let pins = decision.outer_pins();
+    let spaces = SpaceBuilder::new(module, segments, model, &pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
+    let names: Vec<String> = decision.segments.iter().map(SegmentChoice::name).collect();
+    let menus =
+        (0..spaces.spaces.len()).map(|space| Menu { module, model, spaces: &spaces, space, names: &names, groups });
+    let priced = menus.filter_map(|menu| Some((menu.pick(None, None)?.cost, menu)));
+    let Some((own, menu)) = priced.min_by_key(|(cost, _)| *cost) else { return Ok(None) };
+    let budget = surrogate_budget(own.bytes);
+    Ok(Some((0..groups.len()).map(|group| menu.others(group, budget)).collect()))
+}
+
+/// The candidates of a space, by the names of the strategies.
+struct Menu<'a> {
+    module: &'a Module,
+    model: &'a CostModel,
+    spaces: &'a Spaces<'a>,
+    space: usize,
+    names: &'a [String],
+    groups: &'a [Range<usize>],
+}
+
+impl Menu<'_> {
+    /// The fastest plans in which a group has one other name, replayed.
+    fn others(&self, group: usize, budget: u64) -> Vec<RunnerUp> {
+        let first = self.groups[group].start;
+        let mut names: Vec<String> = self.choices(first).iter().map(|c| self.name(first, c)).collect();
+        names.sort();
+        names.dedup();
+        names.retain(|name| *name != self.names[first]);
+        let mut picks: Vec<(Pick, &String)> = Vec::new();
+        for budget in [Some(budget), None] {
+            let all = names.iter().filter_map(|name| Some((self.pick(Some((group, name)), budget)?, name)));
+            let mut all: Vec<(Pick, &String)> = all.collect();
+            all.sort_by_key(|(pick, _)| pick.cost);
+            all.truncate(MOST_REPLAYS);
+            all.retain(|(pick, _)| picks.iter().all(|(known, _)| known.chosen != pick.chosen));
+            picks.extend(all);
+        }
+        let mut found: Vec<RunnerUp> = picks.iter().map(|(pick, name)| self.replay(pick, name)).collect();
+        found.sort_by(|a, b| (a.step_ns, a.peak_bytes, &a.name).cmp(&(b.step_ns, b.peak_bytes, &b.name)));
+        found
+    }
+
+    fn replay(&self, pick: &Pick, name: &str) -> RunnerUp {
+        let (strategy, _) = self.spaces.assemble(pick);
+        let mut plan = self.module.clone();
+        crate::apply::apply(&mut plan, &strategy);
+        RunnerUp { name: name.into(), step_ns: plan_cost(self.model, &plan).step_ns, peak_bytes: plan.peak_bytes() }
+    }
+
+    fn space(&self) -> &Space {
+        &self.spaces.spaces[self.space]
+    }
+
+    fn choices(&self, segment: usize) -> &[Choice] {
+        &self.space().choices[self.spaces.builder.variant_of[segment]]
+    }
+
+    fn name(&self, segment: usize, choice: &Choice) -> String {
+        SegmentChoice::of(&self.spaces.builder.pieces[segment], choice, &self.space().mesh).name()
+    }
+
+    /// The fastest plan by the surrogate whose segments have their names, those of one group another one.
+    fn pick(&self, replaced: Option<(usize, &str)>, budget: Option<u64>) -> Option<Pick> {
+        let chain = &self.space().chain;
+        let (mut classes, mut choices, mut layers, mut numbers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut last: Option<(usize, &str)> = None;
+        for segment in 0..chain.layers.len() {
+            let wanted = match replaced {
+                Some((group, name)) if self.groups[group].contains(&segment) => name,
+                _ => &self.names[segment],
+            };
+            // Equal neighbours share a class, which the solver takes together.
+            if last != Some((chain.layers[segment], wanted)) {
+                let of_class = self.choices(segment);
+                let kept: Vec<usize> =
+                    (0..of_class.len()).filter(|&c| self.name(segment, &of_class[c]) == wanted).collect();
+                if kept.is_empty() {
+                    return None;
+                }
+                classes.push(kept.iter().map(|&c| chain.classes[chain.layers[segment]][c]).collect());
+                choices.push(kept.iter().map(|&c| of_class[c].clone()).collect());
+                numbers.push(kept);
+                last = Some((chain.layers[segment], wanted));
+            }
+            layers.push(classes.len() - 1);
+        }
+        let restricted = Chain { classes, layers, ..chain.clone() };
+        let solve = |chain: &Chain| chain.solve(budget, &Limits::default());
+        let solution = match &self.space().pipeline {
+            None => solve(&restricted),
+            Some(pipe) => pipe.solve(&restricted, &choices, solve),
+        };
+        let solution = solution.ok().filter(|solution| solution.cost < Cost::FORBIDDEN)?;
+        let chosen = solution.assignment.iter().zip(&restricted.layers).map(|(&choice, &class)| numbers[class][choice]);
+        Some(Pick { chosen: chosen.collect(), cost: solution.cost, space: self.space })
+    }
+}

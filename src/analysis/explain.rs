@@ -1,0 +1,309 @@
+//! Why a plan is as it is: what each group of layers does and could do instead, and what a larger memory would be worth.
+
+use super::figures::is_of_plan;
+use super::table::Table;
+use crate::driver::{CompileFault, Training, relocated};
+use crate::report::{amount, group_names, ms};
+use galvatron_ir::cluster::Cluster;
+use galvatron_ir::profile::Profile;
+use galvatron_ir::{Diagnostic, Module};
+use galvatron_passes::cost::{CostModel, PhaseTimes, PlanCost, plan_cost};
+use galvatron_passes::recognize::recognize;
+use galvatron_passes::search::{Decision, Found, Pins, RunnerUp, runners_up};
+use serde_json::{Value, json};
+use std::ops::Range;
+
+/// Bytes of a GiB.
+const GIB: u64 = 1 << 30;
+
+/// More bytes than any plan needs.
+const NO_LIMIT: u64 = u64::MAX / 4;
+
+/// What a plan is explained by.
+pub struct Inputs<'a> {
+    /// The machine.
+    pub cluster: &'a Cluster,
+    /// What was measured on it.
+    pub profile: Option<&'a Profile>,
+    /// What the search may not decide.
+    pub pins: &'a Pins,
+}
+
+/// The reasons for a plan.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// The model, and the machine.
+    pub subject: String,
+    /// Groups of layers in order.
+    pub groups: Vec<Group>,
+    /// The strategy around the layers: micro-batches and stages.
+    pub outline: String,
+    /// Nanoseconds of a step by these prices, and as the plan says.
+    pub step_ns: u64,
+    /// What the plan itself predicts.
+    pub predicted_ns: u64,
+    /// Bytes of the largest arena, and of a device.
+    pub peak_bytes: u64,
+    /// Bytes of a device.
+    pub memory_bytes: u64,
+    /// What the search finds under the same pins.
+    pub searched: Searched,
+    /// Nanoseconds that the search saves with memory without end, and with one GiB more a device.
+    pub saved_ns: Saved,
+    /// What could not be said, and why.
+    pub notes: Vec<String>,
+}
+
+/// A run of layers that do the same.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Which layers.
+    pub layers: String,
+    /// What they do.
+    pub strategy: String,
+    /// Nanoseconds of their ops in one step.
+    pub compute_ns: u64,
+    /// Nanoseconds of their collectives.
+    pub communication_ns: u64,
+    /// The fastest other strategy that fits, and by how many nanoseconds of a step it is slower (less than 0: faster).
+    pub runner_up: Option<(RunnerUp, i64)>,
+    /// A strategy that would be faster if there were memory for it, and by how many nanoseconds.
+    pub barred: Option<(RunnerUp, u64)>,
+}
+
+/// What the search finds.
+#[derive(Clone, Debug)]
+pub struct Searched {
+    /// Its plan in words.
+    pub name: String,
+    /// Nanoseconds of a step.
+    pub step_ns: u64,
+    /// Whether it decides as the plan does.
+    pub is_same: bool,
+}
+
+/// What more memory would save of the time of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Nanoseconds, if devices had memory without end.
+    pub without_limit_ns: u64,
+    /// Nanoseconds, with one GiB more a device.
+    pub by_one_gib_ns: u64,
+}
+
+impl Explanation {
+    /// Explains a plan by prices and by what the search finds in its place.
+    ///
+    /// # Errors
+    /// A plan that the cluster cannot take, or pins that cannot be met.
+    pub fn new(plan: &Module, inputs: &Inputs<'_>) -> Result<Explanation, CompileFault> {
+        let input = |fault: Diagnostic| CompileFault::Input(vec![fault]);
+        let training = Training::of(plan).map_err(input)?;
+        let is_own = plan.cluster.as_ref() == Some(inputs.cluster);
+        let plan = match is_own && is_of_plan(inputs.cluster, plan) {
+            true => plan.clone(),
+            false => relocated(plan, inputs.cluster).map_err(input)?,
+        };
+        let costs = training.costs(inputs.cluster, inputs.profile);
+        let cost = plan_cost(&costs, &plan);
+        let found = training.plan(&costs, inputs.pins)?;
+        let searched = Searched {
+            name: found.decision.name(),
+            step_ns: found.cost.step_ns,
+            is_same: decides_as(&found, &plan, &training),
+        };
+        let mut notes = notes(&plan, &cost);
+        let decided = decision_of(&training, inputs, &plan, &found);
+        if decided.is_none() {
+            notes.push(NOT_DECIDED.into());
+        }
+        let decision = decided.clone().unwrap_or_else(|| recognize(&plan, &training.segments));
+        let named: Vec<String> = decision.segments.iter().map(|s| s.name()).collect();
+        let groups = group_names(&training.segments, &|i, j| named[i] == named[j]);
+        let ranges: Vec<Range<usize>> = groups.iter().map(|(_, range)| range.clone()).collect();
+        let others = decided.and_then(|decision| others(&training, &costs, &plan, &decision, &ranges));
+        let group = |(i, (layers, range)): (usize, &(String, Range<usize>))| {
+            let (compute_ns, communication_ns) = times(&cost, range.clone(), plan.mesh.micro_batches());
+            let of_group = others.as_ref().map_or(&[][..], |others| &others[i]);
+            let (runner_up, barred) = instead(of_group, cost.step_ns, inputs.cluster.device.memory_bytes);
+            Group {
+                layers: layers.clone(),
+                strategy: named[range.start].clone(),
+                compute_ns,
+                communication_ns,
+                runner_up,
+                barred,
+            }
+        };
+        Ok(Explanation {
+            subject: format!("{} on {} devices of \"{}\"", plan.name, plan.mesh.world(), inputs.cluster.name),
+            groups: groups.iter().enumerate().map(group).collect(),
+            outline: outline(&decision),
+            step_ns: cost.step_ns,
+            predicted_ns: plan.predicted.step_time_ns,
+            peak_bytes: plan.peak_bytes(),
+            memory_bytes: inputs.cluster.device.memory_bytes,
+            saved_ns: saved(&training, inputs, &found)?,
+            searched,
+            notes,
+        })
+    }
+
+    /// The table, then the reasons for the whole.
+    pub fn text(&self) -> String {
+        let columns = [("layers", false), ("strategy", false), ("compute", true), ("collectives", true)];
+        let reasons = [("runner-up", false), ("costs more", true), ("memory bars", false)];
+        let mut table = Table::new(&[&columns[..], &reasons[..]].concat());
+        for group in &self.groups {
+            let (runner_up, more) = match &group.runner_up {
+                Some((other, more)) => (other.name.clone(), signed_ms(*more)),
+                None => ("none".into(), String::new()),
+            };
+            let barred = group
+                .barred
+                .as_ref()
+                .map_or("nothing".to_string(), |(other, less)| format!("{} (−{})", other.name, ms(*less)));
+            let (compute, collectives) = (ms(group.compute_ns), ms(group.communication_ns));
+            table.row([group.layers.clone(), group.strategy.clone(), compute, collectives, runner_up, more, barred]);
+        }
+        let mut out = format!("{}\n\n{}\n{}\n", self.subject, table.text(), self.outline);
+        out += &format!("step: {}\n", ms(self.step_ns));
+        out += &format!(
+            "memory: {} of {} a device, {}\n",
+            amount(self.peak_bytes),
+            amount(self.memory_bytes),
+            self.binding()
+        );
+        out += &format!("price of 1 GiB: {} a step\n", ms(self.saved_ns.by_one_gib_ns));
+        out += &match (self.searched.is_same, self.searched.step_ns) {
+            (true, _) => "search: finds this plan\n".to_string(),
+            (false, ns) => format!("search: finds another, {}: {}\n", ms(ns), self.searched.name),
+        };
+        self.notes.iter().for_each(|note| out += &format!("note: {note}\n"));
+        out
+    }
+
+    fn binding(&self) -> String {
+        match self.saved_ns.without_limit_ns {
+            0 => "which binds nothing".into(),
+            ns => format!("which binds: without its limit a step takes {} less", ms(ns)),
+        }
+    }
+
+    /// The same as one JSON object.
+    pub fn json(&self) -> Value {
+        let other = |r: &RunnerUp| json!({"strategy": r.name, "peak_bytes": r.peak_bytes, "step_ns": r.step_ns});
+        let group = |g: &Group| {
+            json!({
+                "layers": g.layers, "strategy": g.strategy, "compute_ns": g.compute_ns,
+                "communication_ns": g.communication_ns,
+                "runner_up": g.runner_up.as_ref().map(|(r, more)| json!({"plan": other(r), "costs_more_ns": more})),
+                "barred_by_memory": g.barred.as_ref().map(|(r, less)| json!({"plan": other(r), "saves_ns": less})),
+            })
+        };
+        json!({
+            "subject": self.subject, "groups": self.groups.iter().map(group).collect::<Vec<_>>(),
+            "outline": self.outline, "step_ns": self.step_ns, "predicted_step_ns": self.predicted_ns,
+            "peak_bytes": self.peak_bytes, "memory_bytes": self.memory_bytes,
+            "binding": if self.saved_ns.without_limit_ns > 0 { "memory" } else { "none" },
+            "without_limit_saves_ns": self.saved_ns.without_limit_ns, "one_gib_saves_ns": self.saved_ns.by_one_gib_ns,
+            "searched": {"name": self.searched.name, "step_ns": self.searched.step_ns, "is_same": self.searched.is_same},
+            "notes": self.notes,
+        })
+    }
+}
+
+/// Milliseconds with their sign.
+fn signed_ms(ns: i64) -> String {
+    format!("{}{}", if ns < 0 { "−" } else { "+" }, ms(ns.unsigned_abs()))
+}
+
+/// Whether a search gives this very plan; what it predicts does not count.
+fn decides_as(found: &Found, plan: &Module, training: &Training) -> bool {
+    let own = recognize(&found.plan, &training.segments);
+    own.name() == recognize(plan, &training.segments).name()
+        && found.plan.peak_bytes_by_rank() == plan.peak_bytes_by_rank()
+}
+
+fn outline(decision: &Decision) -> String {
+    let stages = decision.stages.as_ref().map_or("one stage".into(), |stages| stages.name());
+    format!("micro-batches: {}\nstages: {stages}", decision.micro_batches)
+}
+
+/// What the prices at hand do not explain.
+fn notes(plan: &Module, cost: &PlanCost) -> Vec<String> {
+    let predicted = plan.predicted.step_time_ns;
+    let differs = predicted > 0 && predicted != cost.step_ns;
+    let note = format!(
+        "the plan predicts {}, these prices give {}: it was priced by other figures (another cluster, or `--profile`), or edited",
+        ms(predicted),
+        ms(cost.step_ns)
+    );
+    differs.then_some(note).into_iter().collect()
+}
+
+/// Times of a run of segments in one step.
+fn times(cost: &PlanCost, segments: Range<usize>, micro_batches: u64) -> (u64, u64) {
+    let phases = segments.filter_map(|i| cost.layers.get(&Some(i as u32))).flatten();
+    phases.fold((0, 0), |(compute, communication), (phase, times): (_, &PhaseTimes)| {
+        let n = if phase.is_per_micro_batch() { micro_batches } else { 1 };
+        (compute + n * times.compute_ns, communication + n * times.communication_ns)
+    })
+}
+
+/// Why there are no runners-up.
+const NOT_DECIDED: &str =
+    "the search has no plan with these names, so there are no runners-up: it was edited, or pinned op by op";
+
+/// The decisions of a plan as the search names them: those of the search, or of one in which what the plan does is pinned.
+fn decision_of(training: &Training, inputs: &Inputs<'_>, plan: &Module, found: &Found) -> Option<Decision> {
+    if decides_as(found, plan, training) {
+        return Some(found.decision.clone());
+    }
+    let mut roomy = inputs.cluster.clone();
+    roomy.device.memory_bytes = NO_LIMIT;
+    let pins = recognize(plan, &training.segments).pins(&training.segments);
+    let pinned = training.plan(&training.costs(&roomy, inputs.profile), &pins).ok()?;
+    let is_same = recognize(&pinned.plan, &training.segments).name() == recognize(plan, &training.segments).name();
+    is_same.then_some(pinned.decision)
+}
+
+/// What each group could do instead, fastest first.
+fn others(
+    training: &Training,
+    costs: &CostModel,
+    plan: &Module,
+    decision: &Decision,
+    groups: &[Range<usize>],
+) -> Option<Vec<Vec<RunnerUp>>> {
+    let module = training.module_on(costs.cluster());
+    // What the surrogate does not count of a plan it does not count of a similar one either.
+    let (limit, peak) = (costs.cluster().device.memory_bytes, plan.peak_bytes());
+    let budget = |bytes: u64| limit.saturating_add(bytes).saturating_sub(peak);
+    runners_up(&module, &training.segments, costs, decision, groups, &budget).ok().flatten()
+}
+
+/// The fastest that fits with what it costs more, and the fastest that is faster than that and the plan and does not fit, with
+/// what it would save.
+fn instead(others: &[RunnerUp], step_ns: u64, limit: u64) -> (Option<(RunnerUp, i64)>, Option<(RunnerUp, u64)>) {
+    let fits = |other: &&RunnerUp| other.peak_bytes <= limit;
+    let runner_up = others.iter().find(fits);
+    let fastest_ns = runner_up.map_or(step_ns, |other| other.step_ns.min(step_ns));
+    let barred = others.iter().find(|other| !fits(other) && other.step_ns < fastest_ns);
+    let more = |other: &RunnerUp| (other.clone(), other.step_ns as i64 - step_ns as i64);
+    (runner_up.map(more), barred.map(|other| (other.clone(), step_ns - other.step_ns)))
+}
+
+/// What the search saves with more memory.
+fn saved(training: &Training, inputs: &Inputs<'_>, found: &Found) -> Result<Saved, CompileFault> {
+    let with = |memory_bytes: u64| {
+        let mut cluster = inputs.cluster.clone();
+        cluster.device.memory_bytes = memory_bytes;
+        let more = training.plan(&training.costs(&cluster, inputs.profile), inputs.pins)?;
+        Ok::<u64, CompileFault>(found.cost.step_ns.saturating_sub(more.cost.step_ns))
+    };
+    let without_limit_ns = with(NO_LIMIT)?;
+    let more_bytes = inputs.cluster.device.memory_bytes + GIB;
+    let by_one_gib_ns = if without_limit_ns == 0 { 0 } else { with(more_bytes)? };
+    Ok(Saved { without_limit_ns, by_one_gib_ns })
+}
