@@ -105,8 +105,11 @@ impl<'a> Reader<'a> {
             }
             mode = mode.max(self.recomputed(chunk, tag));
         }
-        let sequence = self.crossing_axes(tag);
-        let Axes { batch, weights, experts, heads, queries } = axes;
+        let [at_boundary, sequence] = self.boundary(tag);
+        let Axes { mut batch, weights, experts, heads, queries } = axes;
+        if tag == 0 {
+            batch.extend(at_boundary);
+        }
         let product = |axes: &BTreeSet<AxisId>| axes.iter().map(|&axis| mesh.size(axis)).product::<u64>();
         let besides = |axes: &BTreeSet<AxisId>| product(&axes.difference(&batch).copied().collect());
         let tp = besides(&weights);
@@ -156,25 +159,30 @@ impl<'a> Reader<'a> {
         levels.max()
     }
 
-    /// The axes that cut what flows into later segments in other dimensions than the batch.
-    fn crossing_axes(&self, tag: u32) -> BTreeSet<AxisId> {
+    /// The axes of the batch, and those of other dimensions, where values flow between a segment and the one before it: in the first
+    /// placement that its ops read. Of the first segment it is where the second one reads.
+    fn boundary(&self, tag: u32) -> [BTreeSet<AxisId>; 2] {
+        let (from, to) = if tag == 0 { (0, 1) } else { (tag - 1, tag) };
         let program = &self.plan.program.graph;
-        let is_made = |v: &ValueId| program.producer(*v).is_some_and(|node| program.node(node).layer == Some(tag));
-        let is_next = |&&node: &&NodeId| {
-            self.batch.factors.contains_key(&node) && program.node(node).layer.is_some_and(|next| next > tag)
+        let crosses = |of: &ValueId| {
+            let is_made = program.producer(*of).is_some_and(|node| program.node(node).layer == Some(from));
+            is_made && self.batch.dims.contains_key(of) && program.value(*of).ty.dtype.is_float()
         };
-        let readers = self.plan.program.body.iter().filter(is_next);
-        let crossing: BTreeSet<ValueId> =
-            readers.flat_map(|&node| program.node(node).args.iter().copied()).filter(is_made).collect();
-        let mut axes = BTreeSet::new();
+        let mut axes = [BTreeSet::new(), BTreeSet::new()];
         for chunk in &self.plan.chunks {
-            for &node in chunk.phase(PhaseKind::Forward) {
-                for value in chunk.graph.node(node).results.iter().map(|&r| chunk.graph.value(r)) {
-                    let Some(of) = value.of.filter(|of| crossing.contains(of)) else { continue };
-                    let dims =
-                        value.sharding.iter().filter(|s| !s.is_partial()).flat_map(|s| s.dims.iter().enumerate());
-                    let others = dims.filter(|(dim, _)| self.batch.dims.get(&of) != Some(dim));
-                    axes.extend(others.flat_map(|(_, axes)| axes.iter().copied()).filter(|&axis| axis != Mesh::MB));
+            let forward = chunk.phase(PhaseKind::Forward);
+            let of = |value: &ValueId| chunk.graph.value(*value).of.filter(crosses);
+            let is_reader =
+                |&&node: &&NodeId| chunk.graph.node(node).layer == Some(to) && self.source(chunk, node).is_some();
+            let args = forward.iter().filter(is_reader).flat_map(|&node| &chunk.graph.node(node).args);
+            let read: BTreeSet<ValueId> = args.copied().filter(|value| of(value).is_some()).collect();
+            let results = forward.iter().flat_map(|&node| &chunk.graph.node(node).results);
+            let mut known = BTreeSet::new();
+            for value in results.filter(|value| read.contains(value)) {
+                let Some(of) = of(value).filter(|of| known.insert(*of)) else { continue };
+                for (dim, cut) in chunk.graph.value(*value).sharding.iter().flat_map(|s| s.dims.iter().enumerate()) {
+                    let cut = cut.iter().copied().filter(|&axis| axis != Mesh::MB);
+                    axes[usize::from(self.batch.dims[&of] != dim)].extend(cut);
                 }
             }
         }

@@ -9,7 +9,7 @@ use galvatron_ir::profile::Profile;
 use galvatron_ir::{Diagnostic, Module};
 use galvatron_passes::cost::{CostModel, PhaseTimes, PlanCost, plan_cost};
 use galvatron_passes::recognize::recognize;
-use galvatron_passes::search::{Decision, Found, Pins, RunnerUp, runners_up};
+use galvatron_passes::search::{Decision, Found, Pins, RunnerUp, RunnersUp, runners_up};
 use serde_json::{Value, json};
 use std::ops::Range;
 
@@ -121,11 +121,15 @@ impl Explanation {
         let named: Vec<String> = decision.segments.iter().map(|s| s.name()).collect();
         let groups = group_names(&training.segments, &|i, j| named[i] == named[j]);
         let ranges: Vec<Range<usize>> = groups.iter().map(|(_, range)| range.clone()).collect();
-        let others = decided.and_then(|decision| others(&training, &costs, &plan, &decision, &ranges));
+        let others = decided.and_then(|decision| others(&training, &costs, (&plan, cost.step_ns), &decision, &ranges));
+        notes.extend(others.as_ref().filter(|all| all.own.step_ns != cost.step_ns).map(|all| {
+            format!("the names do not say where each op lies: another plan that has them takes {}", ms(all.own.step_ns))
+        }));
         let group = |(i, (layers, range)): (usize, &(String, Range<usize>))| {
             let (compute_ns, communication_ns) = times(&cost, range.clone(), plan.mesh.micro_batches());
-            let of_group = others.as_ref().map_or(&[][..], |others| &others[i]);
-            let (runner_up, barred) = instead(of_group, cost.step_ns, inputs.cluster.device.memory_bytes);
+            let (runner_up, barred) = others.as_ref().map_or((None, None), |all| {
+                instead(&all.others[i], (cost.step_ns, plan.peak_bytes()), inputs.cluster.device.memory_bytes)
+            });
             Group {
                 layers: layers.clone(),
                 strategy: named[range.start].clone(),
@@ -272,22 +276,26 @@ fn decision_of(training: &Training, inputs: &Inputs<'_>, plan: &Module, found: &
 fn others(
     training: &Training,
     costs: &CostModel,
-    plan: &Module,
+    (plan, step_ns): (&Module, u64),
     decision: &Decision,
     groups: &[Range<usize>],
-) -> Option<Vec<Vec<RunnerUp>>> {
+) -> Option<RunnersUp> {
     let module = training.module_on(costs.cluster());
-    // What the surrogate does not count of a plan it does not count of a similar one either.
-    let (limit, peak) = (costs.cluster().device.memory_bytes, plan.peak_bytes());
-    let budget = |bytes: u64| limit.saturating_add(bytes).saturating_sub(peak);
-    runners_up(&module, &training.segments, costs, decision, groups, &budget).ok().flatten()
+    runners_up(&module, &training.segments, costs, decision, groups, (plan.peak_bytes(), step_ns)).ok().flatten()
 }
 
 /// The fastest that fits with what it costs more, and the fastest that is faster than that and the plan and does not fit, with
 /// what it would save.
-fn instead(others: &[RunnerUp], step_ns: u64, limit: u64) -> (Option<(RunnerUp, i64)>, Option<(RunnerUp, u64)>) {
+///
+/// What takes the time and the memory of the plan is the plan itself under another name.
+fn instead(
+    others: &[RunnerUp],
+    (step_ns, peak_bytes): (u64, u64),
+    limit: u64,
+) -> (Option<(RunnerUp, i64)>, Option<(RunnerUp, u64)>) {
     let fits = |other: &&RunnerUp| other.peak_bytes <= limit;
-    let runner_up = others.iter().find(fits);
+    let is_other = |other: &&RunnerUp| (other.step_ns, other.peak_bytes) != (step_ns, peak_bytes);
+    let runner_up = others.iter().filter(is_other).find(fits);
     let fastest_ns = runner_up.map_or(step_ns, |other| other.step_ns.min(step_ns));
     let barred = others.iter().find(|other| !fits(other) && other.step_ns < fastest_ns);
     let more = |other: &RunnerUp| (other.clone(), other.step_ns as i64 - step_ns as i64);

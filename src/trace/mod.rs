@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::io::{self, Write};
 
 /// Executions of nodes that a viewer takes at ease.
-pub const MOST_EVENTS: u64 = 1 << 20;
+pub const MOST_EVENTS: u64 = 1 << 18;
 
 /// A step as it is expected, for all ranks: `events` are those of the first rank of each stage, and the other ranks of a stage do the
 /// same. Where that is more than `most_events`, the first ranks are left alone.

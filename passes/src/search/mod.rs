@@ -29,7 +29,7 @@ pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
 pub use candidates::{Listing, Mode};
 pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
-pub use runner_up::{RunnerUp, runners_up};
+pub use runner_up::{RunnerUp, RunnersUp, runners_up};
 pub use weights::zero_shard;
 
 use crate::cost::{CostModel, PlanCost};

@@ -9,11 +9,15 @@ use super::spaces::{Pick, Space, Spaces};
 use super::{Decision, NoPlan};
 use crate::cost::{CostModel, plan_cost};
 use crate::segment::Segment;
+use crate::strategy::Strategy;
 use galvatron_ir::Module;
 use std::ops::Range;
 
 /// Strategies of a group that are replayed, of those that fit by the surrogate, and of all.
 const MOST_REPLAYS: usize = 4;
+
+/// Plans that are lowered to find the plan itself.
+const MOST_ROUNDS: usize = 4;
 
 /// A plan in which one group of segments does something else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +30,19 @@ pub struct RunnerUp {
     pub peak_bytes: u64,
 }
 
-/// For each of `groups` of segments other plans than `decision`, fastest first; whether they fit is not asked. `None` where the declared
-/// space has no plan whose segments are named so.
+/// A plan, and what groups of its segments could do instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnersUp {
+    /// The plan with all its names, as it is lowered here; a plan whose ops are placed otherwise under the same names may take another time.
+    pub own: RunnerUp,
+    /// For each group other plans, fastest first, whether they fit or not.
+    pub others: Vec<Vec<RunnerUp>>,
+}
+
+/// For each of `groups` of segments other plans than `decision`. `None` where the declared space has no plan whose segments are named
+/// so.
 ///
-/// `surrogate_budget` says how many bytes of the surrogate a plan may have, from those that the plan itself has; it helps to find plans
-/// that fit.
+/// `plan` is the largest arena of the plan and the nanoseconds of its step.
 ///
 /// # Errors
 /// A decision that the model or the cluster cannot take.
@@ -40,17 +52,21 @@ pub fn runners_up(
     model: &CostModel,
     decision: &Decision,
     groups: &[Range<usize>],
-    surrogate_budget: &dyn Fn(u64) -> u64,
-) -> Result<Option<Vec<Vec<RunnerUp>>>, NoPlan> {
+    plan: (u64, u64),
+) -> Result<Option<RunnersUp>, NoPlan> {
     let pins = decision.outer_pins();
     let spaces = SpaceBuilder::new(module, segments, model, &pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
     let names: Vec<String> = decision.segments.iter().map(SegmentChoice::name).collect();
     let menus =
         (0..spaces.spaces.len()).map(|space| Menu { module, model, spaces: &spaces, space, names: &names, groups });
-    let priced = menus.filter_map(|menu| Some((menu.pick(None, None)?.cost, menu)));
-    let Some((own, menu)) = priced.min_by_key(|(cost, _)| *cost) else { return Ok(None) };
-    let budget = surrogate_budget(own.bytes);
-    Ok(Some((0..groups.len()).map(|group| menu.others(group, budget)).collect()))
+    let priced = menus.filter_map(|menu| Some((menu.pick(None, None)?, menu)));
+    let Some((fastest, menu)) = priced.min_by_key(|(pick, _)| pick.cost) else { return Ok(None) };
+    let (pick, strategy, own) = menu.nearest(plan, fastest, &decision.name());
+    // What the surrogate does not count of a plan it does not count of a similar one either.
+    let limit = model.cluster().device.memory_bytes;
+    let budget = limit.saturating_add(pick.cost.bytes).saturating_sub(own.peak_bytes);
+    let others = (0..groups.len()).map(|group| menu.others(group, budget, &strategy)).collect();
+    Ok(Some(RunnersUp { own, others }))
 }
 
 /// The candidates of a space, by the names of the strategies.
@@ -64,31 +80,56 @@ struct Menu<'a> {
 }
 
 impl Menu<'_> {
-    /// The fastest plans in which a group has one other name, replayed.
-    fn others(&self, group: usize, budget: u64) -> Vec<RunnerUp> {
+    /// The plan of these names that takes most nearly `step_ns`: from the fastest on, smaller ones until one fits `peak_bytes`.
+    fn nearest(&self, (peak_bytes, step_ns): (u64, u64), fastest: Pick, name: &str) -> (Pick, Strategy, RunnerUp) {
+        let lowered = |pick: Pick| {
+            let strategy = self.spaces.assemble(&pick).0;
+            let own = self.replay(&strategy, name);
+            (pick, strategy, own)
+        };
+        let mut all = vec![lowered(fastest)];
+        while all.len() < MOST_ROUNDS {
+            let (pick, _, own) = &all[all.len() - 1];
+            let excess = own.peak_bytes.saturating_sub(peak_bytes);
+            match self.pick(None, Some(pick.cost.bytes.saturating_sub(excess))).filter(|_| excess > 0) {
+                Some(smaller) => all.push(lowered(smaller)),
+                None => break,
+            }
+        }
+        all.into_iter()
+            .min_by_key(|(.., own)| own.step_ns.abs_diff(step_ns))
+            .expect("invariant: the fastest is one of them")
+    }
+
+    /// The fastest plans in which a group has one other name, replayed. A name that changes nothing, such as a ZeRO level over one
+    /// rank, is no other plan.
+    fn others(&self, group: usize, budget: u64, own: &Strategy) -> Vec<RunnerUp> {
         let first = self.groups[group].start;
         let mut names: Vec<String> = self.choices(first).iter().map(|c| self.name(first, c)).collect();
         names.sort();
         names.dedup();
         names.retain(|name| *name != self.names[first]);
-        let mut picks: Vec<(Pick, &String)> = Vec::new();
+        let mut plans: Vec<(Strategy, &String)> = Vec::new();
         for budget in [Some(budget), None] {
             let all = names.iter().filter_map(|name| Some((self.pick(Some((group, name)), budget)?, name)));
             let mut all: Vec<(Pick, &String)> = all.collect();
             all.sort_by_key(|(pick, _)| pick.cost);
-            all.truncate(MOST_REPLAYS);
-            all.retain(|(pick, _)| picks.iter().all(|(known, _)| known.chosen != pick.chosen));
-            picks.extend(all);
+            let all = all.iter().map(|(pick, name)| (self.spaces.assemble(pick).0, *name));
+            let others: Vec<_> = all.filter(|(strategy, _)| strategy != own).take(MOST_REPLAYS).collect();
+            for (strategy, name) in others {
+                if plans.iter().all(|(known, _)| *known != strategy) {
+                    plans.push((strategy, name));
+                }
+            }
         }
-        let mut found: Vec<RunnerUp> = picks.iter().map(|(pick, name)| self.replay(pick, name)).collect();
+        let mut found: Vec<RunnerUp> = plans.iter().map(|(strategy, name)| self.replay(strategy, name)).collect();
         found.sort_by(|a, b| (a.step_ns, a.peak_bytes, &a.name).cmp(&(b.step_ns, b.peak_bytes, &b.name)));
         found
     }
 
-    fn replay(&self, pick: &Pick, name: &str) -> RunnerUp {
-        let (strategy, _) = self.spaces.assemble(pick);
+    fn replay(&self, strategy: &Strategy, name: &str) -> RunnerUp {
         let mut plan = self.module.clone();
-        crate::apply::apply(&mut plan, &strategy);
+        crate::apply::apply(&mut plan, strategy);
         RunnerUp { name: name.into(), step_ns: plan_cost(self.model, &plan).step_ns, peak_bytes: plan.peak_bytes() }
     }
 
