@@ -20,9 +20,8 @@ const KINDS: [ScheduleKind; 3] = [ScheduleKind::OneForwardOneBackward, ScheduleK
 pub fn recognize(plan: &Module, segments: &[Segment]) -> Decision {
     let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
     let reader = Reader::new(plan, &forward);
-    let segments = segments.iter().enumerate();
-    let choices: Vec<SegmentChoice> = segments.clone().map(|(i, segment)| reader.choice(i as u32, segment)).collect();
-    let is_layer: Vec<bool> = segments.map(|(_, s)| s.is_layer).collect();
+    let choices: Vec<SegmentChoice> = segments.iter().zip(0..).map(|(s, tag)| reader.choice(tag, s)).collect();
+    let is_layer: Vec<bool> = segments.iter().map(|s| s.is_layer).collect();
     Decision { micro_batches: plan.mesh.micro_batches() as u32, segments: choices, stages: stages(plan, &is_layer) }
 }
 
@@ -217,7 +216,7 @@ impl<'a> Reader<'a> {
             let from_forward = chunk.graph.producer(*value).is_some_and(|node| forward.contains(&node));
             from_forward && of(*value).is_some_and(|v| self.is_costly(v, tag))
         };
-        let keeps = || own.iter().any(|&node| chunk.graph.node(node).args.iter().any(|value| is_kept(value)));
+        let keeps = || own.iter().any(|&node| chunk.graph.node(node).args.iter().any(&is_kept));
         match own.iter().find(is_again) {
             None => Mode::None,
             Some(_) if keeps() => Mode::Selective,

@@ -54,6 +54,12 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
+/// Another plan, and by how many nanoseconds its step is longer; less than 0: shorter.
+pub type Slower = (RunnerUp, i64);
+
+/// Another plan, and by how many nanoseconds its step is shorter.
+pub type Faster = (RunnerUp, u64);
+
 /// A run of layers that do the same.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -66,9 +72,9 @@ pub struct Group {
     /// Nanoseconds of their collectives.
     pub communication_ns: u64,
     /// The fastest other strategy that fits, and by how many nanoseconds of a step it is slower (less than 0: faster).
-    pub runner_up: Option<(RunnerUp, i64)>,
+    pub runner_up: Option<Slower>,
     /// A strategy that would be faster if there were memory for it, and by how many nanoseconds.
-    pub barred: Option<(RunnerUp, u64)>,
+    pub barred: Option<Faster>,
 }
 
 /// What the search finds.
@@ -288,11 +294,7 @@ fn others(
 /// what it would save.
 ///
 /// What takes the time and the memory of the plan is the plan itself under another name.
-fn instead(
-    others: &[RunnerUp],
-    (step_ns, peak_bytes): (u64, u64),
-    limit: u64,
-) -> (Option<(RunnerUp, i64)>, Option<(RunnerUp, u64)>) {
+fn instead(others: &[RunnerUp], (step_ns, peak_bytes): (u64, u64), limit: u64) -> (Option<Slower>, Option<Faster>) {
     let fits = |other: &&RunnerUp| other.peak_bytes <= limit;
     let is_other = |other: &&RunnerUp| (other.step_ns, other.peak_bytes) != (step_ns, peak_bytes);
     let runner_up = others.iter().filter(is_other).find(fits);

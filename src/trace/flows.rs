@@ -19,9 +19,12 @@ enum Meeting {
     Collective(u32, galvatron_ir::NodeId, u64),
 }
 
+/// The step and the micro-batch of a meeting.
+type Occasion = (u64, Option<u32>, Meeting);
+
 /// The flows among events on their threads; where not all members of a collective have events, there is none.
 pub fn flows(plan: &Module, events: &[TraceEvent], threads: &[usize]) -> Vec<Value> {
-    let mut met: BTreeMap<(u64, Option<u32>, Meeting), (u64, Vec<usize>)> = BTreeMap::new();
+    let mut met: BTreeMap<Occasion, (u64, Vec<usize>)> = BTreeMap::new();
     for (i, event) in events.iter().enumerate() {
         if let Some((meeting, n_members)) = meeting(plan, event) {
             let key = (event.step, event.micro_batch, meeting);
