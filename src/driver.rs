@@ -12,7 +12,7 @@ pub use replan::{Training, relocated};
 
 use crate::import::{ImportOptions, import};
 use crate::trace::{MOST_EVENTS, for_all_ranks};
-use galvatron_ir::cluster::Cluster;
+use galvatron_ir::cluster::{Cluster, DeviceKind};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::profile::Profile;
@@ -143,6 +143,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         out.costs = Some(model);
     }
     if let Some(found) = &out.found {
+        out.warnings.extend(unfit_for_gpus(found, what.cluster));
         back(found, &mut passes, &mut module)?;
         // A plan is never handed out unverified. If it is unsound, a second compilation that checks each pass names the one
         // that has the bug.
@@ -219,7 +220,7 @@ fn front(
 /// From the decisions to the plan, pass by pass.
 fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Result<(), PassFault> {
     passes.run("shard", module, |module| {
-        apply::shard(module, &found.strategy);
+        apply::shard(module, &found.strategy, &galvatron_passes::rules::Rules::of(&module.program));
         Ok(())
     })?;
     passes.run("insert-recomputation", module, |module| {
@@ -251,6 +252,19 @@ fn cost_model(what: &Compilation<'_>, module: &Module, out: &mut Compiled) -> Co
     let model = CostModel::measured(what.cluster, profile, what.recipe.compute, module, &out.segments);
     out.warnings.extend_from_slice(model.warnings());
     model
+}
+
+/// Plans for GPUs may have stages and rings, which the executor has for CPU ranks only.
+fn unfit_for_gpus(found: &Found, cluster: &Cluster) -> Vec<String> {
+    let refused = [
+        (found.decision.stages.is_some(), "pipeline stages", "pp = 1"),
+        (!found.strategy.rings.is_empty(), "ring attention", "cp_kind = \"gather\""),
+    ];
+    let is_told = |is_in: bool| is_in && cluster.device.kind == DeviceKind::Cuda;
+    let text = |what, pin| {
+        format!("the plan has {what}, which `--backend cuda` does not run yet: pin `{pin}` for one that it runs")
+    };
+    refused.into_iter().filter(|(is_in, ..)| is_told(*is_in)).map(|(_, what, pin)| text(what, pin)).collect()
 }
 
 fn mesh_of(cluster: &Cluster) -> Mesh {

@@ -22,10 +22,24 @@ static GPT2: LazyLock<Lines> = LazyLock::new(|| {
     Lines::new(&print(&plan))
 });
 
+/// The same on four ranks of which two share the batch and two the sequence, around a ring.
+static RING: LazyLock<Lines> = LazyLock::new(|| {
+    let strategy = "dp = 2\ncp = 2\ncp_kind = \"zigzag\"\nzero = 1\nmicro_batches = 1\n";
+    let job = Job { model: "gpt2", train: "[optimizer]\nclip_norm = 1.0\n", ranks: 4, strategy };
+    let plan = job.compile(&mut |_, _| {}).expect("the pins can be met").module;
+    Lines::new(&print(&plan))
+});
+
 /// Damages the plan and expects the first diagnostic under `code` on the line whose index the damage returns.
 #[track_caller]
 fn refused(code: &str, damage: impl FnOnce(&mut Lines) -> usize) {
-    let mut lines = GPT2.clone();
+    refused_in(&GPT2, code, damage);
+}
+
+/// The same for any plan.
+#[track_caller]
+fn refused_in(plan: &Lines, code: &str, damage: impl FnOnce(&mut Lines) -> usize) {
+    let mut lines = plan.clone();
     let line = damage(&mut lines);
     let found = lines.diagnostics();
     let first = found.first().unwrap_or_else(|| panic!("the damaged plan passes: {}", lines.0[line]));
@@ -57,6 +71,27 @@ fn replace(lines: &mut Lines, phase: &str, needles: &[&str], from: &str, to: &st
 #[test]
 fn the_undamaged_plan_passes() {
     assert_eq!(GPT2.diagnostics(), []);
+}
+
+/// A ring runs over the axes of its sequence, computes the attention of the program, and takes keys that are cut.
+#[test]
+fn a_ring_that_is_none_is_refused() {
+    assert_eq!(RING.diagnostics(), []);
+    let in_phase = [("forward", "comm.ring_attention{"), ("backward", "comm.ring_attention_grad{")];
+    for (phase, ring) in in_phase {
+        refused_in(&RING, "G0206", |l| replace(l, phase, &[ring], "axes=[a1]", "axes=[a0]"));
+        refused_in(&RING, "G0206", |l| replace(l, phase, &[ring], "axes=[a1]", "axes=[a0, a1]"));
+        refused_in(&RING, "G0206", |l| replace(l, phase, &[ring], "axes=[a1]", "axes=[]"));
+        refused_in(&RING, "G0207", |l| replace(l, phase, &[ring], "scale=0", "scale=1"));
+        refused_in(&RING, "G0207", |l| replace(l, phase, &[ring], ", causal, zigzag", ""));
+        refused_in(&RING, "G0110", |l| replace(l, phase, &[ring], ", causal", ""));
+    }
+    refused_in(&RING, "G0203", |l| {
+        replace(l, "forward", &["comm.ring_attention{"], "comm.ring_attention{axes=[a1], ", "attention{");
+        let line = l.find("forward", &["= attention{"]);
+        l.replace(line, ", zigzag", "");
+        line
+    });
 }
 
 #[test]

@@ -22,7 +22,7 @@ use galvatron_ir::types::DType;
 use plan::Order;
 
 /// Texts of `strategy.toml` with the number of ranks on which they are tried.
-const PINS: [(&str, u32); 38] = [
+const PINS: [(&str, u32); 44] = [
     ("pp = 2\nmicro_batches = 1", 2),
     ("pp = 2\nmicro_batches = 2", 2),
     ("pp = 2\nmicro_batches = 4", 2),
@@ -30,6 +30,12 @@ const PINS: [(&str, u32); 38] = [
     ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 2", 2),
     ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 4", 2),
     ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 1", 2),
+    ("pp = 2\nschedule = \"zero-bubble\"\nmicro_batches = 4", 2),
+    ("pp = 2\nschedule = \"zero-bubble-2p\"\nmicro_batches = 4", 2),
+    ("pp = 4\nschedule = \"zero-bubble\"\nmicro_batches = 4", 4),
+    ("pp = 4\nschedule = \"zero-bubble-2p\"\nmicro_batches = 4", 4),
+    ("pp = 2\ndp = 2\nzero = 2\nschedule = \"zero-bubble\"\nrecompute = \"full\"\nmicro_batches = 2", 4),
+    ("pp = 2\ntp = 2\nschedule = \"zero-bubble-2p\"\nmicro_batches = 2", 4),
     ("pp = 2\nrecompute = \"full\"\nmicro_batches = 2", 2),
     ("pp = 2\nrecompute = \"selective\"\nmicro_batches = 2", 2),
     ("pp = 2\nstage_layers = [1, 3]\nmicro_batches = 2", 2),

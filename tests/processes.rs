@@ -54,6 +54,9 @@ impl Input {
         let half =
             Order { compute: DType::Bf16, strategy: "dp = 2\ntp = 2\nzero = 3", ..order }.compile().unwrap().module;
         std::fs::write(folder.join("half.gir"), galvatron_ir::text::print(&half)).unwrap();
+        let strategy = "pp = 2\ndp = 2\nzero = 2\nschedule = \"zero-bubble\"\nmicro_batches = 2";
+        let stages = Order { strategy, ..order }.compile().unwrap().module;
+        std::fs::write(folder.join("stages.gir"), galvatron_ir::text::print(&stages)).unwrap();
         std::fs::write(folder.join("other.gir"), galvatron_ir::text::print(&other)).unwrap();
         batches::write(&fixture, &folder.join("data.safetensors"));
         Input { arena_bytes: module.peak_bytes(), fixture, folder }
@@ -186,6 +189,13 @@ fn plans_in_bf16_give_the_same_bits_in_processes() {
     assert_ok(&INPUT.exec_with_outputs("half.gir", "half-threads").output().unwrap());
     assert_ok(&INPUT.exec_with_outputs("half.gir", "half-spawned").args(["--nproc", "4"]).output().unwrap());
     assert!(INPUT.outputs("half-threads") == INPUT.outputs("half-spawned"));
+}
+
+#[test]
+fn pipelines_give_the_same_bits_in_processes() {
+    assert_ok(&INPUT.exec_with_outputs("stages.gir", "stages-threads").output().unwrap());
+    assert_ok(&INPUT.exec_with_outputs("stages.gir", "stages-spawned").args(["--nproc", "4"]).output().unwrap());
+    assert!(INPUT.outputs("stages-threads") == INPUT.outputs("stages-spawned"));
 }
 
 /// Waits for the first step's line.

@@ -83,7 +83,7 @@ fn check_memory(plan: &Module, peak: Option<u64>) {
         println!("memory: skipped, this system does not tell the most that a process had");
         return;
     };
-    let planned = plan.peak_bytes() * plan.mesh.world();
+    let planned: u64 = plan.peak_bytes_by_rank().iter().sum();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("memory: {:.1} MiB planned, {:.1} MiB at most in the process", mib(planned), mib(peak));
     assert!(peak > planned / 100 * 95, "the process had {peak} bytes, the plan says {planned}");
@@ -178,7 +178,7 @@ impl RealModel {
             Flow::Continue
         })
         .expect("the run succeeds");
-        assert!(report.peak_bytes.iter().all(|&bytes| bytes == plan.peak_bytes()), "used memory is planned memory");
+        assert!(report.peak_bytes == plan.peak_bytes_by_rank(), "used memory is planned memory");
         (losses, report.gradients)
     }
 

@@ -6,10 +6,9 @@ mod random;
 use galvatron::config::cluster::parse_cluster;
 use galvatron_ir::cluster::Cluster;
 use galvatron_passes::cost::CostModel;
+use galvatron_passes::search::solver::Cost;
 use galvatron_passes::search::solver::brute::each_assignment;
-use galvatron_passes::search::solver::chain::Chain;
-use galvatron_passes::search::solver::{Cost, Limits};
-use galvatron_passes::search::{LayerPins, Listing, Mode, NoPlan, Pins, chains, search};
+use galvatron_passes::search::{LayerPins, Listing, Mode, NoPlan, Pins, Space, search, spaces};
 use random::{Random, Shape, Trained, layered_program, random_program};
 
 /// Programs that are compared.
@@ -57,16 +56,19 @@ impl Instance {
     /// Enumerates the plans; `None` where they are too many or none.
     fn enumerate(trained: Trained, levels: [u32; 2], pins: Pins) -> Option<Instance> {
         let model = CostModel::analytic(&cluster(levels, u64::MAX));
-        let all = chains(&trained.module, &trained.segments, &model, &pins, Listing::All).ok()?;
+        let all = spaces(&trained.module, &trained.segments, &model, &pins, Listing::All).ok()?;
         let counts: Vec<u64> = all.iter().map(n_plans).collect();
         if counts.iter().any(|&n| n > MOST_PLANS) {
             return None;
         }
         let mut costs = Vec::new();
-        for chain in &all {
-            let extents: Vec<usize> = chain.layers.iter().map(|&class| chain.classes[class].len()).collect();
+        for space in &all {
+            let extents: Vec<usize> =
+                space.candidates.chain.layers.iter().map(|&class| n_choices(space, class)).collect();
             let mut front = Vec::new();
-            each_assignment(&extents, |chosen| insert(&mut front, chain.cost(chosen)));
+            for starts in space.cuts() {
+                each_assignment(&extents, |chosen| insert(&mut front, space.cost(&starts, chosen)));
+            }
             front.into_iter().for_each(|cost| insert(&mut costs, cost));
         }
         costs.sort();
@@ -88,8 +90,13 @@ fn layer_pins(rng: &mut Random) -> Pins {
     Pins { all, embedding: ends.clone(), head: ends, ..Pins::default() }
 }
 
-fn n_plans(chain: &Chain) -> u64 {
-    chain.layers.iter().fold(1, |n: u64, &class| n.saturating_mul(chain.classes[class].len() as u64))
+fn n_choices(space: &Space, class: usize) -> usize {
+    space.candidates.choices[class].len()
+}
+
+fn n_plans(space: &Space) -> u64 {
+    let layers = &space.candidates.chain.layers;
+    layers.iter().fold(space.cuts().len() as u64, |n, &class| n.saturating_mul(n_choices(space, class) as u64))
 }
 
 /// Keeps what no other cost beats in time and bytes.
@@ -116,12 +123,20 @@ fn the_search_finds_what_enumeration_finds() {
         let instance = Instance::draw(&mut rng);
         let Trained { module, segments } = &instance.trained;
         let model = CostModel::analytic(&cluster(instance.levels, u64::MAX));
-        let listed = chains(module, segments, &model, &instance.pins, Listing::Best)
+        let listed = spaces(module, segments, &model, &instance.pins, Listing::Best)
             .unwrap_or_else(|_| panic!("program {i} has plans"));
         for budget in budgets(&instance.front) {
-            let best =
-                |chain: &Chain| chain.solve(Some(budget), &Limits::default()).ok().inspect(|s| assert!(s.proven));
-            let found = listed.iter().filter_map(best).map(|s| s.cost.time_ns).min();
+            let best = |space: &Space| {
+                let solved = space.solve(Some(budget), true).ok()?;
+                assert_eq!(
+                    space.cost(&solved.starts, &solved.solution.assignment),
+                    solved.solution.cost,
+                    "program {i}"
+                );
+                assert!(solved.solution.proven, "program {i}");
+                Some(solved.solution.cost.time_ns)
+            };
+            let found = listed.iter().filter_map(best).min();
             assert_eq!(found, instance.brute(budget), "program {i} within {budget} bytes");
             n_none += usize::from(found.is_none());
             n_budgets += 1;

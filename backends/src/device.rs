@@ -40,6 +40,14 @@ pub trait Device: Send + Sync {
     /// When the two tensors of a block, or a sum and its parts, overlap.
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String>;
 
+    /// Prepares the attention of queries to one block of a sequence, or its gradient.
+    ///
+    /// # Errors
+    /// When the device has no kernel for it.
+    fn prepare_block(&self, _block: &AttentionBlock<'_>) -> Result<Box<dyn Kernel>, String> {
+        Err("this backend has no kernels for blocks of attention yet".into())
+    }
+
     /// Runs a collective on parts of the arena; what was launched before is finished first.
     ///
     /// # Errors
@@ -238,6 +246,48 @@ pub enum Move {
         parts: Span,
         /// The sum, as long as a part.
         to: Span,
+    },
+}
+
+/// The queries of a rank and one block of keys and values: q [b, s, h, d], k [b, t, g, d], v [b, t, g, e], o [b, s, h, e],
+/// lse [b, h, s], a mask [m, 1 or h, s, t]; all of f32.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBlock<'a> {
+    /// Factor on the scores.
+    pub scale: f64,
+    /// Whether query i sees the keys j <= i of the block only.
+    pub causal: bool,
+    /// Queries.
+    pub q: &'a BufferSpec,
+    /// Keys of the block.
+    pub k: &'a BufferSpec,
+    /// Values of the block.
+    pub v: &'a BufferSpec,
+    /// What is added to the scores.
+    pub mask: Option<&'a BufferSpec>,
+    /// Output: forward that of the blocks seen before, backward that of all.
+    pub o: &'a BufferSpec,
+    /// Its log-sum-exp.
+    pub lse: &'a BufferSpec,
+    /// What is done.
+    pub task: BlockTask<'a>,
+}
+
+/// What an [`AttentionBlock`] does.
+#[derive(Clone, Copy, Debug)]
+pub enum BlockTask<'a> {
+    /// Output and log-sum-exp of the blocks seen before become those with this block; before the first one they are 0 and -inf.
+    Forward,
+    /// Adds this block's part of the gradients.
+    Backward {
+        /// The gradient of the output.
+        grad: &'a BufferSpec,
+        /// That of the queries.
+        dq: &'a BufferSpec,
+        /// That of the block's keys.
+        dk: &'a BufferSpec,
+        /// That of the block's values.
+        dv: &'a BufferSpec,
     },
 }
 

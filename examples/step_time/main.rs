@@ -17,6 +17,7 @@ use galvatron_backends::exec::{DataSource, Flow, RunOptions, RunReport};
 use galvatron_ir::{Diagnostic, Module};
 use galvatron_passes::apply::apply;
 use galvatron_passes::cost::CostModel;
+use galvatron_passes::rules::Rules;
 use galvatron_passes::search::search;
 use model::SIZE;
 use std::process::ExitCode;
@@ -124,7 +125,8 @@ fn plan(mode: &Mode) -> Result<Module, String> {
     let found = search(&module, &segments, &CostModel::analytic(&cluster), &pins)
         .map_err(|fault| format!("{}: no plan: {fault:?}", mode.name))?;
     module.mesh = found.plan.mesh.clone();
-    apply(&mut module, &found.strategy);
+    let rules = Rules::of(&module.program);
+    apply(&mut module, &found.strategy, &rules);
     Ok(module)
 }
 

@@ -1,15 +1,10 @@
 //! Follows the batch through the forward program: which factor of each node is the batch.
 
+use crate::rules::rule_of;
 use galvatron_ir::mesh::ShardingRule;
 use galvatron_ir::module::Program;
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The factor rule of a node on its global types.
-pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
-    let node = program.graph.node(node);
-    node.op.rule(&program.graph.types(&node.args), &program.graph.types(&node.results))
-}
 
 /// The batch dimension of each value and the batch factor of each forward node.
 #[derive(Clone, Debug, Default)]

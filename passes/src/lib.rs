@@ -12,6 +12,8 @@ pub mod precision;
 pub mod rebatch;
 pub mod recognize;
 pub mod rewrite;
+pub mod rings;
+pub mod rules;
 pub mod search;
 pub mod segment;
 pub mod strategy;

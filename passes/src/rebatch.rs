@@ -5,7 +5,7 @@
 //! constants that were expanded). A value *carries the batch* in a dimension if its parts along that dimension, as many as there
 //! are samples, depend on one sample each. Then every such extent is scaled, and every op must give the scaled type again.
 
-use crate::batch::rule_of;
+use crate::rules::rule_of;
 use galvatron_ir::op::Op;
 use galvatron_ir::types::TensorType;
 use galvatron_ir::{Checked, Diagnostic, NodeId, Program, ValueId};

@@ -2,9 +2,11 @@
 //! and stages, for each segment of the program. A plan edited by hand has names too.
 
 use crate::apply::passes;
-use crate::batch::{BatchFactors, rule_of};
+use crate::batch::BatchFactors;
+use crate::rings::ring_rule;
+use crate::rules::rule_of;
 use crate::search::solver::Cost;
-use crate::search::{BoundaryKind, Decision, Mode, SegmentChoice, StagesChoice};
+use crate::search::{BoundaryKind, ContextKind, Decision, Mode, SegmentChoice, StagesChoice};
 use crate::segment::{Segment, constants};
 use crate::strategy::{Pipeline, ScheduleKind};
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
@@ -14,7 +16,13 @@ use galvatron_ir::{AxisId, Module, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The schedules that are told apart.
-const KINDS: [ScheduleKind; 3] = [ScheduleKind::OneForwardOneBackward, ScheduleKind::Gpipe, ScheduleKind::Interleaved];
+const KINDS: [ScheduleKind; 5] = [
+    ScheduleKind::OneForwardOneBackward,
+    ScheduleKind::Gpipe,
+    ScheduleKind::Interleaved,
+    ScheduleKind::ZeroBubble,
+    ScheduleKind::ZeroBubble2p,
+];
 
 /// What a plan amounts to; costs are left at zero. ZeRO-2 without sums over micro-batches is ZeRO-1.
 pub fn recognize(plan: &Module, segments: &[Segment]) -> Decision {
@@ -69,6 +77,8 @@ struct Axes {
     experts: BTreeSet<AxisId>,
     heads: BTreeSet<AxisId>,
     queries: BTreeSet<AxisId>,
+    /// How the queries see keys and values of other ranks.
+    context: ContextKind,
 }
 
 /// Over how many axes what belongs to a weight is sharded in a chunk, by role.
@@ -105,7 +115,7 @@ impl<'a> Reader<'a> {
             mode = mode.max(self.recomputed(chunk, tag));
         }
         let [at_boundary, sequence] = self.boundary(tag);
-        let Axes { mut batch, weights, experts, heads, queries } = axes;
+        let Axes { mut batch, weights, experts, heads, queries, context } = axes;
         if tag == 0 {
             batch.extend(at_boundary);
         }
@@ -118,6 +128,7 @@ impl<'a> Reader<'a> {
             tp,
             ulysses: if tp == 1 { besides(&heads) } else { 1 },
             cp: if tp == 1 { besides(&queries) } else { 1 },
+            cp_kind: context,
             ep: product(&experts),
             boundary: if besides(&sequence) > 1 { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
             zero,
@@ -134,7 +145,11 @@ impl<'a> Reader<'a> {
         let (node, args) = (chunk.graph.node(node), &program.graph.node(source).args);
         let operands: Vec<&Sharding> =
             node.args.iter().map(|&a| chunk.graph.value(a).sharding.as_ref()).collect::<Option<_>>()?;
-        let rule = rule_of(program, source);
+        let ring = ring_rule(program, source).filter(|_| node.op.undistributed().is_some());
+        if ring.is_some() {
+            axes.context = if node.op.is_zigzag() { ContextKind::Zigzag } else { ContextKind::Ring };
+        }
+        let rule = ring.unwrap_or_else(|| rule_of(program, source));
         let map = rule.infer_map(&operands, self.plan.mesh_of(chunk)).ok()?;
         let is_weight = |i: &usize| self.weights.contains(&args[*i]);
         let of_weights: BTreeSet<usize> =

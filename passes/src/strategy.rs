@@ -1,5 +1,6 @@
 //! What the search decides and the passes apply: placements, never code paths.
 
+use crate::rings::RingKind;
 use galvatron_ir::mesh::{FactorMap, Sharding};
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ pub struct Strategy {
     pub micro_batches: u32,
     /// The map from factors to axes of every forward node.
     pub maps: BTreeMap<NodeId, FactorMap>,
+    /// The attentions that are rings: their keys and values lie over the axes of their queries.
+    pub rings: BTreeMap<NodeId, RingKind>,
     /// Placement of every weight.
     pub weights: BTreeMap<ValueId, WeightPlacement>,
     /// Forward values that are kept for the backward pass; the others are recomputed from them.
@@ -41,6 +44,11 @@ pub enum ScheduleKind {
     OneForwardOneBackward,
     /// The same with several chunks a stage (Megatron-LM's interleaved schedule, Narayanan et al., 2021).
     Interleaved,
+    /// One forward, one backward, with the gradients of weights by themselves, which fill the time in which a stage would wait; the memory
+    /// of one forward, one backward (ZB-H1 of Qi et al., 2023).
+    ZeroBubble,
+    /// The same with about twice that memory, and next to no waiting (ZB-H2 of Qi et al., 2023).
+    ZeroBubble2p,
 }
 
 impl ScheduleKind {
@@ -50,7 +58,14 @@ impl ScheduleKind {
             ScheduleKind::Gpipe => "gpipe",
             ScheduleKind::OneForwardOneBackward => "1f1b",
             ScheduleKind::Interleaved => "interleaved",
+            ScheduleKind::ZeroBubble => "zero-bubble",
+            ScheduleKind::ZeroBubble2p => "zero-bubble-2p",
         }
+    }
+
+    /// Whether the gradients of weights have a phase of their own.
+    pub fn splits_backward(self) -> bool {
+        matches!(self, ScheduleKind::ZeroBubble | ScheduleKind::ZeroBubble2p)
     }
 }
 

@@ -32,6 +32,17 @@ pub enum Recompute {
     Selective,
 }
 
+/// How the keys and values of all ranks reach the queries of each under context parallelism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextKind {
+    /// Every rank gathers them all.
+    Gather,
+    /// They travel around a ring.
+    Ring,
+    /// They travel around a ring whose ranks each compute a chunk of the front and one of the back.
+    Zigzag,
+}
+
 /// In which order the stages run their micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PipelineSchedule {
@@ -50,6 +61,9 @@ pub enum PipelineSchedule {
 const SEQUENCES: [(&str, Option<SequenceMode>); 2] =
     [("none", Some(SequenceMode::None)), ("megatron", Some(SequenceMode::Megatron))];
 
+const CONTEXT_KINDS: [(&str, Option<ContextKind>); 3] =
+    [("gather", Some(ContextKind::Gather)), ("ring", Some(ContextKind::Ring)), ("zigzag", Some(ContextKind::Zigzag))];
+
 const RECOMPUTES: [(&str, Option<Recompute>); 3] =
     [("none", Some(Recompute::None)), ("full", Some(Recompute::Full)), ("selective", Some(Recompute::Selective))];
 
@@ -65,6 +79,13 @@ impl SequenceMode {
     /// The word in `strategy.toml`.
     pub fn name(self) -> &'static str {
         name_of(&SEQUENCES, self)
+    }
+}
+
+impl ContextKind {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&CONTEXT_KINDS, self)
     }
 }
 
@@ -89,8 +110,10 @@ pub struct LayerPins {
     pub dp: Pinned<u32>,
     /// Tensor-parallel degree.
     pub tp: Pinned<u32>,
-    /// Context-parallel degree (ring attention).
+    /// Context-parallel degree.
     pub cp: Pinned<u32>,
+    /// How keys and values reach the queries of other ranks.
+    pub cp_kind: Pinned<ContextKind>,
     /// Ulysses degree (sequence between attentions, heads inside).
     pub ulysses: Pinned<u32>,
     /// Ranks over which the experts of mixtures lie: some of the data ranks, or all tensor ranks.
@@ -111,6 +134,7 @@ impl LayerPins {
             dp: own.dp.or(base.dp),
             tp: own.tp.or(base.tp),
             cp: own.cp.or(base.cp),
+            cp_kind: own.cp_kind.or(base.cp_kind),
             ulysses: own.ulysses.or(base.ulysses),
             ep: own.ep.or(base.ep),
             zero: own.zero.or(base.zero),
@@ -218,6 +242,7 @@ fn read_pins(fields: &mut Fields<'_>) -> LayerPins {
         dp: fields.read("dp", spanned(degree)),
         tp: fields.read("tp", spanned(degree)),
         cp: fields.read("cp", spanned(degree)),
+        cp_kind: fields.read("cp_kind", spanned(one_of(&CONTEXT_KINDS))),
         ulysses: fields.read("ulysses", spanned(degree)),
         ep: fields.read("ep", spanned(degree)),
         zero: fields.read("zero", spanned(|item| Ok(integer_in(0..=3)(item)? as u8))),
@@ -351,6 +376,7 @@ fn write_pins(out: &mut String, pins: &LayerPins) -> std::fmt::Result {
     for (key, degree) in degrees {
         write_key(out, key, degree, u32::to_string)?;
     }
+    write_key(out, "cp_kind", &pins.cp_kind, |kind| quoted(kind.name()))?;
     write_key(out, "zero", &pins.zero, u8::to_string)?;
     write_key(out, "sequence", &pins.sequence, |mode| quoted(mode.name()))?;
     write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))

@@ -4,8 +4,9 @@ use crate::config::strategy::{self as file, Pinned, StrategyFile};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
-use galvatron_passes::batch::rule_of;
-use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice, WHOLE};
+use galvatron_passes::rings::RingKind;
+use galvatron_passes::rules::rule_of;
+use galvatron_passes::search::{BoundaryKind, ContextKind, Found, Mode, RING, SegmentChoice, WHOLE, ZIGZAG};
 use galvatron_passes::segment::Segment;
 use galvatron_passes::strategy::ScheduleKind;
 use serde_spanned::Spanned;
@@ -44,6 +45,8 @@ fn schedule(kind: ScheduleKind) -> file::PipelineSchedule {
         ScheduleKind::Gpipe => file::PipelineSchedule::Gpipe,
         ScheduleKind::OneForwardOneBackward => file::PipelineSchedule::OneForwardOneBackward,
         ScheduleKind::Interleaved => file::PipelineSchedule::Interleaved,
+        ScheduleKind::ZeroBubble => file::PipelineSchedule::ZeroBubble,
+        ScheduleKind::ZeroBubble2p => file::PipelineSchedule::ZeroBubble2p,
     }
 }
 
@@ -67,6 +70,12 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         tp: pin(choice.tp as u32),
         ulysses: pin(choice.ulysses as u32).filter(|_| choice.ulysses > 1),
         cp: pin(choice.cp as u32).filter(|_| choice.cp > 1),
+        cp_kind: pin(match choice.cp_kind {
+            ContextKind::Gather => file::ContextKind::Gather,
+            ContextKind::Ring => file::ContextKind::Ring,
+            ContextKind::Zigzag => file::ContextKind::Zigzag,
+        })
+        .filter(|_| choice.cp > 1),
         ep: if choice.nodes.iter().any(is_moe) { pin(choice.ep as u32) } else { None },
         zero: pin(choice.zero),
         sequence: pin(sequence),
@@ -89,7 +98,14 @@ fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -
     let rule = rule_of(&module.program, node);
     let map = &found.strategy.maps[&node];
     let factor = map.axes.iter().position(|axes| tensor.iter().all(|a| axes.contains(a)));
-    let label = factor.map_or(WHOLE.to_string(), |f| rule.factors[f].label.clone());
+    let label = match factor {
+        Some(factor) => match found.strategy.rings.get(&node) {
+            Some(RingKind::Blocks) => RING.to_string(),
+            Some(RingKind::Zigzag) => ZIGZAG.to_string(),
+            None => rule.factors[factor].label.clone(),
+        },
+        None => WHOLE.to_string(),
+    };
     let name = module.program.graph.node(node).results.first();
     let name = name.map_or(String::new(), |&r| module.program.graph.value(r).name.clone());
     let axes = tensor.iter().map(|&a| mesh.name(a).to_string()).collect();

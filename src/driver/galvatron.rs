@@ -6,7 +6,8 @@
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::{AxisId, Checked, Diagnostic, Module, NodeId};
-use galvatron_passes::batch::{BatchFactors, rule_of};
+use galvatron_passes::batch::BatchFactors;
+use galvatron_passes::rules::rule_of;
 use galvatron_passes::search::{BoundaryKind, Found, Mode, SegmentChoice};
 use galvatron_passes::segment::Segment;
 use galvatron_passes::strategy::ScheduleKind;

@@ -2,7 +2,7 @@
 
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
-use galvatron_passes::search::{LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
+use galvatron_passes::search::{ContextKind, LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
 use galvatron_passes::strategy::ScheduleKind;
 
 /// The pins of a strategy file.
@@ -20,7 +20,7 @@ pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
     let mut pins = Pins {
         micro_batches: strategy.micro_batches.as_ref().map(|m| *m.get_ref() as u32),
         pp: value(&strategy.pp),
-        schedule: schedule(&strategy.schedule, &mut faults),
+        schedule: strategy.schedule.as_ref().map(|pin| schedule(*pin.get_ref())),
         virtual_stages: value(&strategy.virtual_stages),
         stage_layers: strategy.stage_layers.as_ref().map(|layers| layers.get_ref().clone()),
         all: layer_pins(&strategy.pins, &mut faults),
@@ -53,16 +53,13 @@ fn value(pin: &file::Pinned<u32>) -> Option<u32> {
     pin.as_ref().map(|pin| *pin.get_ref())
 }
 
-fn schedule(pin: &file::Pinned<file::PipelineSchedule>, faults: &mut Vec<Diagnostic>) -> Option<ScheduleKind> {
-    let pin = pin.as_ref()?;
-    match pin.get_ref() {
-        file::PipelineSchedule::Gpipe => Some(ScheduleKind::Gpipe),
-        file::PipelineSchedule::OneForwardOneBackward => Some(ScheduleKind::OneForwardOneBackward),
-        file::PipelineSchedule::Interleaved => Some(ScheduleKind::Interleaved),
-        other => {
-            faults.push(unsupported(&format!("schedule = \"{}\"", other.name())).at(pin.span()));
-            None
-        }
+fn schedule(schedule: file::PipelineSchedule) -> ScheduleKind {
+    match schedule {
+        file::PipelineSchedule::Gpipe => ScheduleKind::Gpipe,
+        file::PipelineSchedule::OneForwardOneBackward => ScheduleKind::OneForwardOneBackward,
+        file::PipelineSchedule::Interleaved => ScheduleKind::Interleaved,
+        file::PipelineSchedule::ZeroBubble => ScheduleKind::ZeroBubble,
+        file::PipelineSchedule::ZeroBubble2p => ScheduleKind::ZeroBubble2p,
     }
 }
 
@@ -78,6 +75,11 @@ fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins
         tp: value(&pins.tp),
         ulysses: value(&pins.ulysses),
         cp: value(&pins.cp),
+        cp_kind: pins.cp_kind.as_ref().map(|kind| match kind.get_ref() {
+            file::ContextKind::Gather => ContextKind::Gather,
+            file::ContextKind::Ring => ContextKind::Ring,
+            file::ContextKind::Zigzag => ContextKind::Zigzag,
+        }),
         ep: value(&pins.ep),
         zero: pins.zero.as_ref().map(|z| *z.get_ref()),
         sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {

@@ -7,7 +7,7 @@ use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::op::Op;
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
-use galvatron_passes::search::{LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
+use galvatron_passes::search::{ContextKind, LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
 use galvatron_passes::segment::constants;
 use std::collections::BTreeSet;
 
@@ -34,8 +34,8 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
 /// The plan has the pinned stages, and each the pinned chunks.
 fn stages(module: &Module, pins: &Pins) -> Vec<String> {
     let (stages, chunks) = (module.stages.len() as u32, module.chunks.len() as u32);
-    let wanted = pins.pp.unwrap_or(1);
-    let each = pins.virtual_stages.filter(|_| wanted > 1);
+    let wanted = pins.pp.unwrap_or(stages);
+    let each = pins.virtual_stages.filter(|_| stages > 1);
     let fits = stages == wanted && each.is_none_or(|each| chunks == stages * each);
     if fits {
         Vec::new()
@@ -137,7 +137,12 @@ impl<'a> LayerView<'a> {
         let tensor: Vec<AxisId> = self.mesh.spatial().filter(|axis| !self.data.contains(axis)).collect();
         for (node, value) in self.forward_copies(&self.results) {
             let placed = |i: usize| placement(self.chunk.graph.value(node.args[i]));
-            if matches!(node.op, Op::Attention(_))
+            if let Some(found) = attention_kind(&node.op)
+                && pins.cp_kind.is_some_and(|kind| kind != found && pins.tensor_name() == "cp")
+            {
+                faults.push(format!("`{}` is no {:?}", value.name, pins.cp_kind));
+            }
+            if attention_kind(&node.op).is_some()
                 && self.mesh.product(&placed(0).dims[dim]) != self.mesh.product(&tensor)
             {
                 faults.push(format!("`{}` is not cut as {} says", value.name, pins.tensor_name()));
@@ -240,7 +245,7 @@ impl<'a> LayerView<'a> {
 
     /// The numbers of heads of keys in the attention of the layer.
     fn key_heads(&self) -> impl Iterator<Item = u64> {
-        let attention = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Attention(_)));
+        let attention = self.forward_copies(&self.results).filter(|(n, _)| attention_kind(&n.op).is_some());
         attention.map(|(n, _)| self.chunk.graph.value(n.args[1]).ty.shape[2])
     }
 
@@ -258,7 +263,8 @@ impl<'a> LayerView<'a> {
 
     /// The backward phase reads what the mode keeps and computes the rest again.
     fn check_recomputation(&self, mode: Mode, faults: &mut Vec<String>) {
-        let backward = self.chunk.phase(PhaseKind::Backward).iter().map(|&n| self.chunk.graph.node(n));
+        let phases = [PhaseKind::Backward, PhaseKind::BackwardWeight];
+        let backward = phases.iter().flat_map(|&p| self.chunk.phase(p)).map(|&n| self.chunk.graph.node(n));
         let n_again = backward.clone().filter(|n| self.is_of_layer(n)).count();
         if (n_again > 0) != (mode != Mode::None) {
             faults.push(format!("{n_again} nodes are recomputed in mode {}", mode.name()));
@@ -307,9 +313,19 @@ impl<'a> LayerView<'a> {
     }
 }
 
+/// How an attention sees the keys of other ranks; none for other ops.
+fn attention_kind(op: &Op) -> Option<ContextKind> {
+    match op {
+        Op::Attention(_) => Some(ContextKind::Gather),
+        Op::RingAttention(ring) => Some(if ring.zigzag { ContextKind::Zigzag } else { ContextKind::Ring }),
+        _ => None,
+    }
+}
+
 /// Whether a node computes its results; collectives and cuts only move them.
 fn is_computed(node: &Node) -> bool {
-    !node.op.mnemonic().starts_with("comm.") && !node.op.mnemonic().starts_with("pipe.")
+    let moves = ["comm.", "pipe."].iter().any(|room| node.op.mnemonic().starts_with(room));
+    !moves || node.op.undistributed().is_some()
 }
 
 fn placement(value: &Value) -> &Sharding {

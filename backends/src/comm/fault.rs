@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::CommKind;
+use super::standing::{Standing, describe};
 
 /// Why a collective, a send or a receive did not happen. The rank that gets it must not go on with the step: it reports
 /// the fault and calls [`Collective::abort`](super::Collective::abort), so that the ranks outside the group stop too.
@@ -11,7 +12,7 @@ pub enum CommFault {
     /// Some members of the group did not arrive in time.
     #[error(
         "rank {rank}: {kind} at `{node}` (step {step}) waited {:.1} s for rank {}{}",
-        waited.as_secs_f64(), list(missing), last_seen(peers)
+        waited.as_secs_f64(), list(missing), around.describe(*rank)
     )]
     Timeout {
         /// The rank that gave up.
@@ -26,8 +27,8 @@ pub enum CommFault {
         waited: Duration,
         /// The world ranks that have not arrived, ascending.
         missing: Vec<usize>,
-        /// Every other member with the call it was last seen at, ascending by rank.
-        peers: Vec<(usize, String)>,
+        /// What was known of the others.
+        around: Box<Around>,
     },
     /// The members of a group do not make the same call, or a message does not fit the receiver's buffer.
     #[error("rank {rank} at `{node}` (step {step}) does not match rank {peer} at `{peer_node}`: {what}")]
@@ -69,12 +70,28 @@ pub enum CommFault {
     },
 }
 
-fn list(ranks: &[usize]) -> String {
+/// Ranks with commas between them.
+pub(super) fn list(ranks: &[usize]) -> String {
     ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn last_seen(peers: &[(usize, String)]) -> String {
-    peers.iter().map(|(rank, place)| format!("; rank {rank} was last seen at {place}")).collect()
+/// What a rank that has waited too long knows of the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Around {
+    /// Every other member with the call it was last seen at, ascending by rank.
+    pub peers: Vec<(usize, String)>,
+    /// What every rank of the world did at that moment, in order; empty where nobody told.
+    pub world: Vec<Standing>,
+}
+
+impl Around {
+    /// What the other ranks do, or else where they were last seen.
+    fn describe(&self, rank: usize) -> String {
+        if !self.world.is_empty() {
+            return describe(rank, &self.world);
+        }
+        self.peers.iter().map(|(rank, place)| format!("; rank {rank} was last seen at {place}")).collect()
+    }
 }
 
 #[cfg(test)]
@@ -90,7 +107,7 @@ mod tests {
             kind: CommKind::AllReduce,
             waited: Duration::from_millis(1500),
             missing: vec![1, 2],
-            peers: vec![(1, "send at `%c` (step 2)".into())],
+            around: Box::new(Around { peers: vec![(1, "send at `%c` (step 2)".into())], world: Vec::new() }),
         };
         let expected = "rank 0: all_reduce at `%d` (step 3) waited 1.5 s for rank 1, 2; \
                         rank 1 was last seen at send at `%c` (step 2)";

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
+use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats, Whereabouts};
 
 mod channel;
 mod rendezvous;
@@ -178,6 +178,10 @@ impl Collective for LocalComm {
 
     fn alarm(&self) -> Arc<dyn Alarm> {
         Arc::new(LocalAlarm { rank: self.rank, world: Arc::clone(&self.world) })
+    }
+
+    fn watch(&mut self, whereabouts: Arc<dyn Whereabouts>) {
+        self.world.watch(self.rank, whereabouts);
     }
 
     fn stats(&self) -> &Stats {

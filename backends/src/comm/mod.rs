@@ -12,12 +12,14 @@ mod call;
 mod fault;
 mod local;
 mod reduce;
+mod standing;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
 
-pub use fault::CommFault;
+pub use fault::{Around, CommFault};
 pub use local::{DEFAULT_CAPACITY, LocalComm, local_world, local_world_with_capacity};
+pub use standing::{Standing, Whereabouts};
 
 /// One rank's end of the world. Buffers are plain memory of this rank; each call blocks until this rank's part is done
 /// and its buffers are its own again.
@@ -91,6 +93,10 @@ pub trait Collective: Send {
     /// What tells, from any thread, whether the world has been taken down. Who waits for something else than a call, such as
     /// a device, looks at it from time to time.
     fn alarm(&self) -> Arc<dyn Alarm>;
+
+    /// Takes what tells this rank's place in the plan. Then the errors of ranks that wait in vain say what this one does; before
+    /// that, where it was last seen. Only the first one is taken.
+    fn watch(&mut self, whereabouts: Arc<dyn Whereabouts>);
 
     /// What this rank has communicated so far.
     fn stats(&self) -> &Stats;

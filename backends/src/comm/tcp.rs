@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::call::Shape;
 use super::reduce::chunk;
-use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats};
+use super::{Alarm, Around, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats, Whereabouts};
 
 mod calls;
 mod handshake;
@@ -83,23 +83,25 @@ impl TcpComm {
 
     /// The fault of a wait for one peer.
     fn fault(&self, halt: Halt, kind: CommKind, site: &Site<'_>, peer: usize) -> CommFault {
-        match halt {
-            Halt::Aborted(fault) => fault,
-            Halt::TimedOut(waited) => CommFault::Timeout {
-                rank: self.mesh.rank,
-                node: site.node.to_owned(),
-                step: site.step,
-                kind,
-                waited,
-                missing: vec![peer],
-                peers: vec![(peer, self.mesh.inbox().peers[peer].place())],
-            },
+        let waited = match halt {
+            Halt::Aborted(fault) => return fault,
+            Halt::TimedOut(waited) => waited,
+        };
+        let world = self.mesh.standings(&[peer]);
+        // Who was faster has asked while all could answer.
+        if let Some(fault) = self.mesh.abort_fault() {
+            return fault;
         }
+        let (rank, node, step) = (self.mesh.rank, site.node.to_owned(), site.step);
+        let peers = vec![(peer, self.mesh.inbox().peers[peer].place())];
+        let around = Box::new(Around { peers, world });
+        CommFault::Timeout { rank, node, step, kind, waited, missing: vec![peer], around }
     }
 
     /// Waits until a message of `n_bytes` may be sent to `to`, and counts it as under way.
     fn take_credit(&self, to: usize, n_bytes: usize, start: Instant) -> Result<(), Halt> {
         self.mesh.wait(start, self.mesh.timeout, |inbox| {
+            inbox.waits_for = vec![to];
             let n_under_way = &mut inbox.peers[to].n_under_way;
             let fits = *n_under_way == 0 || *n_under_way + n_bytes <= self.capacity;
             fits.then(|| *n_under_way += n_bytes)
@@ -274,6 +276,7 @@ impl Collective for TcpComm {
     fn recv(&mut self, from: usize, tag: u64, data: &mut [u8], site: &Site<'_>) -> Result<(), CommFault> {
         let start = Instant::now();
         let found = self.mesh.wait(start, self.mesh.timeout, |inbox| {
+            inbox.waits_for = vec![from];
             let peer = &mut inbox.peers[from];
             let message = peer.message(tag);
             if message.is_none() && peer.has_left { Some(None) } else { message.map(Some) }
@@ -305,6 +308,10 @@ impl Collective for TcpComm {
 
     fn alarm(&self) -> Arc<dyn Alarm> {
         Arc::clone(&self.mesh) as Arc<dyn Alarm>
+    }
+
+    fn watch(&mut self, whereabouts: Arc<dyn Whereabouts>) {
+        self.mesh.watch(whereabouts);
     }
 
     fn stats(&self) -> &Stats {

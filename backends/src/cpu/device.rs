@@ -11,7 +11,9 @@ use super::kernels::shape::copy_block;
 use super::kernels::sum_parts::sum_parts;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
-use crate::device::{Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write};
+use crate::device::{
+    AttentionBlock, Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write,
+};
 
 /// A CPU rank. With more than one thread it has a pool of its own.
 pub struct Cpu {
@@ -91,6 +93,10 @@ impl Readout for Held {
 impl Device for Cpu {
     fn prepare(&self, spec: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, String> {
         dispatch::prepare(&self.arena, self.threads, self.scratch, spec)
+    }
+
+    fn prepare_block(&self, block: &AttentionBlock<'_>) -> Result<Box<dyn Kernel>, String> {
+        dispatch::prepare_block(&self.arena, self.threads, block)
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {

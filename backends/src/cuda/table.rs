@@ -11,8 +11,10 @@ use super::kernels::{
 use crate::device::{BufferSpec, Move, NodeSpec};
 
 /// Mnemonics of the ops that no plan can run on a GPU, and why.
-pub const UNSUPPORTED: [(&str, &str); 19] = [
+pub const UNSUPPORTED: [(&str, &str); 21] = [
     ("comm.reshard", "it is lowered to collectives before a plan is made"),
+    ("comm.ring_attention", NOT_WRITTEN),
+    ("comm.ring_attention_grad", NOT_WRITTEN),
     ("pipe.send", NO_STAGES),
     ("pipe.recv", NO_STAGES),
     ("equal", NOT_WRITTEN),

@@ -1,6 +1,7 @@
 //! From a plan to running ranks: checks, arenas, instructions, weights, threads, and what comes back from them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use galvatron_ir::ValueId;
 use galvatron_ir::module::{Level, Module};
 use galvatron_ir::plan::ScheduleStep;
 
+use super::beacon::Beacon;
 use super::collect::{Gather, Trained};
 use super::data::DataSource;
 use super::deliver::{Expected, held};
@@ -19,7 +21,7 @@ use super::rank::{Entry, Rank, RankEnd, RankReport, Shared, Worker, learning_rat
 use super::runs::first_writes;
 use super::weights::{Stored, WeightSource, collected, stored_residents, upload};
 use super::{Flow, RunOptions, RunReport, StepReport};
-use crate::comm::{Collective, GroupId};
+use crate::comm::{Collective, GroupId, Whereabouts};
 use crate::device::{BufferSpec, Device};
 use crate::fault::{RunFault, Unsupported};
 
@@ -135,7 +137,7 @@ fn prepare(
         let prepared = prepare_rank(shared, &*device, &mut *comm, stored);
         let prepared = prepared.inspect_err(|fault| comm.abort(&fault.to_string()))?;
         let reports = (comm.rank() == 0).then(|| sender.clone());
-        let worker = prepared.worker(comm, reports);
+        let worker = prepared.worker(shared.module, comm, reports);
         ranks.push(Rank { device, worker });
     }
     Ok((ranks, receiver))
@@ -221,10 +223,12 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn worker(self, comm: Box<dyn Collective>, reports: Option<Sender<RankReport>>) -> Worker {
+    fn worker(self, module: &Module, mut comm: Box<dyn Collective>, reports: Option<Sender<RankReport>>) -> Worker {
         let Prepared { world, hosted, schedule, stored, expected } = self;
         let (rank, events, pending) = (comm.rank(), Vec::new(), Vec::new());
-        Worker { rank, comm, world, hosted, schedule, stored, expected, pending, reports, events, at: None }
+        let beacon = Arc::new(Beacon::new(module, &schedule, &hosted));
+        comm.watch(Arc::clone(&beacon) as Arc<dyn Whereabouts>);
+        Worker { rank, comm, world, hosted, schedule, stored, expected, pending, reports, events, at: None, beacon }
     }
 }
 

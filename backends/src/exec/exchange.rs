@@ -21,6 +21,18 @@ pub(super) enum Step {
     Run(Box<dyn Kernel>),
     /// An exchange with the other ranks.
     Exchange(Exchange),
+    /// A message to another rank.
+    Send(Hop),
+    /// A message from another rank.
+    Recv(Hop),
+}
+
+/// One end of a message between two ranks of a group.
+pub(super) struct Hop {
+    /// The other rank.
+    pub(super) peer: usize,
+    pub(super) tag: u64,
+    pub(super) at: Span,
 }
 
 /// Prepares a collective as steps in order; the communicator of its group is created here, on all ranks in the same order.

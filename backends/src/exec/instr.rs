@@ -15,6 +15,7 @@ use super::data::{DataSource, Load};
 use super::exchange::{self, Buffers, Step};
 use super::layout::Layout;
 use super::observe::Ends;
+use super::ring;
 use crate::comm::Collective;
 use crate::device::{BufferSpec, Device, Kernel, Move, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
@@ -190,6 +191,10 @@ impl Builder<'_> {
             let buffers = Buffers { args, results, workspace };
             let collected = exchange::prepare(&step, self.layout, self.device, self.comm, buffers);
             return Ok(collected.map(Work::Collective));
+        }
+        if node.op.undistributed().is_some() {
+            let ring = ring::prepare(&node.op, self.layout, self.device, Buffers { args, results, workspace });
+            return Ok(ring.map(Work::Collective));
         }
         let spec = NodeSpec { op: &node.op, args, results, workspace };
         Ok(match &node.op {

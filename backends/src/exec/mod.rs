@@ -5,16 +5,19 @@
 //! communicators. A step then walks the plan's schedule. Faults, panics and missing peers end the run with a
 //! [`RunFault`]; nothing waits for ever.
 
+mod beacon;
 mod collect;
 mod data;
 mod deliver;
 mod engine;
 mod exchange;
 mod gate;
+mod hold;
 mod instr;
 mod layout;
 mod observe;
 mod rank;
+mod ring;
 mod runs;
 mod shard;
 #[cfg(test)]
@@ -31,6 +34,8 @@ pub use collect::{HostTensor, Tensors, Trained};
 pub use data::DataSource;
 pub use engine::{World, launch};
 pub use gate::Flow;
+#[doc(hidden)]
+pub use hold::Hold;
 pub use weights::WeightSource;
 
 use crate::comm::{Collective, Stats, local_world};
@@ -58,6 +63,9 @@ pub struct RunOptions {
     pub collect: bool,
     /// The parameters and states are also collected after every so many steps; 0: never.
     pub collect_every: u64,
+    /// For tests only: a rank that stands still.
+    #[doc(hidden)]
+    pub hold: Option<Hold>,
 }
 
 impl Default for RunOptions {
@@ -72,6 +80,7 @@ impl Default for RunOptions {
             dump_gradients: false,
             collect: false,
             collect_every: 0,
+            hold: None,
         }
     }
 }

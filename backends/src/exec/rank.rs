@@ -1,6 +1,7 @@
 //! One rank at work: the steps of the schedule, its faults, what it reports.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,11 @@ use galvatron_ir::plan::PhaseKind;
 use galvatron_ir::trace::TraceEvent;
 
 use super::RunOptions;
+use super::beacon::Beacon;
 use super::collect::Gather;
 use super::data::DataSource;
 use super::deliver::{END_OF_STEP, Expected};
-use super::exchange::Step;
+use super::exchange::{Hop, Step};
 use super::gate::{Flow, Gate};
 use super::instr::{Hosted, Instr, Message, Optimizer, Report, Work, phase_index};
 use super::observe::Observed;
@@ -87,6 +89,8 @@ pub(super) struct Worker {
     pub(super) events: Vec<TraceEvent>,
     /// Entry and number of the instruction in work, for the message of a panic.
     pub(super) at: Option<(Entry, usize)>,
+    /// Tells other ranks where this one is.
+    pub(super) beacon: Arc<Beacon>,
 }
 
 /// The scalars that a step reports.
@@ -155,9 +159,10 @@ impl Worker {
             device.begin();
         }
         for i in 0..self.schedule.len() {
-            self.phase(device, shared, self.schedule[i], step)?;
+            self.phase(device, shared, i, step)?;
         }
         self.at = None;
+        self.beacon.end_step();
         device.finish().map_err(|what| self.fault_at_end(what, step))?;
         let Scalars { loss, grad_norm } = self.scalars();
         let time = start.elapsed();
@@ -179,9 +184,13 @@ impl Worker {
         self.comm.alarm().fault().map_or_else(own, RunFault::Comm)
     }
 
-    fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, entry: Entry, step: u64) -> Result<(), RunFault> {
+    /// Runs an entry of the schedule.
+    fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, number: usize, step: u64) -> Result<(), RunFault> {
+        let entry = self.schedule[number];
         for i in 0..self.instrs(entry).len() {
             self.at = Some((entry, i));
+            self.beacon.enter(step, number, i);
+            shared.options.hold.as_ref().map_or(Ok(()), |hold| hold.at(&*self.comm, &self.beacon))?;
             let instr = &mut self.hosted[entry.hosted].slots[entry.slot][phase_index(entry.phase)][i];
             shared.observed[self.rank].bind(instr.ends);
             if let Some((index, gradient)) = &instr.gradient
@@ -250,7 +259,7 @@ pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
     bytes
 }
 
-/// Tags of messages of the plan; those of the engine itself are below it.
+/// Tags of messages between stages; those of rings, and of the engine itself, are below it.
 const MESSAGES: u64 = 1 << 63;
 
 /// Where an instruction runs.
@@ -302,6 +311,12 @@ impl Context<'_> {
                         Step::Run(kernel) => kernel.run()?,
                         Step::Exchange(exchange) => {
                             self.device.exchange(&mut *self.comm, exchange, &site).map_err(Failure::Comm)?;
+                        }
+                        Step::Send(Hop { peer, tag, at }) => {
+                            self.device.send(&mut *self.comm, (*peer, *tag), *at, &site).map_err(Failure::Comm)?;
+                        }
+                        Step::Recv(Hop { peer, tag, at }) => {
+                            self.device.recv(&mut *self.comm, (*peer, *tag), *at, &site).map_err(Failure::Comm)?;
                         }
                     }
                 }

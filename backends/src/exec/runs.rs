@@ -130,6 +130,7 @@ impl Builder<'_> {
     fn place(&self, id: NodeId) -> Result<Place, RunFault> {
         let node = self.layout.chunk.graph.node(id);
         if step_of_op(&node.op).is_some()
+            || node.op.undistributed().is_some()
             || matches!(node.op, Op::Load(_) | Op::RunScalar(_) | Op::Send(_) | Op::Recv(_))
         {
             return Ok(Place::Outside);

@@ -6,3 +6,4 @@ mod mlp;
 mod parts;
 mod plain;
 mod plan;
+mod ring;

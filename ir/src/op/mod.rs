@@ -239,6 +239,8 @@ ops! {
     comm::AllGather,
     comm::AllToAll,
     comm::Shard,
+    comm::RingAttention,
+    comm::RingAttentionGrad,
     comm::Send,
     comm::Recv,
     mem::Load,

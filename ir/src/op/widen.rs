@@ -14,10 +14,10 @@ pub fn widened_bytes(ty: &TensorType) -> u64 {
 }
 
 impl Op {
-    /// Whether the op computes in f32 on copies of its bf16 operands and results.
+    /// Whether the op computes in f32 on copies of its bf16 operands and results; what ranks compute together has its own copies.
     pub fn is_widened(&self, args: &[&TensorType], results: &[&TensorType]) -> bool {
         let has_half = args.iter().chain(results).any(|t| t.dtype == DType::Bf16);
-        has_half && !matches!(self, Op::Cast(_)) && {
+        has_half && !matches!(self, Op::Cast(_)) && self.undistributed().is_none() && {
             let work = self.work(args, results);
             work.flops + work.matmul_flops > 0
         }

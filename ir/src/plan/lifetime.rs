@@ -137,7 +137,8 @@ fn dies_at(
 /// The positions that run once a micro-batch.
 fn micro_batch_positions(chunk: &Chunk) -> Range<usize> {
     let start = chunk.phase(PhaseKind::Prologue).len();
-    start..start + chunk.phase(PhaseKind::Forward).len() + chunk.phase(PhaseKind::Backward).len()
+    let passes = chunk.phases.iter().filter(|phase| phase.kind.is_per_micro_batch());
+    start..start + passes.map(|phase| phase.body.len()).sum::<usize>()
 }
 
 /// For each buffer the resident buffers that it becomes the new content of.
@@ -236,7 +237,7 @@ impl<'a> Table<'a> {
         match (phase_at(self.chunk, lifetime.first), phase_at(self.chunk, lifetime.last)) {
             _ if self.chunk.slots.count == 0 => Region::Transient,
             (first, last) if first == last => Region::Transient,
-            (Some(PhaseKind::Forward), Some(PhaseKind::Backward)) => Region::Slot,
+            (Some(first), Some(last)) if first.is_per_micro_batch() && last.is_per_micro_batch() => Region::Slot,
             _ => Region::Persistent,
         }
     }

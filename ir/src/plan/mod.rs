@@ -12,7 +12,7 @@ use crate::mesh::Mesh;
 use crate::op::Op;
 use crate::types::TensorType;
 
-/// Phases of a chunk, in the order in which a step runs them; forward and backward once a micro-batch.
+/// Phases of a chunk, in the order in which a step runs them; those of forward and backward once a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PhaseKind {
     /// Once a step, before the first micro-batch: what needs the whole batch, such as the count of labels.
@@ -21,6 +21,8 @@ pub enum PhaseKind {
     Forward,
     /// Backward of one micro-batch, recomputation included.
     Backward,
+    /// What of the backward of one micro-batch no other stage waits for, where it is split: the gradients of weights.
+    BackwardWeight,
     /// Once a step, after the last micro-batch: gradient reduction.
     Reduce,
     /// Optimizer.
@@ -29,10 +31,11 @@ pub enum PhaseKind {
 
 impl PhaseKind {
     /// All phases with their names and letters (in schedules) in the text format.
-    pub const ALL: [(PhaseKind, &'static str, char); 5] = [
+    pub const ALL: [(PhaseKind, &'static str, char); 6] = [
         (PhaseKind::Prologue, "prologue", 'P'),
         (PhaseKind::Forward, "forward", 'F'),
         (PhaseKind::Backward, "backward", 'B'),
+        (PhaseKind::BackwardWeight, "backward_weight", 'W'),
         (PhaseKind::Reduce, "reduce", 'R'),
         (PhaseKind::Step, "step", 'S'),
     ];
@@ -49,7 +52,7 @@ impl PhaseKind {
 
     /// Whether the phase runs once a micro-batch.
     pub fn is_per_micro_batch(self) -> bool {
-        matches!(self, PhaseKind::Forward | PhaseKind::Backward)
+        matches!(self, PhaseKind::Forward | PhaseKind::Backward | PhaseKind::BackwardWeight)
     }
 }
 

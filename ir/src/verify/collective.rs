@@ -17,7 +17,7 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
         match (&node.op, step_of_op(&node.op)) {
             (Op::Reshard(_), _) => findings.extend(check_reshard(cx, id, node)),
             (_, Some(step)) => findings.extend(check_step(cx, id, node, &step)),
-            _ => {}
+            (op, None) => findings.extend(op.undistributed().and_then(|(_, axes)| check_ring(cx, id, node, axes))),
         }
     }
     findings
@@ -35,7 +35,7 @@ fn check_reshard(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Option<Finding> {
 }
 
 fn check_step(cx: &ChunkCx<'_>, id: NodeId, node: &Node, step: &ReshardStep) -> Vec<Finding> {
-    if let Err(why) = check_axes(cx, step) {
+    if let Err(why) = check_axes(cx, step.axes()) {
         return vec![cx.finding("G0206", id, Part::Op, why)];
     }
     let mut findings = Vec::new();
@@ -55,9 +55,27 @@ fn check_step(cx: &ChunkCx<'_>, id: NodeId, node: &Node, step: &ReshardStep) -> 
     findings
 }
 
+/// A ring runs over the axes of its sequence, which all of its operands have by its factor rule.
+fn check_ring(cx: &ChunkCx<'_>, id: NodeId, node: &Node, axes: &[AxisId]) -> Option<Finding> {
+    if let Err(why) = check_axes(cx, axes) {
+        return Some(cx.finding("G0206", id, Part::Op, why));
+    }
+    let found = node.args.first().and_then(|&q| cx.sharding(q).dims.get(1)).map_or(&[][..], Vec::as_slice);
+    let message = || match found {
+        [] => format!("the ring runs over {}, its sequence is whole", cx.axes(axes)),
+        found => format!("the ring runs over {}, its sequence lies over {}", cx.axes(axes), cx.axes(found)),
+    };
+    if found != axes {
+        return Some(cx.finding("G0206", id, Part::Op, message()));
+    }
+    let (sequence, n_chunks) = (cx.value(node.args[0]).ty.shape[1], 2 * cx.mesh.product(axes));
+    let message = || format!("a sequence of {sequence} positions cannot be cut into the {n_chunks} chunks of a zigzag");
+    let is_uneven = node.op.is_zigzag() && !sequence.is_multiple_of(n_chunks);
+    is_uneven.then(|| cx.finding("G0206", id, Part::Op, message()))
+}
+
 /// The axes by themselves: spatial, at least one, none twice.
-fn check_axes(cx: &ChunkCx<'_>, step: &ReshardStep) -> Result<(), String> {
-    let axes = step.axes();
+fn check_axes(cx: &ChunkCx<'_>, axes: &[AxisId]) -> Result<(), String> {
     if axes.is_empty() {
         return Err("a collective needs at least one axis".into());
     }

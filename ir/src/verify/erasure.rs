@@ -72,8 +72,9 @@ fn check_compute(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Vec<Finding> {
         return vec![cx.finding("G0207", id, Part::Result(0), message)];
     };
     let original = program.node(source);
-    if original.op != node.op {
-        return vec![other_op(cx, id, node, source)];
+    let op = node.op.undistributed().map_or_else(|| node.op.clone(), |(op, _)| op);
+    if original.op != op {
+        return vec![other_op(cx, id, &op, source)];
     }
     let help = format!("in the program it is `{}`", spell(cx, source));
     let results = node.results.iter().zip(&original.results).enumerate();
@@ -96,9 +97,9 @@ fn check_compute(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn other_op(cx: &ChunkCx<'_>, id: NodeId, node: &Node, source: NodeId) -> Finding {
+fn other_op(cx: &ChunkCx<'_>, id: NodeId, op: &Op, source: NodeId) -> Finding {
     let original = &cx.program().graph.node(source).op;
-    let (found, expected) = (spell_op(&node.op), spell_op(original));
+    let (found, expected) = (spell_op(op), spell_op(original));
     let message =
         format!("the op is `{found}`, that of {} in the program `{expected}`", node_name(&cx.program().graph, source));
     cx.finding("G0207", id, Part::Op, message)

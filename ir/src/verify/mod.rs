@@ -11,7 +11,8 @@
 //! - `G0205` *placements*: every value of a chunk has a placement that divides its shape and the type of the program value
 //!   that it is a copy of; `mb` occurs in forward and backward only. The mesh has no empty axis.
 //! - `G0206` *collectives*: a collective is legal for its operand's placement and gives its result's; never over `mb`.
-//! - `G0207` *erasure*: a compute node has the op of the program node whose results its results are copies of, and its
+//! - `G0207` *erasure*: a compute node has the op of the program node whose results its results are copies of, or computes it together
+//!   with the other ranks of a ring, and its
 //!   operands are copies of that node's operands; collectives and sums over micro-batches keep what a value is a copy of.
 //! - `G0208` *phases*: what is cut into micro-batches stays in forward and backward; accumulators are read after the last
 //!   micro-batch; parameters and states are not read after their update.

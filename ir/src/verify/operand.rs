@@ -21,9 +21,9 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Whether the op obeys its factor rule: neither a collective nor a write.
+/// Whether the op obeys its factor rule: neither a collective nor a write, but also what ranks compute together.
 pub(super) fn is_compute(op: &Op) -> bool {
-    matches!(op.effects(), Effects::Pure | Effects::Reads)
+    matches!(op.effects(), Effects::Pure | Effects::Reads) || op.undistributed().is_some()
 }
 
 fn check_node(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Vec<Finding> {

@@ -34,7 +34,7 @@ fn is_read(node: &Node, i: usize) -> bool {
 /// Sums grow in micro-batches; weights and states change in the optimizer step.
 fn misplaced(cx: &ChunkCx<'_>, phase: PhaseKind, id: NodeId, node: &Node) -> Option<Finding> {
     let expected = match node.op {
-        Op::Accumulate(_) if !phase.is_per_micro_batch() => "forward` or `backward",
+        Op::Accumulate(_) if !phase.is_per_micro_batch() => "forward`, `backward` or `backward_weight",
         Op::Update(_) if phase != PhaseKind::Step => "step",
         _ => return None,
     };

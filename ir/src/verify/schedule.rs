@@ -39,11 +39,14 @@ fn check_plain(module: &Module, stage: usize, chunk: u32) -> Option<Finding> {
     Some(wrong((stage, steps.len()), Some(missing), None))
 }
 
+/// The phases of a micro-batch.
+const PASSES: [PhaseKind; 3] = [PhaseKind::Forward, PhaseKind::Backward, PhaseKind::BackwardWeight];
+
 /// The order in which one chunk runs its phases.
 fn plain(module: &Module, chunk: u32) -> impl Iterator<Item = ScheduleStep> + use<> {
     let entry = move |phase, micro_batch| ScheduleStep { phase, chunk, micro_batch };
     let micro_batches = 0..module.mesh.micro_batches() as u32;
-    let passes = micro_batches.flat_map(|m| [PhaseKind::Forward, PhaseKind::Backward].map(|phase| (phase, Some(m))));
+    let passes = micro_batches.flat_map(|m| PASSES.map(|phase| (phase, Some(m))));
     let once = |phase| std::iter::once((phase, None));
     let steps = once(PhaseKind::Prologue).chain(passes).chain(once(PhaseKind::Reduce)).chain(once(PhaseKind::Step));
     steps.map(move |(phase, micro_batch)| entry(phase, micro_batch))
@@ -125,7 +128,9 @@ impl<'a> Progress<'a> {
         }
         let before = PhaseKind::ALL.iter().map(|p| p.0).filter(|&p| p < phase);
         let late = before.into_iter().find(|&p| match (p, phase) {
-            (PhaseKind::Forward, PhaseKind::Backward) => self.has_nodes(chunk, p) && self.next(chunk, p) <= due,
+            _ if p.is_per_micro_batch() && phase.is_per_micro_batch() => {
+                self.has_nodes(chunk, p) && self.next(chunk, p) <= due
+            }
             _ => !self.is_done(chunk, p),
         });
         if let Some(late) = late {
@@ -138,9 +143,10 @@ impl<'a> Progress<'a> {
     fn check_slots(&self, chunk: u32) -> Result<(), String> {
         let slots = self.module.chunks[chunk as usize].slots.count;
         let forward = self.next(chunk, PhaseKind::Forward);
-        let backward = match self.has_nodes(chunk, PhaseKind::Backward) {
-            true => self.next(chunk, PhaseKind::Backward),
-            false => forward,
+        let last = PASSES.into_iter().rev().find(|&phase| self.has_nodes(chunk, phase));
+        let backward = match last {
+            Some(PhaseKind::Forward) | None => forward,
+            Some(phase) => self.next(chunk, phase),
         };
         if forward.saturating_sub(backward) <= slots {
             return Ok(());

@@ -6,6 +6,7 @@ mod checkpoint;
 mod collectives;
 mod schedule;
 pub(crate) mod shard;
+mod split;
 
 pub use bucket::bucket_reductions;
 pub use buffers::assign_buffers;
@@ -15,12 +16,13 @@ pub use schedule::schedule;
 pub(crate) use schedule::{in_flight, passes};
 pub use shard::shard;
 
+use crate::rules::Rules;
 use crate::strategy::Strategy;
 use galvatron_ir::Module;
 
 /// From level `training` to level `plan`: all passes of this room in order.
-pub fn apply(module: &mut Module, strategy: &Strategy) {
-    shard(module, strategy);
+pub fn apply(module: &mut Module, strategy: &Strategy, rules: &Rules) {
+    shard(module, strategy, rules);
     insert_recomputation(module, strategy);
     lower_reshards(module);
     bucket_reductions(module);

@@ -1,11 +1,15 @@
-//! `schedule`: the order in which each stage runs its phases, and how many micro-batches its chunks hold at a time.
+//! `schedule`: the order in which each stage runs its phases, whether backward is split, and how many micro-batches chunks hold at a time.
 
+use super::split::split_backward;
 use crate::strategy::{Pipeline, ScheduleKind, Strategy};
 use galvatron_ir::Module;
 use galvatron_ir::plan::{PhaseKind, ScheduleStep};
 
 /// Writes the schedule of every stage; without stages, forward and backward of each micro-batch follow one another.
 pub fn schedule(module: &mut Module, strategy: &Strategy) {
+    if strategy.pipeline.as_ref().is_some_and(|pipeline| pipeline.schedule.splits_backward()) {
+        module.chunks.iter_mut().for_each(split_backward);
+    }
     let micro_batches = module.mesh.micro_batches() as u32;
     let Module { stages, chunks: all, .. } = module;
     for (stage, s) in stages.iter_mut().enumerate() {
@@ -43,7 +47,7 @@ fn chunks(pipeline: &Pipeline, stage: u32) -> Vec<u32> {
 /// Forward or backward of one micro-batch of the `chunk`-th chunk of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pass {
-    /// Which of the two.
+    /// Which of them.
     pub phase: PhaseKind,
     /// Number of the chunk on its stage.
     pub chunk: u32,
@@ -65,15 +69,20 @@ pub fn passes(pipeline: &Pipeline, stage: u32, micro_batches: u32) -> Vec<Pass> 
             let warm_up = 2 * after + (n_chunks - 1) * pipeline.n_stages;
             interleaved(pipeline.n_stages, n_chunks, warm_up, micro_batches)
         }
+        ScheduleKind::ZeroBubble => zero_bubble(pipeline.n_stages, stage, micro_batches, |after| after + 1),
+        ScheduleKind::ZeroBubble2p => zero_bubble(pipeline.n_stages, stage, micro_batches, |after| 2 * after + 1),
     }
 }
 
 /// Micro-batches that a chunk of the stage is between forward and backward of at one time, at most.
 pub fn in_flight(passes: &[Pass], chunk: u32) -> u32 {
+    let is_split = passes.iter().any(|p| p.phase == PhaseKind::BackwardWeight);
+    let end = if is_split { PhaseKind::BackwardWeight } else { PhaseKind::Backward };
     let (mut now, mut most) = (0u32, 0);
     for pass in passes.iter().filter(|p| p.chunk == chunk) {
-        now = if pass.phase == PhaseKind::Forward { now + 1 } else { now - 1 };
+        now += u32::from(pass.phase == PhaseKind::Forward);
         most = most.max(now);
+        now -= u32::from(pass.phase == end);
     }
     most
 }
@@ -102,6 +111,37 @@ fn interleaved(n_stages: u32, n_chunks: u32, warm_up: u32, micro_batches: u32) -
     passes
 }
 
+/// The passes of a stage where all stages go through their micro-batches at one pace: a stage runs the backward that is ready, else a forward
+/// if it is ready and fewer than `room` micro-batches are kept, else the gradients of weights that are left over. `room` is asked with the
+/// number of stages behind.
+fn zero_bubble(n_stages: u32, stage: u32, micro_batches: u32, room: impl Fn(u32) -> u32) -> Vec<Pass> {
+    let n = n_stages as usize;
+    // Passes of each kind that each stage has run.
+    let mut done = vec![[0u32; 3]; n];
+    let mut order = Vec::new();
+    while done[stage as usize][2] < micro_batches {
+        // What the neighbours did in this round is ready in the next one.
+        let before = done.clone();
+        for s in 0..n {
+            let [f, b, w] = before[s];
+            let sent = if s == 0 { micro_batches } else { before[s - 1][0] };
+            let returned = if s + 1 == n { f } else { before[s + 1][1] };
+            let kind = match () {
+                () if b < returned.min(f) => 1,
+                () if f < sent && f - w < room((n - 1 - s) as u32) => 0,
+                () if w < b => 2,
+                () => continue,
+            };
+            if s == stage as usize {
+                let phase = [PhaseKind::Forward, PhaseKind::Backward, PhaseKind::BackwardWeight][kind];
+                order.push(Pass { phase, chunk: 0, micro_batch: done[s][kind] });
+            }
+            done[s][kind] += 1;
+        }
+    }
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +160,16 @@ mod tests {
             ["F0.0 F0.1 B0.0 F0.2 B0.1 B0.2", "F0.0 B0.0 F0.1 B0.1 F0.2 B0.2"]
         );
         assert_eq!(text(ScheduleKind::Gpipe, 2, 2, 2), ["F0.0 F0.1 B0.0 B0.1"; 2]);
+    }
+
+    #[test]
+    fn gradients_of_weights_fill_the_time_of_waiting() {
+        assert_eq!(
+            text(ScheduleKind::ZeroBubble, 2, 2, 3),
+            ["F0.0 F0.1 B0.0 W0.0 F0.2 B0.1 W0.1 B0.2 W0.2", "F0.0 B0.0 W0.0 F0.1 B0.1 W0.1 F0.2 B0.2 W0.2"]
+        );
+        let counts = |stages: Vec<String>| stages.iter().map(|s| s.split(' ').count()).collect::<Vec<_>>();
+        assert_eq!(counts(text(ScheduleKind::ZeroBubble2p, 4, 4, 8)), [24; 4]);
     }
 
     #[test]

@@ -33,6 +33,14 @@ pub fn collective_ns(cluster: &Cluster, kind: Collective, mesh: &Mesh, axes: &[A
     (transfer * 1e9 + latency) as u64
 }
 
+/// Nanoseconds in which every rank of a ring passes `bytes` to the next one, over the slowest link that the ring has.
+pub fn shift_ns(cluster: &Cluster, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> u64 {
+    let sizes = sizes_by_level(cluster, mesh, axes);
+    let spanned = cluster.levels.iter().zip(&sizes).filter(|(_, size)| **size > 1.0);
+    let slowest = spanned.map(|(level, _)| bytes as f64 / level.bandwidth * 1e9 + level.latency_ns);
+    slowest.fold(0.0, f64::max) as u64
+}
+
 /// Ranks of the group at each level, slowest first.
 fn sizes_by_level(cluster: &Cluster, mesh: &Mesh, axes: &[AxisId]) -> Vec<f64> {
     let mut sizes = vec![1.0; cluster.levels.len()];

@@ -9,12 +9,14 @@ mod measured;
 mod pipeline;
 mod plan;
 mod prices;
+mod rings;
 mod timeline;
 
 pub use calibrate::Types;
 pub use galvatron_ir::profile::Collective;
 pub use plan::{PhaseTimes, PlanCost, node_cost, plan_cost};
 pub use prices::Prices;
+pub use rings::Ring;
 pub use timeline::timeline;
 
 use crate::segment::Segment;

@@ -1,8 +1,8 @@
 //! The predicted time of a plan: its nodes one after the other, gradient reduction hidden behind the backward pass as far as
 //! the device allows.
 
-use super::CostModel;
 use super::pipeline::replay;
+use super::{CostModel, Ring};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
@@ -52,9 +52,17 @@ pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) ->
             }
         }
         None => {
+            let (sources, outs) = (args.iter().collect::<Vec<_>>(), results.iter().collect::<Vec<_>>());
             let whole = (&chunk.graph.types(&n.args)[..], &chunk.graph.types(&n.results)[..]);
-            let (args, results): (Vec<_>, Vec<_>) = (args.iter().collect(), results.iter().collect());
-            let compute_ns = model.node_ns(n.layer, &n.op, whole, (&args, &results));
+            if let Some((op, axes)) = n.op.undistributed() {
+                return model.ring_times(
+                    n.layer,
+                    &Ring { op: &op, axes, mesh, zigzag: n.op.is_zigzag() },
+                    whole,
+                    (&sources, &outs),
+                );
+            }
+            let compute_ns = model.node_ns(n.layer, &n.op, whole, (&sources, &outs));
             PhaseTimes { compute_ns, ..PhaseTimes::default() }
         }
     }
@@ -116,5 +124,8 @@ fn add(to: &mut PhaseTimes, more: PhaseTimes) {
 /// A layer's gradient reduction hides behind its backward computation of the last micro-batch.
 fn hidden(model: &CostModel, phases: &BTreeMap<PhaseKind, PhaseTimes>) -> u64 {
     let of = |phase| phases.get(&phase).copied().unwrap_or_default();
-    model.hidden_ns(of(PhaseKind::Backward).compute_ns, of(PhaseKind::Reduce).communication_ns)
+    model.hidden_ns(
+        of(PhaseKind::Backward).compute_ns + of(PhaseKind::BackwardWeight).compute_ns,
+        of(PhaseKind::Reduce).communication_ns,
+    )
 }

@@ -2,12 +2,14 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
-use super::price::{Facts, Group, Piece};
+use super::pins::ContextKind;
+use super::price::{Facts, Group, Piece, siblings};
 use super::recompute::Recompute;
 use super::solver::Cost;
 use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
 use crate::cost::CostModel;
+use crate::rules::Rules;
 use crate::segment::Segment;
 use crate::strategy::{ScheduleKind, Strategy, WeightPlacement};
 use galvatron_ir::mesh::{Mesh, Sharding};
@@ -29,6 +31,8 @@ pub struct SegmentChoice {
     pub ulysses: u64,
     /// Ranks of the tensor axes, if these cut the sequence, and the queries inside of attention.
     pub cp: u64,
+    /// How keys and values reach the queries of other ranks, where `cp` is above 1.
+    pub cp_kind: ContextKind,
     /// Ranks over which the experts of its mixtures lie; 1 where it has none.
     pub ep: u64,
     /// Where the tensor axes lie at the boundary.
@@ -61,7 +65,12 @@ impl SegmentChoice {
             name += &format!(" · ulysses {}", self.ulysses);
         }
         if self.cp > 1 {
-            name += &format!(" · cp {}", self.cp);
+            let kind = match self.cp_kind {
+                ContextKind::Gather => "",
+                ContextKind::Ring => " (ring)",
+                ContextKind::Zigzag => " (zigzag)",
+            };
+            name += &format!(" · cp {}{kind}", self.cp);
         }
         if self.ep > 1 {
             name += &format!(" · ep {}", self.ep);
@@ -143,6 +152,7 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment], model: &'a C
     let shared = readers.iter().filter(|(_, s)| s.len() > 1).map(|(w, _)| *w).collect();
     let facts = Facts {
         program,
+        rules: Rules::of(program),
         model,
         batch: BatchFactors::of(program, &forward),
         backward,
@@ -193,7 +203,8 @@ fn pieces(program: &Program, segments: &[Segment], readers: &BTreeMap<ValueId, B
     for (i, segment) in segments.iter().enumerate() {
         let owned = readers.iter().filter(|(_, s)| s.first() == Some(&i)).map(|(w, _)| *w).collect();
         let next = if i + 1 < segments.len() { crossing_value(program, segments, i) } else { None };
-        pieces.push(Piece { nodes: segment.nodes.clone(), input: crossing, output: next, owned });
+        let (nodes, siblings) = (segment.nodes.clone(), siblings(program, &segment.nodes));
+        pieces.push(Piece { nodes, input: crossing, output: next, owned, siblings });
         crossing = next;
     }
     pieces
@@ -252,6 +263,7 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
             for &member in &group.members {
                 let node = piece.nodes[member];
                 strategy.maps.insert(node, option.map.clone());
+                strategy.rings.extend(option.ring.map(|kind| (node, kind)));
                 for (i, arg) in facts.program.graph.node(node).args.iter().enumerate() {
                     if facts.weights.contains(arg) {
                         let placed = option.operands[i].clone();

@@ -1,18 +1,15 @@
 //! Candidates of every class of segments for each number of micro-batches.
 
-use super::NoPlan;
 use super::assemble::SegmentChoice;
 use super::boundary::{BoundaryKind, boundary_placements};
 use super::experts::{self, expert_degree};
 use super::options::{NodeOption, Split};
-use super::pins::{LayerPins, PinFault, Pins, SequenceMode};
+use super::pins::{ContextKind, LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced};
 use super::recompute::Recompute;
 use super::sequence::TensorKind;
 use super::solver::chain::{Candidate, Chain};
-use super::solver::{Assignment, Cost, Limits, Problem, brute::each_allowed, front, hull};
-use super::spaces::{Space, Spaces};
-use super::stages::Stages;
+use super::solver::{Assignment, Cost, Edge, Limits, Problem, brute::each_allowed, front, hull};
 use crate::cost::CostModel;
 use crate::segment::Segment;
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
@@ -159,45 +156,42 @@ impl<'a> SpaceBuilder<'a> {
         }
     }
 
-    /// Prices the candidates for every number of micro-batches that divides the batch, under the stages that are pinned.
-    pub fn build(self) -> Result<Spaces<'a>, NoPlan> {
-        let stages = Stages::pinned(&self).map_err(NoPlan::Pin)?;
+    /// Every number of micro-batches that divides the batch, or the one that is pinned.
+    pub(super) fn micro_batch_counts(&self) -> Vec<u32> {
         let batch = self.module.train.as_ref().map_or(1, |t| t.global_batch);
-        let counts: Vec<u32> = match self.pins.micro_batches {
+        match self.pins.micro_batches {
             Some(m) => vec![m],
             None => (1..=batch.min(1 << 16)).filter(|m| batch.is_multiple_of(*m)).map(|m| m as u32).collect(),
-        };
-        let (mut spaces, mut width, mut fault) = (Vec::new(), 0, None);
-        for m in counts {
-            match self.space(m, &stages, &mut width) {
-                Ok(space) => spaces.push(space),
-                Err(f) => fault = fault.or(Some(f)),
-            }
-        }
-        match (spaces.is_empty(), fault) {
-            (true, Some(fault)) => Err(NoPlan::Pin(fault)),
-            _ => Ok(Spaces { builder: self, spaces, width }),
         }
     }
 
-    fn space(&self, micro_batches: u32, stages: &Stages, width: &mut usize) -> Result<Space, PinFault> {
-        let mesh = stages.mesh.with_micro_batches(micro_batches);
-        stages.check(micro_batches)?;
-        let in_flight = stages.most_in_flight(micro_batches);
-        let mut states: Vec<Sharding> = Vec::new();
-        let mut choices = Vec::new();
+    /// The candidates of every variant on a mesh, where up to `in_flight` micro-batches are kept at one time, and the path over them.
+    ///
+    /// # Errors
+    /// When a variant has none: the pin or the extent that leaves none.
+    pub(super) fn candidates(&self, mesh: &Mesh, in_flight: u64) -> Result<Candidates, PinFault> {
+        let (mut states, mut choices, mut width) = (Vec::new(), Vec::new(), 0);
         for (first, pins) in &self.variants {
             let piece = &self.pieces[*first];
-            let found = self.choices(piece, pins, (&mesh, in_flight), &mut states, width);
+            let found = self.choices(piece, pins, (mesh, in_flight), &mut states, &mut width);
             if found.is_empty() {
-                return Err(self.why_none(piece, pins, &mesh));
+                return Err(self.why_none(piece, pins, mesh));
             }
             choices.push(found);
         }
-        let chain = self.chain(&choices, &states, &mesh);
-        let pipeline = self.pipeline(stages, micro_batches, &chain);
-        Ok(Space { micro_batches, mesh, choices, chain, pipeline })
+        let chain = self.chain(&choices, &states, mesh);
+        Ok(Candidates { choices, chain, width })
     }
+}
+
+/// What each segment may be, whatever the order in which stages run it.
+pub struct Candidates {
+    /// By variant (class and pins).
+    pub choices: Vec<Vec<Choice>>,
+    /// The path of the segments.
+    pub chain: Chain,
+    /// Largest elimination width of a segment.
+    pub width: usize,
 }
 
 impl SpaceBuilder<'_> {
@@ -211,28 +205,22 @@ impl SpaceBuilder<'_> {
         width: &mut usize,
     ) -> Vec<Choice> {
         let mut all = Vec::new();
-        let is_layer = piece.input.is_some() && piece.output.is_some();
-        let modes: Vec<Mode> = match pins.recompute {
-            Some(mode) => vec![mode],
-            None if is_layer => vec![Mode::None, Mode::Selective, Mode::Full],
-            None => vec![Mode::None],
-        };
         let recomputes: Vec<(Mode, Recompute)> =
-            modes.into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
-        for split in Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)) {
-            let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, &split, pins, mesh);
-            let Some(priced) = Priced::new(&self.facts, piece, mesh, &split, &filter) else { continue };
-            let boundaries = self.boundaries(piece, pins, &split, mesh);
-            for (mode, recompute) in &recomputes {
-                let edges = priced.edges(recompute);
-                for (boundary, placed) in &boundaries {
-                    let state = placed.as_ref().map_or(0, |p| intern(states, p));
-                    let input = placed.as_ref().filter(|_| piece.input.is_some());
-                    let output = placed.as_ref().filter(|_| piece.output.is_some());
+            modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
+        for split in self.splits(pins, mesh) {
+            let Some(priced) = self.priced(piece, pins, mesh, &split) else { continue };
+            let flows = priced.flows();
+            let tables: Vec<Vec<Edge>> = recomputes.iter().map(|(_, r)| priced.edges(&flows, r)).collect();
+            for (boundary, placed) in self.boundaries(piece, pins, &split, mesh) {
+                let state = placed.as_ref().map_or(0, |p| intern(states, p));
+                let input = placed.as_ref().filter(|_| piece.input.is_some());
+                let border = priced.border(input, placed.as_ref().filter(|_| piece.output.is_some()));
+                for ((mode, recompute), edges) in recomputes.iter().zip(&tables) {
+                    let border = priced.border_costs(&border, recompute);
                     for zero in zero_levels(pins, mesh) {
-                        let problem = |n| priced.problem((input, output), (recompute, &edges), zero, n);
+                        let problem = |n| priced.problem((&border, edges), recompute, zero, n);
                         for Point { cost, saved_bytes, assignment } in kept_points(problem, in_flight, self.listing) {
-                            let (split, boundary, mode) = (split.clone(), *boundary, *mode);
+                            let (split, mode) = (split.clone(), *mode);
                             let ep = priced.expert_degree(&assignment);
                             let tensor = match boundary {
                                 BoundaryKind::Sequence => priced.tensor_kind(&assignment),
@@ -254,11 +242,28 @@ impl SpaceBuilder<'_> {
                     }
                 }
             }
-            *width = (*width).max(width_of(&priced));
+            *width = (*width).max(priced.width(&flows));
         }
         // Those that another one beats stay: a uniform plan may be made of them.
         all.sort_by_key(|c| (c.state, c.cost));
         all
+    }
+
+    /// The splits of a mesh that the pins allow.
+    pub(super) fn splits(&self, pins: &LayerPins, mesh: &Mesh) -> Vec<Split> {
+        Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect()
+    }
+
+    /// The prices of a piece under a split with the options that the pins allow; `None` where some op has none.
+    pub(super) fn priced<'p>(
+        &'p self,
+        piece: &'p Piece,
+        pins: &LayerPins,
+        mesh: &'p Mesh,
+        split: &Split,
+    ) -> Option<Priced<'p>> {
+        let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, split, pins, mesh);
+        Priced::new(&self.facts, piece, mesh, split, &filter)
     }
 
     /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
@@ -299,12 +304,12 @@ impl SpaceBuilder<'_> {
         let program = self.facts.program;
         let n = program.graph.node(node);
         let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
-        let degree = expert_degree(program, node, &option.map, mesh);
+        let degree = expert_degree(&self.facts, node, &option.map, mesh);
         if degree.is_some_and(|degree| pins.ep.is_some_and(|ep| u64::from(ep) != degree)) {
             return false;
         }
         if let Some(place) = self.pins.places.get(name).filter(|_| !split.tensor.is_empty()) {
-            return place.allows(&crate::batch::rule_of(program, node), option.tensor_factor);
+            return place.allows(&self.facts.rules[node], option);
         }
         let shards_batch = option.tensor_factor.is_some_and(|f| self.facts.batch.factors.get(&node) == Some(&f));
         if shards_batch && (pins.dp.is_some() || pins.tensor_degree().is_some()) {
@@ -316,7 +321,7 @@ impl SpaceBuilder<'_> {
         if pins.tp.is_none_or(|tp| tp <= 1) || split.tensor.is_empty() {
             return true;
         }
-        let wanted = self.tensor_factors(node, &crate::batch::rule_of(program, node));
+        let wanted = self.tensor_factors(node, &self.facts.rules[node]);
         // Queries and experts are cut over all axes, the weights of keys as far as their heads reach.
         let cut = match n.op {
             Op::Attention(_) => Some(&option.operands[0]),
@@ -366,10 +371,13 @@ impl SpaceBuilder<'_> {
     }
 }
 
-fn width_of(priced: &Priced<'_>) -> usize {
-    let recompute = Recompute::default();
-    let problem = priced.problem((None, None), (&recompute, &priced.edges(&recompute)), 0, 1);
-    super::solver::eliminate(&problem, &Limits::default()).map_or(0, |e| e.width)
+/// The recomputation modes that a piece may have.
+pub(super) fn modes(piece: &Piece, pins: &LayerPins) -> Vec<Mode> {
+    match pins.recompute {
+        Some(mode) => vec![mode],
+        None if piece.input.is_some() && piece.output.is_some() => vec![Mode::None, Mode::Selective, Mode::Full],
+        None => vec![Mode::None],
+    }
 }
 
 /// An assignment of options with what it costs.
@@ -423,7 +431,7 @@ pub(super) fn fits_pins(split: &Split, pins: &LayerPins, mesh: &Mesh) -> bool {
     fits(pins.dp, &split.data) && fits(pins.tensor_degree(), &split.tensor)
 }
 
-fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
+pub(super) fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
     match pins.zero {
         Some(zero) => vec![zero],
         None if mesh.world() == 1 => vec![0],
@@ -440,7 +448,14 @@ impl SegmentChoice {
             dp: mesh.product(&choice.split.data),
             tp: degree(TensorKind::Weights),
             ulysses: degree(TensorKind::Ulysses),
-            cp: degree(TensorKind::Context),
+            cp: match choice.tensor {
+                TensorKind::Context(_) => mesh.product(&choice.split.tensor),
+                _ => 1,
+            },
+            cp_kind: match choice.tensor {
+                TensorKind::Context(kind) => kind,
+                _ => ContextKind::Gather,
+            },
             ep: choice.ep,
             boundary: choice.boundary,
             zero: choice.zero,

@@ -52,6 +52,7 @@ impl SegmentChoice {
             tp: Some(self.tp as u32).filter(|_| self.ulysses * self.cp == 1),
             ulysses: Some(self.ulysses as u32).filter(|&n| n > 1),
             cp: Some(self.cp as u32).filter(|&n| n > 1),
+            cp_kind: Some(self.cp_kind).filter(|_| self.cp > 1),
             ep: Some(self.ep as u32).filter(|&n| n > 1),
             zero: Some(self.zero),
             sequence: Some(sequence).filter(|_| self.ulysses * self.cp == 1),

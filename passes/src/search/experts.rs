@@ -5,6 +5,7 @@
 
 use super::options::Split;
 use super::pins::{LayerPins, PinFault, Pins};
+use super::price::Facts;
 use crate::segment::Segment;
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorMap, Mesh, ShardingRule};
@@ -20,9 +21,8 @@ pub fn expert_factor(op: &Op, rule: &ShardingRule) -> Option<usize> {
 }
 
 /// Ranks over which the experts of a mixture lie; `None` for other ops.
-pub fn expert_degree(program: &Program, node: NodeId, map: &FactorMap, mesh: &Mesh) -> Option<u64> {
-    let rule = crate::batch::rule_of(program, node);
-    let factor = expert_factor(&program.graph.node(node).op, &rule)?;
+pub fn expert_degree(facts: &Facts<'_>, node: NodeId, map: &FactorMap, mesh: &Mesh) -> Option<u64> {
+    let factor = expert_factor(&facts.program.graph.node(node).op, &facts.rules[node])?;
     Some(mesh.product(&map.axes[factor]))
 }
 

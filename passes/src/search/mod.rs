@@ -6,12 +6,17 @@
 //! lowered and replayed; what does not fit tightens the budget for its number of micro-batches.
 
 mod assemble;
+mod balance;
 mod boundary;
 mod candidates;
+mod cut;
 mod decided;
 mod experts;
+mod flows;
 mod options;
+mod outlines;
 mod pins;
+mod pipe;
 mod price;
 mod queue;
 mod recompute;
@@ -27,9 +32,11 @@ mod weights;
 
 pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
-pub use candidates::{Listing, Mode};
-pub use pins::{LayerPins, PinFault, Pins, Place, SequenceMode, WHOLE};
+pub use candidates::{Candidates, Choice, Listing, Mode};
+pub use pins::{ContextKind, LayerPins, PinFault, Pins, Place, RING, SequenceMode, WHOLE, ZIGZAG};
+pub use pipe::Solved;
 pub use runner_up::{RunnerUp, RunnersUp, runners_up};
+pub use spaces::Space;
 pub use weights::zero_shard;
 
 use crate::cost::{CostModel, PlanCost};
@@ -39,7 +46,7 @@ use candidates::SpaceBuilder;
 use galvatron_ir::Module;
 use queue::Queue;
 use replays::Replays;
-use solver::chain::Chain;
+use spaces::Spaces;
 use std::collections::BTreeSet;
 
 /// What the search found.
@@ -83,6 +90,10 @@ pub struct Effort {
     pub n_candidates: usize,
     /// Largest elimination width of a segment.
     pub width: usize,
+    /// Numbers of micro-batches and kinds of pipelines, and those whose candidates were made; the others have bounds that rule them out.
+    pub n_spaces: usize,
+    /// Those whose candidates were made.
+    pub n_opened: usize,
     /// Plans that were lowered and replayed.
     pub n_replays: usize,
 }
@@ -104,28 +115,31 @@ pub enum NoPlan {
 /// Numbers of micro-batches whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
 
-/// Kinds of uniform plans that are solved, and how many are replayed of those whose surrogate cost is at most one part in
-/// [`UNIFORM_MARGIN`] above the best plan's.
+/// Kinds of uniform plans that are solved, and how many of them are replayed.
 const MAX_UNIFORM: usize = 512;
 const MAX_UNIFORM_REPLAYS: usize = 64;
-const UNIFORM_MARGIN: u64 = 16;
 
-/// The candidates of every segment that the search chooses from, for each number of micro-batches.
+/// The spaces that the search chooses from, with all their candidates.
 ///
 /// # Errors
 /// Pins that cannot be met.
 ///
 /// # Panics
 /// When all candidates of a segment are to be listed and it has more than [`solver::brute::MOST_ASSIGNMENTS`].
-pub fn chains(
+pub fn spaces(
     module: &Module,
     segments: &[Segment],
     model: &CostModel,
     pins: &Pins,
     listing: Listing,
-) -> Result<Vec<Chain>, NoPlan> {
+) -> Result<Vec<Space>, NoPlan> {
     let builder = SpaceBuilder::new(module, segments, model, pins, listing).map_err(NoPlan::Pin)?;
-    Ok(builder.build()?.spaces.into_iter().map(|space| space.chain).collect())
+    let spaces = Spaces::new(builder)?;
+    let fault = |spaces: &Spaces<'_>| spaces.fault().map(NoPlan::Pin);
+    match spaces.open_all() {
+        0 => Err(fault(&spaces).unwrap_or(NoPlan::Memory { least_bytes: u64::MAX, name: String::new() })),
+        _ => Ok(spaces.into_opened()),
+    }
 }
 
 /// Searches the fastest plan that fits `cluster.device.memory_bytes`.
@@ -134,7 +148,8 @@ pub fn chains(
 /// Pins that cannot be met, or a model that does not fit.
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
     let limit = model.cluster().device.memory_bytes;
-    let spaces = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
+    let builder = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?;
+    let spaces = Spaces::new(builder)?;
     let mut queue = Queue::new(&spaces, limit);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
@@ -151,11 +166,11 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
         }
     }
     if let Some((best, _)) = &replays.best {
-        let most_ns = best.cost.step_ns + best.cost.step_ns / UNIFORM_MARGIN;
+        let most_ns = best.cost.step_ns + replays.margin_ns();
         let picks = uniform::uniform_picks(&spaces, |i| queue.budget(i), most_ns, MAX_UNIFORM);
         let most = replays.n_plans() + MAX_UNIFORM_REPLAYS;
         for pick in &picks {
-            if replays.is_spent() || replays.n_plans() == most {
+            if replays.is_spent() || replays.n_plans() == most || replays.is_beyond(pick.cost.time_ns) {
                 break;
             }
             replays.run(pick);
@@ -165,7 +180,9 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
         replays.run_smallest();
     }
     let effort = Effort { n_replays: replays.n_plans(), ..spaces.effort() };
-    let Some((mut found, pick)) = replays.best.take() else { return Err(replays.no_plan()) };
+    let Some((mut found, pick)) = replays.best.take() else {
+        return Err(spaces.fault().map_or_else(|| replays.no_plan(), NoPlan::Pin));
+    };
     found.rejected = spaces.rejected(&pick, limit);
     found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
     found.effort = effort;

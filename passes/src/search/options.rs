@@ -1,8 +1,9 @@
 //! The placements that an op may take: its batch over the data axes, one more factor (or none) over the tensor axes. Experts may
 //! take data axes from the batch.
 
+use crate::rings::RingKind;
 use galvatron_ir::AxisId;
-use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, ShardingRule};
+use galvatron_ir::mesh::{FactorKind, FactorMap, Mesh, Sharding, ShardingRule};
 
 /// A split of the mesh: the data axes shard the batch of a layer's boundary, the tensor axes whatever each op chooses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,13 +33,15 @@ pub struct NodeOption {
     pub results: Vec<Sharding>,
     /// The factor that the tensor axes shard, if any, together with what is minor to it.
     pub tensor_factor: Option<usize>,
+    /// If keys and values are cut as the queries are, and travel around a ring, which.
+    pub ring: Option<RingKind>,
 }
 
 impl NodeOption {
     fn new(rule: &ShardingRule, map: FactorMap, tensor_factor: Option<usize>) -> NodeOption {
         let operands = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
         let results = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
-        NodeOption { map, operands, results, tensor_factor }
+        NodeOption { map, operands, results, tensor_factor, ring: None }
     }
 }
 
@@ -52,6 +55,8 @@ pub struct OptionContext<'a> {
     pub batch: Option<usize>,
     /// The factor that counts experts.
     pub experts: Option<usize>,
+    /// The rule of an attention as a ring, if it has one.
+    pub ring: Option<&'a ShardingRule>,
     /// Whether the op runs once a step on the whole batch.
     pub whole_batch: bool,
 }
@@ -86,12 +91,25 @@ fn over_tensor_axes(rule: &ShardingRule, base: FactorMap, cx: &OptionContext<'_>
         let mut map = base.clone();
         map.axes[factor].extend(&cx.split.tensor);
         if divides(rule, factor, &map.axes[factor], cx.mesh) {
-            all.push(NodeOption::new(rule, map, Some(factor)));
+            all.push(NodeOption::new(rule, map.clone(), Some(factor)));
+            all.extend(rings(rule, &map, factor, cx));
         } else if cx.batch != Some(factor) {
             all.extend(cut_into_single(rule, factor, &base, cx));
         }
     }
     all
+}
+
+/// The rings beside the option that cuts the queries: a causal one, whose queries know their place, also in a zigzag.
+fn rings(rule: &ShardingRule, map: &FactorMap, factor: usize, cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let Some(ring) = cx.ring.filter(|_| rule.operands[0][1][..] == [factor]) else { return Vec::new() };
+    let is_cut = divides(ring, factor, &map.axes[factor], cx.mesh);
+    let sequence = ring.factors[factor].size;
+    let has_chunks = ring.factors[factor].kind == FactorKind::Offset
+        && sequence.is_multiple_of(2 * cx.mesh.product(&map.axes[factor]));
+    let kinds = [(RingKind::Blocks, is_cut), (RingKind::Zigzag, is_cut && has_chunks)];
+    let option = |kind| NodeOption { ring: Some(kind), ..NodeOption::new(ring, map.clone(), Some(factor)) };
+    kinds.into_iter().filter(|(_, fits)| *fits).map(|(kind, _)| option(kind)).collect()
 }
 
 /// A factor smaller than the tensor degree, such as the heads of keys, is cut into single elements by the first axes; the

@@ -1,5 +1,7 @@
 //! Decisions that the user fixes; what is left out is searched.
 
+use super::options::NodeOption;
+use crate::rings::RingKind;
 use crate::strategy::ScheduleKind;
 use galvatron_ir::mesh::ShardingRule;
 
@@ -12,6 +14,18 @@ pub enum SequenceMode {
     Megatron,
 }
 
+/// How the keys and values of all ranks reach the queries of each under context parallelism.
+#[derive(Clone, Default, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ContextKind {
+    /// Every rank gathers them all.
+    #[default]
+    Gather,
+    /// They travel around a ring, block by block; each rank computes the block of queries that it holds.
+    Ring,
+    /// The same, where each rank computes a chunk of the front and one of the back of the sequence.
+    Zigzag,
+}
+
 /// Pins of one segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerPins {
@@ -21,8 +35,10 @@ pub struct LayerPins {
     pub tp: Option<u32>,
     /// Ranks that share the sequence between attentions and the heads inside of them (DeepSpeed-Ulysses, Jacobs et al., 2023).
     pub ulysses: Option<u32>,
-    /// Ranks that share the sequence, inside of attention the queries, for which keys and values are gathered.
+    /// Ranks that share the sequence, inside of attention the queries.
     pub cp: Option<u32>,
+    /// How these queries see the keys and values of other ranks.
+    pub cp_kind: Option<ContextKind>,
     /// Ranks that share the experts of mixtures.
     pub ep: Option<u32>,
     /// ZeRO level.
@@ -70,10 +86,19 @@ pub enum Place {
 /// How `Place::Whole` is written in a strategy file.
 pub const WHOLE: &str = "none";
 
+/// How a ring is written there: its queries are cut, and its keys and values with them.
+pub const RING: &str = "ring";
+
+/// How a zigzag ring is written there.
+pub const ZIGZAG: &str = "zigzag";
+
 impl Place {
     /// Whether an option of an op with this rule is what is pinned.
-    pub fn allows(&self, rule: &ShardingRule, tensor_factor: Option<usize>) -> bool {
-        match (self, tensor_factor) {
+    pub fn allows(&self, rule: &ShardingRule, option: &NodeOption) -> bool {
+        match (self, option.tensor_factor) {
+            (Place::Factor(label), _) if option.ring.is_some() => {
+                *label == if option.ring == Some(RingKind::Zigzag) { ZIGZAG } else { RING }
+            }
             (Place::Whole, factor) => factor.is_none(),
             (Place::Factor(label), Some(factor)) => rule.factors[factor].label == *label,
             (Place::Factor(_), None) => false,
@@ -110,6 +135,7 @@ impl LayerPins {
             tp: if names_degree { self.tp } else { base.tp },
             ulysses: if names_degree { self.ulysses } else { base.ulysses },
             cp: if names_degree { self.cp } else { base.cp },
+            cp_kind: self.cp_kind.or(base.cp_kind),
             ep: self.ep.or(base.ep),
             zero: self.zero.or(base.zero),
             sequence: self.sequence.or(base.sequence),

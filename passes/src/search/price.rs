@@ -3,12 +3,14 @@
 use super::experts::{expert_degree, expert_factor};
 use super::options::{NodeOption, OptionContext, Split, options};
 use super::recompute::Recompute;
+use super::sequence::attention_ring;
 use super::solver::{Cost, Edge, Problem, Var};
 use super::weights::{Reduction, gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
-use crate::apply::shard::inherit::Inherited;
-use crate::batch::{BatchFactors, rule_of};
-use crate::cost::{Collective, CostModel};
+use crate::batch::BatchFactors;
+use crate::cost::{Collective, CostModel, Ring, Types};
+use crate::rings::RingKind;
+use crate::rules::Rules;
 use crate::strategy::WeightPlacement;
 use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
@@ -24,6 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Facts<'a> {
     /// The training program.
     pub program: &'a Program,
+    /// The rules of its nodes.
+    pub rules: Rules,
     /// Costs.
     pub model: &'a CostModel,
     /// Batch factors of the forward nodes.
@@ -72,6 +76,8 @@ pub struct Piece {
     pub output: Option<ValueId>,
     /// The weights whose cost this segment carries.
     pub owned: BTreeSet<ValueId>,
+    /// Positions of sibling nodes, group by group.
+    pub siblings: Vec<Vec<usize>>,
 }
 
 /// A group of sibling nodes that are decided together: equal ops on the same values.
@@ -88,13 +94,14 @@ pub type Filter<'f> = &'f dyn Fn(NodeId, &NodeOption) -> bool;
 /// The groups of a piece with their options; `None` where some op has none (the batch does not divide).
 pub fn groups(facts: &Facts<'_>, piece: &Piece, mesh: &Mesh, split: &Split, filter: Filter<'_>) -> Option<Vec<Group>> {
     let mut groups = Vec::new();
-    for members in siblings(facts.program, &piece.nodes) {
+    for members in piece.siblings.iter().cloned() {
         let first = piece.nodes[members[0]];
         let batch = facts.batch.factors.get(&first).copied();
-        let rule = rule_of(facts.program, first);
-        let experts = expert_factor(&facts.program.graph.node(first).op, &rule);
-        let cx = OptionContext { mesh, split, batch, experts, whole_batch: facts.is_whole_batch(first) };
-        let mut options = options(&rule, &cx);
+        let rule = &facts.rules[first];
+        let experts = expert_factor(&facts.program.graph.node(first).op, rule);
+        let (ring, whole_batch) = (attention_ring(facts, first), facts.is_whole_batch(first));
+        let cx = OptionContext { mesh, split, batch, experts, ring, whole_batch };
+        let mut options = options(rule, &cx);
         options.retain(|o| filter(first, o));
         if options.is_empty() {
             return None;
@@ -131,16 +138,16 @@ struct WeightPrice {
 
 /// A segment priced under one split, ready to be made into problems.
 pub struct Priced<'a> {
-    facts: &'a Facts<'a>,
-    piece: &'a Piece,
-    mesh: &'a Mesh,
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) piece: &'a Piece,
+    pub(super) mesh: &'a Mesh,
     /// The data and tensor axes of the split.
     data: Vec<AxisId>,
     tensor: Vec<AxisId>,
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     /// By group, member and option.
     prices: Vec<Vec<Vec<OptionPrice>>>,
-    group_of: BTreeMap<NodeId, usize>,
+    pub(super) group_of: BTreeMap<NodeId, usize>,
 }
 
 impl<'a> Priced<'a> {
@@ -170,7 +177,10 @@ impl<'a> Priced<'a> {
     fn price(&self, node: NodeId, option: &NodeOption) -> OptionPrice {
         let program = self.facts.program;
         let n = program.graph.node(node);
-        let forward_ns = self.op_ns(node, &option.operands, &option.results);
+        let forward_ns = match option.ring {
+            Some(kind) => self.ring_ns(node, kind, &option.operands, &option.results),
+            None => self.op_ns(node, &option.operands, &option.results),
+        };
         let is_view = matches!(n.op.alias(), Alias::View(i) if self.facts.saved.contains(&n.args[i]));
         let saved_bytes = n
             .results
@@ -186,11 +196,11 @@ impl<'a> Priced<'a> {
                 self.add_weight(price, &used, zero as u8);
             }
         }
-        OptionPrice { forward_ns, backward_ns: self.backward_ns(node, &option.map), saved_bytes, weights }
+        OptionPrice { forward_ns, backward_ns: self.backward_ns(node, option), saved_bytes, weights }
     }
 
     /// Share that some contributions have in adding up the gradient of a value.
-    fn share_of_sum_ns(&self, value: ValueId, sharding: &Sharding, n_contributions: u64) -> u64 {
+    pub(super) fn share_of_sum_ns(&self, value: ValueId, sharding: &Sharding, n_contributions: u64) -> u64 {
         let n_all = self.facts.sums.get(&value).map_or(1, |&sum| self.facts.program.graph.node(sum).args.len() as u64);
         self.sum_ns(value, sharding) * n_contributions / n_all
     }
@@ -202,29 +212,54 @@ impl<'a> Priced<'a> {
         self.op_ns(sum, &parts, std::slice::from_ref(sharding))
     }
 
-    fn backward_ns(&self, node: NodeId, map: &FactorMap) -> u64 {
+    fn backward_ns(&self, node: NodeId, option: &NodeOption) -> u64 {
         let Some(nodes) = self.facts.backward.get(&node) else { return 0 };
-        let mut inherited = Inherited::default();
         nodes
             .iter()
             .map(|&b| {
-                let rule = rule_of(self.facts.program, b);
-                let map = inherited.map(self.facts.program, |_| Some(map), b);
+                let rules = &self.facts.rules;
+                let ring = rules.ring(b).filter(|_| option.ring.is_some());
+                let kind = option.ring.filter(|_| ring.is_some());
+                let (rule, map) = (ring.unwrap_or(&rules[b]), rules.inherit(b, &option.map));
                 let operands: Vec<_> = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
                 let results: Vec<_> = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
-                self.op_ns(b, &operands, &results)
+                match kind {
+                    Some(kind) => self.ring_ns(b, kind, &operands, &results),
+                    None => self.op_ns(b, &operands, &results),
+                }
             })
             .sum()
     }
 
     fn op_ns(&self, node: NodeId, operands: &[Sharding], results: &[Sharding]) -> u64 {
         let n = self.facts.program.graph.node(node);
+        self.with_types(node, operands, results, |whole, local| self.facts.model.node_ns(n.layer, &n.op, whole, local))
+    }
+
+    /// Time of an attention, or of its gradient, as a ring over the axes of its sequence.
+    fn ring_ns(&self, node: NodeId, kind: RingKind, operands: &[Sharding], results: &[Sharding]) -> u64 {
+        let n = self.facts.program.graph.node(node);
+        self.with_types(node, operands, results, |whole, local| {
+            let zigzag = kind == RingKind::Zigzag;
+            let ring = Ring { op: &n.op, axes: &operands[0].dims[1], mesh: self.mesh, zigzag };
+            let times = self.facts.model.ring_times(n.layer, &ring, whole, local);
+            times.compute_ns + times.communication_ns
+        })
+    }
+
+    /// Looks something up by the types of a node in the whole program and on one rank.
+    fn with_types(
+        &self,
+        node: NodeId,
+        operands: &[Sharding],
+        results: &[Sharding],
+        look: impl FnOnce(Types<'_>, Types<'_>) -> u64,
+    ) -> u64 {
+        let (graph, n) = (&self.facts.program.graph, self.facts.program.graph.node(node));
         let args: Vec<TensorType> = n.args.iter().zip(operands).map(|(&a, s)| self.local(a, s)).collect();
         let outs: Vec<TensorType> = n.results.iter().zip(results).map(|(&r, s)| self.local(r, s)).collect();
-        let graph = &self.facts.program.graph;
         let whole = (&graph.types(&n.args)[..], &graph.types(&n.results)[..]);
-        let local = (&args.iter().collect::<Vec<_>>()[..], &outs.iter().collect::<Vec<_>>()[..]);
-        self.facts.model.node_ns(n.layer, &n.op, whole, local)
+        look(whole, (&args.iter().collect::<Vec<_>>(), &outs.iter().collect::<Vec<_>>()))
     }
 
     fn local(&self, value: ValueId, sharding: &Sharding) -> TensorType {
@@ -238,7 +273,7 @@ impl<'a> Priced<'a> {
         TensorType::f32(self.local(weight, sharding).shape)
     }
 
-    fn bytes(&self, value: ValueId, sharding: &Sharding) -> u64 {
+    pub(super) fn bytes(&self, value: ValueId, sharding: &Sharding) -> u64 {
         self.local(value, sharding).bytes()
     }
 
@@ -347,24 +382,13 @@ impl<'a> Priced<'a> {
     pub fn expert_degree(&self, assignment: &[usize]) -> u64 {
         let degree = |(group, &option): (&Group, &usize)| {
             let node = self.piece.nodes[group.members[0]];
-            expert_degree(self.facts.program, node, &group.options[option].map, self.mesh)
+            expert_degree(self.facts, node, &group.options[option].map, self.mesh)
         };
         self.groups.iter().zip(assignment).filter_map(degree).max().unwrap_or(1)
     }
 
-    /// The costs between options where a value flows inside the segment, under a recomputation mode.
-    pub fn edges(&self, recompute: &Recompute) -> Vec<Edge> {
-        let mut edges = Vec::new();
-        for (j, k, value) in self.operands() {
-            if let Some(&i) = self.facts.program.graph.producer(value).and_then(|p| self.group_of.get(&p)) {
-                edges.push(self.edge(i, j, k, value, recompute, self.mesh.micro_batches()));
-            }
-        }
-        edges
-    }
-
     /// Group, position and value of every operand that is no weight.
-    fn operands(&self) -> impl Iterator<Item = (usize, usize, ValueId)> {
+    pub(super) fn operands(&self) -> impl Iterator<Item = (usize, usize, ValueId)> {
         self.groups.iter().enumerate().flat_map(|(j, group)| {
             let args = &self.facts.program.graph.node(self.piece.nodes[group.members[0]]).args;
             let all = args.iter().enumerate().map(move |(k, &value)| (j, k, value));
@@ -372,136 +396,49 @@ impl<'a> Priced<'a> {
         })
     }
 
-    /// The problem of choosing options, with boundary placements, a recomputation mode and its edges, a ZeRO level, and the number of
+    /// The problem of choosing options, with what borders and edges cost under a recomputation mode, a ZeRO level, and the number of
     /// micro-batches whose activations are kept at one time.
     pub fn problem(
         &self,
-        boundary: (Option<&Sharding>, Option<&Sharding>),
-        (recompute, edges): (&Recompute, &[Edge]),
+        (border, edges): (&[(usize, Vec<Cost>)], &[Edge]),
+        recompute: &Recompute,
         zero: u8,
         in_flight: u64,
     ) -> Problem {
-        let mut vars: Vec<Var> = self
-            .groups
-            .iter()
-            .enumerate()
-            .map(|(i, g)| (0..g.options.len()).map(|o| self.unary((i, o), recompute, zero, in_flight)).collect())
-            .map(|domain| Var { domain })
+        let mut vars: Vec<Var> = (0..self.groups.len())
+            .map(|i| Var { domain: self.unaries(i, recompute, zero, in_flight).collect() })
             .collect();
-        if let Some(placed) = boundary.0 {
-            for (j, k, value) in self.operands().filter(|(_, _, value)| Some(*value) == self.piece.input) {
-                self.add_input(&mut vars[j], (&self.groups[j], k), value, placed, recompute);
-            }
-        }
-        if let (Some(placed), Some(output)) = (boundary.1, self.piece.output) {
-            self.add_output(&mut vars, output, placed);
+        for (group, costs) in border {
+            vars[*group].domain.iter_mut().zip(costs).for_each(|(cost, more)| *cost = cost.plus(*more));
         }
         Problem { vars, edges: edges.to_vec() }
     }
 
-    fn unary(&self, (group, option): (usize, usize), recompute: &Recompute, zero: u8, in_flight: u64) -> Cost {
-        let mut cost = Cost::ZERO;
-        for (&member, prices) in self.groups[group].members.iter().zip(&self.prices[group]) {
+    /// What each option of a group costs by itself.
+    pub fn unaries(&self, group: usize, recompute: &Recompute, zero: u8, in_flight: u64) -> impl Iterator<Item = Cost> {
+        let facts = self.facts;
+        let members = self.groups[group].members.iter().zip(&self.prices[group]).map(|(&member, prices)| {
             let node = self.piece.nodes[member];
-            let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
-            let again = if recompute.again.contains(&node) { price.forward_ns } else { 0 };
-            let hidden = self.facts.model.hidden_ns(price.backward_ns, weights.reduce_ns);
-            let m = if self.facts.is_whole_batch(node) { 1 } else { self.mesh.micro_batches() };
-            let per_micro_batch = price.forward_ns + price.backward_ns + again + weights.micro_batch_ns;
-            cost.time_ns += m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
-            let kept = self.facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
-            cost.bytes += weights.bytes + if kept { in_flight * price.saved_bytes } else { 0 };
-        }
-        cost
+            let m = if facts.is_whole_batch(node) { 1 } else { self.mesh.micro_batches() };
+            let n_forward = 1 + u64::from(recompute.again.contains(&node));
+            let is_kept = facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
+            (prices, m, n_forward, if is_kept { in_flight } else { 0 })
+        });
+        let members: Vec<_> = members.collect();
+        (0..self.groups[group].options.len()).map(move |option| {
+            members.iter().fold(Cost::ZERO, |sum, (prices, m, n_forward, n_kept)| {
+                let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
+                let hidden = facts.model.hidden_ns(price.backward_ns, weights.reduce_ns);
+                let per_micro_batch = n_forward * price.forward_ns + price.backward_ns + weights.micro_batch_ns;
+                let time_ns = m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
+                sum.plus(Cost::new(time_ns, weights.bytes + n_kept * price.saved_bytes))
+            })
+        })
     }
-
-    /// Time of moving a value between its producer's and its consumer's placement in one micro-batch, forward and back.
-    fn flow_ns(&self, value: ValueId, from: &Sharding, to: &Reader<'_>, recompute: &Recompute) -> Option<u64> {
-        let ty = &self.facts.program.graph.value(value).ty;
-        let from = per_micro_batch(from);
-        let choice = &to.group.options[to.option];
-        let wanted = &choice.operands[to.operand];
-        let forward = self.facts.model.reshard_ns(&from, wanted, ty, self.mesh)?;
-        let node = self.piece.nodes[to.group.members[0]];
-        let grows = !from.is_partial() && self.bytes(value, wanted) > self.bytes(value, &from);
-        let again = recompute.again.contains(&node) || (grows && self.facts.saved.contains(&value));
-        let mut total = forward * if again { 2 } else { 1 };
-        if self.facts.has_gradient.contains(&value) {
-            let gradient = Sharding { dims: wanted.dims.clone(), partial: gradient_partial(wanted, &choice.map) };
-            total += self.facts.model.reshard_ns(&gradient, &from.resolved(), ty, self.mesh)?;
-            total += self.share_of_sum_ns(value, wanted, to.group.members.len() as u64);
-        }
-        Some(total)
-    }
-
-    fn edge(&self, i: usize, j: usize, operand: usize, value: ValueId, recompute: &Recompute, m: u64) -> Edge {
-        let producer = self.facts.program.graph.producer(value).expect("invariant: edges join nodes");
-        let index = self.facts.program.graph.node(producer).results.iter().position(|&r| r == value);
-        let index = index.expect("invariant: producers list their results");
-        let mut table = Vec::new();
-        for from in &self.groups[i].options {
-            for option in 0..self.groups[j].options.len() {
-                let reader = Reader { group: &self.groups[j], option, operand };
-                let ns = self.flow_ns(value, &from.results[index], &reader, recompute);
-                table.push(ns.map_or(Cost::FORBIDDEN, |ns| Cost { time_ns: m * ns, bytes: 0 }));
-            }
-        }
-        Edge { a: i, b: j, table }
-    }
-
-    /// Adds what the boundary value costs a group that reads it.
-    fn add_input(
-        &self,
-        var: &mut Var,
-        reader: (&Group, usize),
-        value: ValueId,
-        placed: &Sharding,
-        recompute: &Recompute,
-    ) {
-        let (group, operand) = reader;
-        for (option, cost) in var.domain.iter_mut().enumerate() {
-            match self.flow_ns(value, placed, &Reader { group, option, operand }, recompute) {
-                Some(ns) => cost.time_ns += self.mesh.micro_batches() * ns,
-                None => *cost = Cost::FORBIDDEN,
-            }
-        }
-    }
-
-    /// Adds what it costs to leave the segment in the boundary placement.
-    fn add_output(&self, vars: &mut [Var], output: ValueId, placed: &Sharding) {
-        let program = self.facts.program;
-        let producer = program.graph.producer(output).expect("invariant: boundary values are computed");
-        let index = program.graph.node(producer).results.iter().position(|&r| r == output).unwrap_or(0);
-        let ty = &program.graph.value(output).ty;
-        let group = self.group_of[&producer];
-        for (option, cost) in self.groups[group].options.iter().zip(&mut vars[group].domain) {
-            let made = &option.results[index];
-            let forward = self.facts.model.reshard_ns(made, placed, ty, self.mesh);
-            let back = self.facts.model.reshard_ns(placed, &made.resolved(), ty, self.mesh);
-            match (forward, back) {
-                (Some(forward), Some(back)) => cost.time_ns += self.mesh.micro_batches() * (forward + back),
-                _ => *cost = Cost::FORBIDDEN,
-            }
-        }
-    }
-}
-
-/// A group that reads a value as one of its operands, under one of its options.
-struct Reader<'a> {
-    group: &'a Group,
-    option: usize,
-    operand: usize,
-}
-
-/// A placement without its partial sum over micro-batches, which an accumulator resolves.
-fn per_micro_batch(sharding: &Sharding) -> Sharding {
-    let mut s = sharding.clone();
-    s.partial.retain(|&a| a != Mesh::MB);
-    s
 }
 
 /// Groups of nodes that apply equal ops to the same computed values with weights of equal types: query, key and value projections.
-fn siblings(program: &Program, nodes: &[NodeId]) -> Vec<Vec<usize>> {
+pub fn siblings(program: &Program, nodes: &[NodeId]) -> Vec<Vec<usize>> {
     let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut known: BTreeMap<(Op, Vec<Result<ValueId, TensorType>>), usize> = BTreeMap::new();

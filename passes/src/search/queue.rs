@@ -3,17 +3,14 @@
 //! The surrogate counts what lives across a micro-batch; temporaries, and what is freed before they come, show only when a
 //! plan is lowered. How much that is depends most on the number of micro-batches, so each space has a budget of its own.
 
-use super::solver::Solution;
-use super::spaces::{Pick, Space, Spaces};
+use super::pipe::Solved;
+use super::spaces::{MARGIN_PARTS, Pick, Space, Spaces};
 
 /// Picks of one space at most, after which it is given up for its smallest plan.
 const MAX_ROUNDS: usize = 8;
 
 /// Parts of the limit below which a difference in bytes is not worth another round.
 const FINE_PARTS: u64 = 256;
-
-/// Part of the limit by which the smallest plan of a space may exceed it by the surrogate and still be tried.
-const MARGIN_PARTS: u64 = 4;
 
 /// Where the search in one space stands.
 struct Line {
@@ -29,23 +26,24 @@ struct Line {
 }
 
 enum State {
+    /// Its candidates are not made.
+    Unopened,
     /// The best plan within the budget, to a gap; whether that has been closed.
-    Open(Solution, bool),
+    Open(Solved, bool),
     /// Nothing better is left.
     Done,
 }
 
 /// All spaces under a memory limit.
 pub struct Queue<'a> {
-    spaces: &'a [Space],
+    spaces: &'a Spaces<'a>,
     lines: Vec<Line>,
 }
 
 impl<'a> Queue<'a> {
     /// All spaces with the whole limit as budget.
-    pub fn new(spaces: &'a Spaces<'_>, limit: u64) -> Queue<'a> {
-        let spaces = &spaces.spaces;
-        let lines = spaces.iter().map(|space| Line::new(space, limit)).collect();
+    pub fn new(spaces: &'a Spaces<'a>, limit: u64) -> Queue<'a> {
+        let lines = (0..spaces.len()).map(|space| Line::new(limit, spaces.bound_ns(space))).collect();
         Queue { spaces, lines }
     }
 
@@ -53,33 +51,42 @@ impl<'a> Queue<'a> {
     pub fn pop(&mut self) -> Option<Pick> {
         loop {
             let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Open(solution, true) => Some((solution.cost.time_ns, i, true)),
-                State::Open(solution, false) => Some((solution.lower_bound_ns, i, false)),
+                State::Unopened => Some((line.bound_ns, i, false)),
+                State::Open(solved, true) => Some((solved.solution.cost.time_ns, i, true)),
+                State::Open(solved, false) => Some((solved.solution.lower_bound_ns, i, false)),
                 State::Done => None,
             });
             let (_, i, closed) = open.min()?;
             if closed {
                 return self.take(i);
             }
-            self.lines[i].close(&self.spaces[i]);
+            match (&self.lines[i].state, self.spaces.open(i)) {
+                (_, None) => self.lines[i].state = State::Done,
+                (State::Unopened, Some(space)) => self.lines[i].open(space),
+                (_, Some(space)) => self.lines[i].close(space),
+            }
         }
     }
 
     fn take(&mut self, i: usize) -> Option<Pick> {
         match std::mem::replace(&mut self.lines[i].state, State::Done) {
-            State::Open(solution, _) => Some(Pick { chosen: solution.assignment, cost: solution.cost, space: i }),
-            State::Done => None,
+            State::Open(solved, _) => Some(Pick::new(solved, i)),
+            _ => None,
         }
     }
 
     /// Notes by how many bytes a pick exceeds the limit; its space comes back with less to spend.
     pub fn exceeds(&mut self, pick: &Pick, excess: u64) {
-        self.lines[pick.space].exceeds(&self.spaces[pick.space], pick, excess);
+        if let Some(space) = self.spaces.open(pick.space) {
+            self.lines[pick.space].exceeds(space, pick, excess);
+        }
     }
 
     /// Notes how many bytes a pick leaves of the limit; its space comes back if it may spend more.
     pub fn fits(&mut self, pick: &Pick, surplus: u64) {
-        self.lines[pick.space].fits(&self.spaces[pick.space], pick, surplus);
+        if let Some(space) = self.spaces.open(pick.space) {
+            self.lines[pick.space].fits(space, pick, surplus);
+        }
     }
 
     /// Surrogate bytes that plans of a space may have.
@@ -94,37 +101,40 @@ impl<'a> Queue<'a> {
 }
 
 impl Line {
-    fn new(space: &Space, budget: u64) -> Line {
-        let mut line =
-            Line { budget, n_rounds: 0, bound_ns: u64::MAX, fitting: None, over: u64::MAX, state: State::Done };
+    fn new(budget: u64, bound_ns: u64) -> Line {
+        Line { budget, n_rounds: 0, bound_ns, fitting: None, over: u64::MAX, state: State::Unopened }
+    }
+
+    fn open(&mut self, space: &Space) {
         let least = space.least_bytes();
+        (self.bound_ns, self.state) = (u64::MAX, State::Done);
         // The surrogate may count what is freed in time: the smallest plan is tried although it seems a little too large.
-        if least <= budget.saturating_add(budget / MARGIN_PARTS) {
-            line.budget = budget.max(least);
-            line.relax(space);
+        if least <= self.budget.saturating_add(self.budget / MARGIN_PARTS) {
+            self.budget = self.budget.max(least);
+            self.relax(space);
         }
-        line
     }
 
     /// Starts anew within the budget; done if that promises nothing faster than what fits already.
     fn relax(&mut self, space: &Space) {
         let found = space.solve(Some(self.budget), false).ok();
-        self.bound_ns = found.as_ref().map_or(u64::MAX, |s| s.lower_bound_ns);
+        self.bound_ns = found.as_ref().map_or(u64::MAX, |s| s.solution.lower_bound_ns);
         let known_ns = self.fitting.map_or(u64::MAX, |(_, time_ns)| time_ns);
-        self.state = match found.filter(|s| s.lower_bound_ns < known_ns) {
-            Some(solution) => {
-                let closed = solution.proven;
-                State::Open(solution, closed)
+        self.state = match found.filter(|s| s.solution.lower_bound_ns < known_ns) {
+            Some(solved) => {
+                let closed = solved.solution.proven;
+                State::Open(solved, closed)
             }
             None => State::Done,
         };
     }
 
     fn close(&mut self, space: &Space) {
-        if let Ok(solution) = space.solve(Some(self.budget), true) {
+        if let Ok(solved) = space.solve(Some(self.budget), true) {
+            let Solved { solution, .. } = &solved;
             self.bound_ns = solution.lower_bound_ns;
             let known_ns = self.fitting.map_or(u64::MAX, |(_, time_ns)| time_ns);
-            self.state = if solution.cost.time_ns < known_ns { State::Open(solution, true) } else { State::Done };
+            self.state = if solution.cost.time_ns < known_ns { State::Open(solved, true) } else { State::Done };
         }
     }
 

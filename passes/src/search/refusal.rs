@@ -3,9 +3,9 @@
 use super::candidates::{SpaceBuilder, fits_pins};
 use super::experts::{self, expert_factor};
 use super::options::{OptionContext, Split, options};
-use super::pins::{LayerPins, PinFault, SequenceMode};
+use super::pins::{ContextKind, LayerPins, PinFault, SequenceMode};
 use super::price::Piece;
-use crate::batch::rule_of;
+use super::sequence::attention_ring;
 use galvatron_ir::mesh::{Mesh, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, ValueId};
@@ -70,13 +70,17 @@ impl SpaceBuilder<'_> {
     /// The first node that no option allows.
     fn uncut_node(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
         piece.nodes.iter().find_map(|&node| {
-            let rule = rule_of(self.facts.program, node);
+            let rule = &self.facts.rules[node];
             let batch = self.facts.batch.factors.get(&node).copied();
             let whole_batch = self.facts.is_whole_batch(node);
-            let experts = expert_factor(&self.facts.program.graph.node(node).op, &rule);
-            let all = options(&rule, &OptionContext { mesh, split, batch, experts, whole_batch });
+            let experts = expert_factor(&self.facts.program.graph.node(node).op, rule);
+            let ring = attention_ring(&self.facts, node);
+            let all = options(rule, &OptionContext { mesh, split, batch, experts, ring, whole_batch });
             if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
                 return None;
+            }
+            if let Some(fault) = self.no_ring(node, pins, split, mesh) {
+                return Some(fault);
             }
             let name = self.node_name(node);
             let degree = degree_name(pins, split, mesh);
@@ -88,12 +92,43 @@ impl SpaceBuilder<'_> {
                 Some(ep) => {
                     format!("ep {ep} leaves {degree} nothing that it divides inside of the experts of `{name}`")
                 }
-                None => format!("{degree} {} `{name}`", self.undivided(node, &rule)),
+                None => format!("{degree} {} `{name}`", self.undivided(node, rule)),
             };
             let help =
                 "choose a tensor degree that divides the number of heads, also of keys, and the hidden width".into();
             Some(PinFault { code: "divisibility", message, help })
         })
+    }
+
+    /// An attention that has no ring, where one is pinned.
+    fn no_ring(&self, node: NodeId, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
+        let graph = &self.facts.program.graph;
+        let n = graph.node(node);
+        let kind = pins.cp_kind.filter(|&kind| kind != ContextKind::Gather && pins.tensor_name() == "cp")?;
+        if !matches!(n.op, Op::Attention(_)) {
+            return None;
+        }
+        let [queries, keys] = [0, 1].map(|i| graph.value(n.args[i]).ty.shape[1]);
+        let (name, degree) = (self.node_name(node), mesh.product(&split.tensor));
+        let is_causal = matches!(n.op, Op::Attention(op) if op.causal);
+        let (code, message) = match kind {
+            ContextKind::Zigzag if !is_causal => {
+                ("unsupported", format!("a zigzag evens out a causal rule, `{name}` has none"))
+            }
+            _ if is_causal && queries != keys => (
+                "unsupported",
+                format!("a causal ring needs as many keys as queries, `{name}` has {queries} queries and {keys} keys"),
+            ),
+            ContextKind::Zigzag => (
+                "divisibility",
+                format!("the {queries} positions of `{name}` cannot be cut into the {} chunks of a zigzag", 2 * degree),
+            ),
+            _ => (
+                "divisibility",
+                format!("cp {degree} does not divide the {queries} queries and {keys} keys of `{name}`"),
+            ),
+        };
+        Some(PinFault { code, message, help: "choose `cp_kind = \"gather\"`, or pin single layers".into() })
     }
 
     /// That a tensor degree divides nothing that it could cut in a node, in words.

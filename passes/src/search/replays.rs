@@ -9,6 +9,11 @@ use galvatron_ir::Module;
 /// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
 const REPLAYED_NODES: usize = 1 << 17;
 
+/// The margin for plans that the surrogate finds slower: so many of the largest difference seen, at least and at most.
+const DEVIATIONS: u64 = 4;
+const LEAST_MARGIN_PPM: u64 = 4_000;
+const MOST_MARGIN_PPM: u64 = 62_500;
+
 /// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
 const MAX_SMALLEST: usize = 8;
 
@@ -25,13 +30,25 @@ pub struct Replays<'a> {
     /// What was lowered, with the bytes of one rank.
     known: Vec<(Strategy, u64)>,
     n_nodes: usize,
+    /// The largest difference between a replayed and a surrogate time, in parts per million.
+    deviation_ppm: u64,
 }
 
 impl<'a> Replays<'a> {
     /// None yet, under the memory of the model's cluster.
     pub fn new(module: &'a Module, model: &'a CostModel, spaces: &'a Spaces<'a>) -> Replays<'a> {
         let limit = model.cluster().device.memory_bytes;
-        Replays { module, model, spaces, limit, best: None, smallest: None, known: Vec::new(), n_nodes: 0 }
+        Replays {
+            module,
+            model,
+            spaces,
+            limit,
+            best: None,
+            smallest: None,
+            known: Vec::new(),
+            n_nodes: 0,
+            deviation_ppm: 0,
+        }
     }
 
     /// Plans that were lowered.
@@ -46,7 +63,7 @@ impl<'a> Replays<'a> {
             return *bytes;
         }
         let mut plan = self.module.clone();
-        crate::apply::apply(&mut plan, &strategy);
+        crate::apply::apply(&mut plan, &strategy, &self.spaces.builder.facts.rules);
         let bytes = plan.peak_bytes();
         self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
         self.known.push((strategy.clone(), bytes));
@@ -57,6 +74,9 @@ impl<'a> Replays<'a> {
             return bytes;
         }
         let cost = plan_cost(self.model, &plan);
+        let difference = u128::from(cost.step_ns.abs_diff(pick.cost.time_ns));
+        let ppm = difference * 1_000_000 / u128::from(pick.cost.time_ns.max(1));
+        self.deviation_ppm = self.deviation_ppm.max(u64::try_from(ppm).unwrap_or(u64::MAX));
         if self.best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
             let surrogate_ns = pick.cost.time_ns;
             let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
@@ -68,12 +88,13 @@ impl<'a> Replays<'a> {
 
     /// Lowers the smallest plans of the smallest spaces.
     pub fn run_smallest(&mut self) {
-        let spaces = &self.spaces.spaces;
-        let mut order: Vec<(u64, usize)> = spaces.iter().enumerate().map(|(i, s)| (s.least_bytes(), i)).collect();
+        let opened = self.spaces.opened();
+        let mut order: Vec<(u64, usize)> = opened.map(|(i, space)| (space.least_bytes(), i)).collect();
         order.sort();
-        for (bytes, space) in order.into_iter().take(MAX_SMALLEST) {
-            if let Ok(solution) = spaces[space].solve(Some(bytes), true) {
-                self.run(&Pick { chosen: solution.assignment, cost: solution.cost, space });
+        for (bytes, i) in order.into_iter().take(MAX_SMALLEST) {
+            let solved = self.spaces.open(i).and_then(|space| space.solve(Some(bytes), true).ok());
+            if let Some(solved) = solved {
+                self.run(&Pick::new(solved, i));
             }
         }
     }
@@ -89,6 +110,20 @@ impl<'a> Replays<'a> {
     /// Whether the best plan so far takes no longer than this.
     pub fn is_better(&self, time_ns: u64) -> bool {
         self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
+    }
+
+    /// Nanoseconds by which the surrogate of a plan may exceed the best plan's time if the plan is to be replayed: a multiple of the
+    /// differences between both that were seen.
+    pub fn margin_ns(&self) -> u64 {
+        let share_ppm = self.deviation_ppm.saturating_mul(DEVIATIONS).clamp(LEAST_MARGIN_PPM, MOST_MARGIN_PPM);
+        self.best
+            .as_ref()
+            .map_or(0, |(best, _)| (u128::from(best.cost.step_ns) * u128::from(share_ppm) / 1_000_000) as u64)
+    }
+
+    /// Whether a plan of this surrogate time is not worth a replay.
+    pub fn is_beyond(&self, time_ns: u64) -> bool {
+        self.best.as_ref().is_some_and(|(best, _)| time_ns > best.cost.step_ns + self.margin_ns())
     }
 
     /// Whether the effort is spent; it never is before a plan fits.

@@ -3,8 +3,8 @@
 
 use super::assemble::SegmentChoice;
 use super::candidates::{Choice, Listing, SpaceBuilder};
+use super::solver::Cost;
 use super::solver::chain::Chain;
-use super::solver::{Cost, Limits};
 use super::spaces::{Pick, Space, Spaces};
 use super::{Decision, NoPlan};
 use crate::cost::{CostModel, plan_cost};
@@ -55,10 +55,11 @@ pub fn runners_up(
     plan: (u64, u64),
 ) -> Result<Option<RunnersUp>, NoPlan> {
     let pins = decision.outer_pins();
-    let spaces = SpaceBuilder::new(module, segments, model, &pins, Listing::Best).map_err(NoPlan::Pin)?.build()?;
+    let spaces = Spaces::new(SpaceBuilder::new(module, segments, model, &pins, Listing::Best).map_err(NoPlan::Pin)?)?;
     let names: Vec<String> = decision.segments.iter().map(SegmentChoice::name).collect();
-    let menus =
-        (0..spaces.spaces.len()).map(|space| Menu { module, model, spaces: &spaces, space, names: &names, groups });
+    spaces.open_all();
+    let menu = |(at, space)| Menu { module, model, spaces: &spaces, at, space, names: &names, groups };
+    let menus = spaces.opened().map(menu);
     let priced = menus.filter_map(|menu| Some((menu.pick(None, None)?, menu)));
     let Some((fastest, menu)) = priced.min_by_key(|(pick, _)| pick.cost) else { return Ok(None) };
     let (pick, strategy, own) = menu.nearest(plan, fastest, &decision.name());
@@ -74,7 +75,8 @@ struct Menu<'a> {
     module: &'a Module,
     model: &'a CostModel,
     spaces: &'a Spaces<'a>,
-    space: usize,
+    at: usize,
+    space: &'a Space,
     names: &'a [String],
     groups: &'a [Range<usize>],
 }
@@ -129,25 +131,21 @@ impl Menu<'_> {
 
     fn replay(&self, strategy: &Strategy, name: &str) -> RunnerUp {
         let mut plan = self.module.clone();
-        crate::apply::apply(&mut plan, strategy);
+        crate::apply::apply(&mut plan, strategy, &self.spaces.builder.facts.rules);
         RunnerUp { name: name.into(), step_ns: plan_cost(self.model, &plan).step_ns, peak_bytes: plan.peak_bytes() }
     }
 
-    fn space(&self) -> &Space {
-        &self.spaces.spaces[self.space]
-    }
-
     fn choices(&self, segment: usize) -> &[Choice] {
-        &self.space().choices[self.spaces.builder.variant_of[segment]]
+        &self.space.candidates.choices[self.spaces.builder.variant_of[segment]]
     }
 
     fn name(&self, segment: usize, choice: &Choice) -> String {
-        SegmentChoice::of(&self.spaces.builder.pieces[segment], choice, &self.space().mesh).name()
+        SegmentChoice::of(&self.spaces.builder.pieces[segment], choice, &self.space.mesh).name()
     }
 
     /// The fastest plan by the surrogate whose segments have their names, those of one group another one.
     fn pick(&self, replaced: Option<(usize, &str)>, budget: Option<u64>) -> Option<Pick> {
-        let chain = &self.space().chain;
+        let chain = &self.space.candidates.chain;
         let (mut classes, mut choices, mut layers, mut numbers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut last: Option<(usize, &str)> = None;
         for segment in 0..chain.layers.len() {
@@ -171,13 +169,10 @@ impl Menu<'_> {
             layers.push(classes.len() - 1);
         }
         let restricted = Chain { classes, layers, ..chain.clone() };
-        let solve = |chain: &Chain| chain.solve(budget, &Limits::default());
-        let solution = match &self.space().pipeline {
-            None => solve(&restricted),
-            Some(pipe) => pipe.solve(&restricted, &choices, solve),
-        };
-        let solution = solution.ok().filter(|solution| solution.cost < Cost::FORBIDDEN)?;
+        let solved = self.space.solve_among(&restricted, &choices, budget, true).ok()?;
+        let solution = &solved.solution;
         let chosen = solution.assignment.iter().zip(&restricted.layers).map(|(&choice, &class)| numbers[class][choice]);
-        Some(Pick { chosen: chosen.collect(), cost: solution.cost, space: self.space })
+        let (chosen, cost) = (chosen.collect(), solution.cost);
+        (cost < Cost::FORBIDDEN).then_some(Pick { chosen, cost, starts: solved.starts, space: self.at })
     }
 }

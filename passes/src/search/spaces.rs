@@ -1,40 +1,59 @@
-//! The candidates for each number of micro-batches with the chain over them, and what is read off a choice of them.
+//! The spaces that the search chooses from: one for each number of micro-batches and each kind of pipeline. A space has a bound on
+//! what its plans cost; its candidates are made when it is opened.
 
 use super::assemble::{Chosen, Decision, SegmentChoice};
-use super::candidates::{Choice, SpaceBuilder};
+use super::candidates::{Candidates, Choice, SpaceBuilder};
 use super::options::NodeOption;
+use super::pins::PinFault;
+use super::pipe::{Pipe, Solved};
 use super::price::{Group, groups};
 use super::solver::chain::Chain;
-use super::solver::{Cost, Infeasible, Limits, Solution};
-use super::stages::Pipe;
-use super::{Effort, Rejected};
+use super::solver::{Cost, Infeasible, Limits};
+use super::stages::Stages;
+use super::{Effort, NoPlan, Rejected};
 use crate::strategy::Strategy;
 use galvatron_ir::NodeId;
 use galvatron_ir::mesh::Mesh;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-/// All candidates for one number of micro-batches.
+/// All candidates for one number of micro-batches and one kind of pipeline.
 pub struct Space {
     /// Micro-batches in one step.
     pub micro_batches: u32,
-    /// The mesh with these micro-batches.
+    /// The mesh of one stage with these micro-batches.
     pub mesh: Mesh,
-    /// Candidates by variant (class and pins).
-    pub choices: Vec<Vec<Choice>>,
-    /// The path of the segments.
-    pub chain: Chain,
+    /// What each segment may be.
+    pub candidates: Rc<Candidates>,
     /// How the path is cut into stages, if it is.
-    pub pipeline: Option<Pipe>,
+    pub pipe: Option<Pipe>,
 }
 
-/// Candidates for all numbers of micro-batches.
+/// A space before its candidates are made.
+struct Outline {
+    kind: Stages,
+    family: usize,
+    bound_ns: u64,
+    space: OnceCell<Option<Space>>,
+}
+
+/// What spaces of one mesh and one number of micro-batches share.
+struct Family {
+    micro_batches: u32,
+    mesh: Mesh,
+    /// The most micro-batches that a chunk of any of them keeps at one time.
+    in_flight: u64,
+    candidates: OnceCell<Result<Rc<Candidates>, PinFault>>,
+}
+
+/// The spaces for all numbers of micro-batches and all kinds of pipelines.
 pub struct Spaces<'a> {
-    /// What the candidates were made from.
+    /// What the candidates are made from.
     pub builder: SpaceBuilder<'a>,
+    families: Vec<Family>,
     /// By number of micro-batches, ascending.
-    pub spaces: Vec<Space>,
-    /// Largest elimination width of a segment.
-    pub width: usize,
+    outlines: Vec<Outline>,
 }
 
 /// One candidate a segment.
@@ -44,8 +63,22 @@ pub struct Pick {
     pub chosen: Vec<usize>,
     /// Surrogate cost.
     pub cost: Cost,
+    /// First segment of each chunk.
+    pub starts: Vec<usize>,
     /// Index of the space.
     pub space: usize,
+}
+
+impl Pick {
+    /// What a space was solved to.
+    pub fn new(solved: Solved, space: usize) -> Pick {
+        Pick { chosen: solved.solution.assignment, cost: solved.solution.cost, starts: solved.starts, space }
+    }
+
+    /// Whether both stand for the same plan.
+    pub fn is_same(&self, other: &Pick) -> bool {
+        (self.space, &self.chosen, &self.starts) == (other.space, &other.chosen, &other.starts)
+    }
 }
 
 /// Work that the chain of one space may take: sums of two points, after which the gap stays open.
@@ -53,33 +86,150 @@ const CHAIN_SUMS: u64 = 1 << 22;
 
 impl Space {
     /// The fastest candidates within a budget; with `exact` the gap of the relaxation is closed as far as the effort goes.
-    pub fn solve(&self, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
-        self.solve_chain(&self.chain, budget, exact)
+    pub fn solve(&self, budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
+        self.solve_chain(&self.candidates.chain, budget, exact)
     }
 
     /// The same for another chain over the same candidates.
-    pub fn solve_chain(&self, chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solution, Infeasible> {
+    pub fn solve_chain(&self, chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
+        self.solve_among(chain, &self.candidates.choices, budget, exact)
+    }
+
+    /// The same for another chain over candidates that these choices stand for.
+    pub fn solve_among(
+        &self,
+        chain: &Chain,
+        choices: &[Vec<Choice>],
+        budget: Option<u64>,
+        exact: bool,
+    ) -> Result<Solved, Infeasible> {
         let limits = Limits { point_sums: CHAIN_SUMS, ..Limits::default() };
-        let solve = |chain: &Chain| if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) };
-        match &self.pipeline {
-            None => solve(chain),
-            Some(pipe) => pipe.solve(chain, &self.choices, solve),
+        let solver = |chain: &Chain| if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) };
+        match &self.pipe {
+            None => solver(chain).map(|solution| Solved { solution, starts: vec![0] }),
+            Some(pipe) => pipe.solve(chain, choices, &solver),
         }
     }
-}
 
-impl Space {
+    /// Every way to cut the path into chunks: the first segment of each.
+    pub fn cuts(&self) -> Vec<Vec<usize>> {
+        self.pipe.as_ref().map_or(vec![vec![0]], Pipe::all_cuts)
+    }
+
+    /// The surrogate cost of a cut and a candidate a segment: the time of a step and the bytes of the largest stage.
+    pub fn cost(&self, starts: &[usize], chosen: &[usize]) -> Cost {
+        let Candidates { chain, choices, .. } = &*self.candidates;
+        match &self.pipe {
+            None => chain.cost(chosen),
+            Some(pipe) => pipe.cost(chain, choices, starts, chosen),
+        }
+    }
+
     /// Surrogate bytes of the smallest plan.
     pub fn least_bytes(&self) -> u64 {
         self.solve(Some(0), false).map_or_else(|none| none.least.bytes, |_| 0)
     }
 }
 
-impl Spaces<'_> {
+/// Part of the memory limit by which the surrogate's bytes may exceed it.
+pub const MARGIN_PARTS: u64 = 4;
+
+impl<'a> Spaces<'a> {
+    /// The spaces for every number of micro-batches that divides the batch and every way to cut the ranks into stages.
+    ///
+    /// # Errors
+    /// Pins that no space meets: the first one that is broken.
+    pub fn new(builder: SpaceBuilder<'a>) -> Result<Spaces<'a>, NoPlan> {
+        let kinds = Stages::all(&builder).map_err(NoPlan::Pin)?;
+        let mut spaces = Spaces { builder, families: Vec::new(), outlines: Vec::new() };
+        let mut fault = None;
+        for m in spaces.builder.micro_batch_counts() {
+            for kinds in kinds.chunk_by(|a, b| a.mesh == b.mesh) {
+                if let Err(found) = spaces.add_family(m, kinds) {
+                    fault = fault.or(Some(found));
+                }
+            }
+        }
+        match (spaces.outlines.is_empty(), fault) {
+            (true, Some(fault)) => Err(NoPlan::Pin(fault)),
+            _ => Ok(spaces),
+        }
+    }
+
+    /// Adds a space for each kind of pipeline of equal stages.
+    fn add_family(&mut self, micro_batches: u32, kinds: &[Stages]) -> Result<(), PinFault> {
+        let fitting: Vec<&Stages> = kinds.iter().filter(|stages| stages.check(micro_batches).is_ok()).collect();
+        let Some(first) = fitting.first() else { return kinds[0].check(micro_batches) };
+        let mesh = first.mesh.with_micro_batches(micro_batches);
+        let in_flight = fitting.iter().map(|stages| stages.most_in_flight(micro_batches)).max().unwrap_or(1);
+        let least = self.builder.least(&mesh)?;
+        let limit = self.builder.facts.model.cluster().device.memory_bytes;
+        let limit = limit.saturating_add(limit / MARGIN_PARTS);
+        for kind in fitting {
+            let bound_ns = self.builder.bound_ns(&least, kind, micro_batches, limit);
+            let (kind, family, space) = (kind.clone(), self.families.len(), OnceCell::new());
+            self.outlines.push(Outline { kind, family, bound_ns, space });
+        }
+        self.families.push(Family { micro_batches, mesh, in_flight, candidates: OnceCell::new() });
+        Ok(())
+    }
+
+    /// Number of spaces.
+    pub fn len(&self) -> usize {
+        self.outlines.len()
+    }
+
+    /// No plan of a space takes less time by the surrogate, in nanoseconds.
+    pub fn bound_ns(&self, space: usize) -> u64 {
+        self.outlines[space].bound_ns
+    }
+
+    /// A space with its candidates, which are made at the first call; `None` where it turns out to have none.
+    pub fn open(&self, space: usize) -> Option<&Space> {
+        let outline = &self.outlines[space];
+        let family = &self.families[outline.family];
+        let make = || {
+            let candidates =
+                family.candidates.get_or_init(|| self.builder.candidates(&family.mesh, family.in_flight).map(Rc::new));
+            let pipe = self.builder.pipe(&outline.kind, family.micro_batches, outline.bound_ns);
+            let (micro_batches, mesh) = (family.micro_batches, family.mesh.clone());
+            Some(Space { micro_batches, mesh, candidates: candidates.as_ref().ok()?.clone(), pipe })
+        };
+        outline.space.get_or_init(make).as_ref()
+    }
+
+    /// A space that has been opened.
+    fn at(&self, space: usize) -> &Space {
+        self.open(space).expect("invariant: what was picked has candidates")
+    }
+
+    /// The spaces that have been opened so far.
+    pub fn opened(&self) -> impl Iterator<Item = (usize, &Space)> {
+        self.outlines.iter().enumerate().filter_map(|(i, outline)| Some((i, outline.space.get()?.as_ref()?)))
+    }
+
+    /// The fault of a family that turned out to have no candidates.
+    pub fn fault(&self) -> Option<PinFault> {
+        self.families.iter().find_map(|family| family.candidates.get()?.as_ref().err().cloned())
+    }
+
+    /// Opens all spaces; how many have candidates.
+    pub fn open_all(&self) -> usize {
+        (0..self.len()).filter(|&space| self.open(space).is_some()).count()
+    }
+
+    /// The spaces that were opened, in order.
+    pub fn into_opened(self) -> Vec<Space> {
+        self.outlines.into_iter().filter_map(|outline| outline.space.into_inner()?).collect()
+    }
+
     /// Counts for the report.
     pub fn effort(&self) -> Effort {
-        let n_candidates = self.spaces.iter().flat_map(|s| &s.choices).map(Vec::len).sum();
-        Effort { n_candidates, width: self.width, n_replays: 0 }
+        let made = || self.families.iter().filter_map(|family| family.candidates.get()?.as_ref().ok());
+        let n_candidates = made().flat_map(|candidates| &candidates.choices).map(Vec::len).sum();
+        let width = made().map(|candidates| candidates.width).max().unwrap_or(0);
+        let (n_spaces, n_opened) = (self.len(), self.opened().count());
+        Effort { n_candidates, width, n_spaces, n_opened, n_replays: 0 }
     }
 
     /// For each variant whether its segments are layers; all of them where there are no repeated layers.
@@ -92,7 +242,7 @@ impl Spaces<'_> {
 
     /// The decisions of a pick.
     pub fn assemble(&self, pick: &Pick) -> (Strategy, Decision) {
-        let space = &self.spaces[pick.space];
+        let space = self.at(pick.space);
         let builder = &self.builder;
         let picked = || builder.variant_of.iter().copied().zip(pick.chosen.iter().copied());
         let mut groups: BTreeMap<(usize, usize), Vec<Group>> = BTreeMap::new();
@@ -100,22 +250,22 @@ impl Spaces<'_> {
             groups.entry((variant, c)).or_insert_with(|| self.groups(space, variant, c));
         }
         let chosen = |(piece, (variant, c)): (_, (usize, usize))| {
-            let choice = &space.choices[variant][c];
+            let choice = &space.candidates.choices[variant][c];
             Chosen { piece, choice, groups: &groups[&(variant, c)] }
         };
         let chosen: Vec<Chosen<'_>> = builder.pieces.iter().zip(picked()).map(chosen).collect();
         let (mut strategy, mut decision) =
             super::assemble::assemble(&builder.facts, &chosen, &space.mesh, space.micro_batches);
-        if let Some(pipe) = &space.pipeline {
-            strategy.pipeline = Some(pipe.strategy(&builder.pieces));
-            decision.stages = Some(pipe.decision(&builder.is_layer));
+        if let Some(pipe) = &space.pipe {
+            strategy.pipeline = Some(pipe.strategy(&builder.pieces, &pick.starts));
+            decision.stages = Some(pipe.decision(&builder.is_layer, &pick.starts));
         }
         (strategy, decision)
     }
 
     /// The groups that the assignment of a variant's candidate counts.
     fn groups(&self, space: &Space, variant: usize, candidate: usize) -> Vec<Group> {
-        let (builder, choice) = (&self.builder, &space.choices[variant][candidate]);
+        let (builder, choice) = (&self.builder, &space.candidates.choices[variant][candidate]);
         let (first, pins) = &builder.variants[variant];
         let filter = |n: NodeId, o: &NodeOption| builder.obeys_tensor_pin(n, o, &choice.split, pins, &space.mesh);
         groups(&builder.facts, &builder.pieces[*first], &space.mesh, &choice.split, &filter)
@@ -124,23 +274,23 @@ impl Spaces<'_> {
 
     /// A pick in words.
     pub fn name(&self, pick: &Pick) -> String {
-        let space = &self.spaces[pick.space];
+        let space = self.at(pick.space);
         let choice = |(segment, &c): (usize, &usize)| {
-            let choice = &space.choices[self.builder.variant_of[segment]][c];
+            let choice = &space.candidates.choices[self.builder.variant_of[segment]][c];
             SegmentChoice::of(&self.builder.pieces[segment], choice, &space.mesh)
         };
         let segments = pick.chosen.iter().enumerate().map(choice).collect();
-        let stages = space.pipeline.as_ref().map(|pipe| pipe.decision(&self.builder.is_layer));
+        let stages = space.pipe.as_ref().map(|pipe| pipe.decision(&self.builder.is_layer, &pick.starts));
         Decision { micro_batches: space.micro_batches, segments, stages }.name()
     }
 
-    /// The fastest plan of each number of micro-batches without the memory limit, but for the one that was taken.
+    /// The fastest plan without the memory limit of each space that was opened, but for the one that was taken.
     pub fn rejected(&self, taken: &Pick, limit: u64) -> Vec<Rejected> {
         let mut all = Vec::new();
-        for (i, space) in self.spaces.iter().enumerate() {
-            let Ok(solution) = space.solve(None, false) else { continue };
-            let pick = Pick { chosen: solution.assignment, cost: solution.cost, space: i };
-            if pick.chosen == taken.chosen && pick.space == taken.space {
+        for (i, space) in self.opened() {
+            let Ok(solved) = space.solve(None, false) else { continue };
+            let pick = Pick::new(solved, i);
+            if pick.is_same(taken) {
                 continue;
             }
             let why = match pick.cost.bytes > limit {
@@ -151,7 +301,18 @@ impl Spaces<'_> {
             all.push(Rejected { name: self.name(&pick), time_ns, bytes, why });
         }
         all.sort_by_key(|r| r.time_ns);
+        all.extend(self.unopened(taken));
         all
+    }
+
+    /// The spaces that were not opened, as one line.
+    fn unopened(&self, taken: &Pick) -> Option<Rejected> {
+        let left = || self.outlines.iter().filter(|outline| outline.space.get().is_none());
+        let time_ns = left().map(|outline| outline.bound_ns).min()?;
+        let n = left().count();
+        let name = format!("{n} more number{} of micro-batches and stages", if n == 1 { "" } else { "s" });
+        let why = format!("at least {:.1} % slower", slower(time_ns, taken.cost.time_ns));
+        Some(Rejected { name, time_ns, bytes: 0, why })
     }
 }
 

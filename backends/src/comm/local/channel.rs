@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::world::{World, locked};
+use super::world::{Wait, World, locked};
 use crate::comm::{CommFault, CommKind, Site};
 
 /// What is under way from one rank to one other.
@@ -97,10 +97,12 @@ impl Channel {
         loop {
             let mut queue = locked(&self.queue);
             if let Some(done) = attempt(&mut queue) {
+                world.note_wait(me, None);
                 return Ok(done);
             }
             let version = self.version.load(Ordering::SeqCst);
             drop(queue);
+            world.note_wait(me, Some(Wait::Peer(peer)));
             let start = Instant::now();
             let changed = || self.version.load(Ordering::SeqCst) != version;
             let waited = world.wait(me, Some(left), || changed() || world.is_aborted());

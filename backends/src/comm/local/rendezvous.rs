@@ -7,16 +7,16 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::world::{World, locked};
+use super::world::{Wait, World, locked};
 use crate::comm::call::{self, Shape};
 use crate::comm::{CommFault, CommKind, Group, Site};
 
 /// The meeting point of one group.
 pub(super) struct Rendezvous {
-    ranks: Vec<usize>,
+    ranks: Arc<[usize]>,
     arrivals: Mutex<Arrivals>,
     /// The number of calls that were committed.
     n_committed: AtomicU64,
@@ -48,7 +48,7 @@ struct Arrivals {
 
 impl Rendezvous {
     pub(super) fn new(group: &Group) -> Self {
-        let ranks = group.ranks().to_vec();
+        let ranks: Arc<[usize]> = group.ranks().into();
         let shape = Shape::new(CommKind::Barrier, 0);
         let calls = ranks.iter().map(|&rank| Arrival { rank, shape, node: String::new() }).collect();
         Self {
@@ -85,14 +85,17 @@ impl Rendezvous {
         self.windows[index].store(window, Ordering::Release);
         let Some(ticket) = self.check_in(world, index, shape, site)? else { return Ok(()) };
         let committed = || self.n_committed.load(Ordering::SeqCst) >= ticket;
+        world.note_wait(rank, Some(Wait::Group(Arc::clone(&self.ranks))));
         let waited = world.wait(rank, Some(world.timeout), || {
             committed() || self.failed.load(Ordering::SeqCst) || world.is_aborted()
         });
         if committed() {
+            world.note_wait(rank, None);
             return Ok(());
         }
         let arrivals = locked(&self.arrivals);
         if committed() {
+            world.note_wait(rank, None);
             return Ok(());
         }
         Err(self.give_up(arrivals, world, index, waited.err().unwrap_or_default(), (shape.kind, site)))

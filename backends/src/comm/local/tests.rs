@@ -87,12 +87,16 @@ fn timeout_names_the_missing_rank_and_its_last_place() {
         comm.barrier(group, &at("%start")).unwrap();
         if comm.rank() == 1 { Ok(()) } else { comm.all_reduce(group, &mut [0.0; 4], ReduceOp::Sum, &at("%sum")) }
     });
-    let Err(CommFault::Timeout { rank, node, kind, waited, missing, peers, .. }) = &faults[2] else {
+    let Err(CommFault::Timeout { rank, node, kind, waited, missing, around, .. }) = &faults[2] else {
         panic!("{faults:?}")
     };
     assert_eq!((*rank, node.as_str(), *kind), (2, "%sum", CommKind::AllReduce));
     assert!(*waited >= SHORT && missing.contains(&1));
-    assert_eq!((peers[1].0, peers[1].1.starts_with("barrier at `%start` (step 1)")), (1, true), "{peers:?}");
+    assert_eq!(
+        (around.peers[1].0, around.peers[1].1.starts_with("barrier at `%start` (step 1)")),
+        (1, true),
+        "{around:?}"
+    );
     assert!(faults[1].is_ok() && matches!(faults[0], Err(CommFault::Timeout { .. })));
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::rendezvous::Rendezvous;
-use crate::comm::{CommFault, CommKind, Group, Site};
+use crate::comm::{Around, CommFault, CommKind, Group, Site, Standing, Whereabouts};
 
 /// How often a waiting rank looks before it lets others run.
 const N_SPINS: usize = 50;
@@ -39,6 +39,7 @@ struct Seat {
     /// The thread that sleeps.
     thread: Mutex<Option<Thread>>,
     seen: Mutex<Seen>,
+    whereabouts: OnceLock<Arc<dyn Whereabouts>>,
 }
 
 #[derive(Default)]
@@ -47,8 +48,26 @@ struct Seen {
     kind: Option<CommKind>,
     node: String,
     step: u64,
+    /// What the call waits for, if it does.
+    wait: Option<Wait>,
     /// The rank's end was dropped: it makes no more calls.
     left: bool,
+}
+
+/// Whom a call waits for.
+#[derive(Clone)]
+pub(super) enum Wait {
+    /// The members of a group who are not at the same meeting.
+    Group(Arc<[usize]>),
+    /// One rank.
+    Peer(usize),
+}
+
+impl Wait {
+    /// Whether two members wait at one meeting.
+    fn is_with(&self, other: &Wait) -> bool {
+        matches!((self, other), (Wait::Group(a), Wait::Group(b)) if Arc::ptr_eq(a, b))
+    }
 }
 
 impl World {
@@ -84,8 +103,40 @@ impl World {
         seen.node.clear();
         seen.node.push_str(site.node);
         seen.step = site.step;
+        seen.wait = None;
         drop(seen);
         self.abort_fault(rank).map_or(Ok(()), Err)
+    }
+
+    /// Notes whom the call of `rank` waits for from now on; it is forgotten with the next call, so that a call that has failed
+    /// still tells.
+    pub(super) fn note_wait(&self, rank: usize, wait: Option<Wait>) {
+        locked(&self.seats[rank].seen).wait = wait;
+    }
+
+    /// Takes what tells the place of `rank`.
+    pub(super) fn watch(&self, rank: usize, whereabouts: Arc<dyn Whereabouts>) {
+        let _ = self.seats[rank].whereabouts.set(whereabouts);
+    }
+
+    /// What every rank does; empty if `asker` does not tell itself.
+    fn standings(&self, asker: usize) -> Vec<Standing> {
+        if self.seats[asker].whereabouts.get().is_none() {
+            return Vec::new();
+        }
+        let waits: Vec<Option<Wait>> = self.seats.iter().map(|seat| locked(&seat.seen).wait.clone()).collect();
+        let is_away = |rank: usize, wait: &Wait| !waits[rank].as_ref().is_some_and(|other| other.is_with(wait));
+        let waits_for = |wait: &Wait| match wait {
+            Wait::Group(ranks) => ranks.iter().copied().filter(|&rank| is_away(rank, wait)).collect(),
+            Wait::Peer(rank) => vec![*rank],
+        };
+        let place = |rank: usize| self.seats[rank].whereabouts.get().map_or_else(|| self.place(rank), |w| w.place());
+        let standing = |(rank, wait): (usize, &Option<Wait>)| Standing {
+            rank,
+            place: place(rank),
+            waits_for: wait.as_ref().map_or_else(Vec::new, waits_for),
+        };
+        waits.iter().enumerate().map(standing).collect()
     }
 
     /// Notes that `rank` makes no more calls.
@@ -156,7 +207,8 @@ impl World {
         ranks: &[usize],
     ) -> CommFault {
         let peers = ranks.iter().filter(|&&peer| peer != rank).map(|&peer| (peer, self.place(peer))).collect();
-        CommFault::Timeout { rank, node: site.node.to_owned(), step: site.step, kind, waited, missing, peers }
+        let around = Box::new(Around { peers, world: self.standings(rank) });
+        CommFault::Timeout { rank, node: site.node.to_owned(), step: site.step, kind, waited, missing, around }
     }
 
     /// Where a rank was last seen, in words.

@@ -8,7 +8,7 @@ use super::mesh::{Halt, Mesh};
 use super::wire::{Header, Kind};
 use crate::comm::call::{Shape, difference};
 use crate::comm::reduce::{BLOCK, fold};
-use crate::comm::{CommFault, ReduceOp, Site};
+use crate::comm::{Around, CommFault, ReduceOp, Site};
 
 /// The reason when a rank ended while another one still needs it.
 pub(super) const LEFT: &str = "it ended while others still wait for it";
@@ -72,6 +72,7 @@ impl Call<'_> {
     /// Takes what has come; none while parts are missing.
     fn look(&self, inbox: &mut Inbox, round: u8, parts: &mut Parts) -> Option<Found> {
         let (mut is_complete, mut left) = (true, None);
+        inbox.waits_for.clear();
         for i in self.others() {
             if parts[i].is_some() {
                 continue;
@@ -87,6 +88,7 @@ impl Call<'_> {
                 }
                 None => {
                     is_complete = false;
+                    inbox.waits_for.push(self.ranks[i]);
                     left = left.or(peer.has_left.then_some(self.ranks[i]));
                 }
             }
@@ -110,10 +112,16 @@ impl Call<'_> {
             Halt::Aborted(fault) => return fault,
             Halt::TimedOut(waited) => waited,
         };
+        let world = self.mesh.standings(&missing);
+        // Who was faster has asked while all could answer.
+        if let Some(fault) = self.mesh.abort_fault() {
+            return fault;
+        }
         let inbox = self.mesh.inbox();
         let peers = self.others().map(|i| (self.ranks[i], inbox.peers[self.ranks[i]].place())).collect();
         let (node, kind) = (self.site.node.to_owned(), self.shape.kind);
-        CommFault::Timeout { rank: self.mesh.rank, node, step: self.site.step, kind, waited, missing, peers }
+        let around = Box::new(Around { peers, world });
+        CommFault::Timeout { rank: self.mesh.rank, node, step: self.site.step, kind, waited, missing, around }
     }
 
     /// Copies every member's part to its place.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::wire::{Header, Kind};
-use crate::comm::CommKind;
+use crate::comm::{CommKind, Standing};
 
 /// Buffers that are kept for frames to come, for each peer.
 const N_SPARE: usize = 4;
@@ -20,6 +20,8 @@ pub(super) struct Inbox {
     pub(super) peers: Vec<Peer>,
     /// The first rank that failed and its reason.
     pub(super) cause: Option<(usize, String)>,
+    /// The ranks that this rank's own call waits for; none if it waits for nobody.
+    pub(super) waits_for: Vec<usize>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -38,16 +40,23 @@ pub(super) struct Peer {
     pub(super) has_left: bool,
     /// The last call that came from it: kind, node, step.
     seen: Option<(CommKind, String, u64)>,
+    /// What it does, if it has answered.
+    pub(super) standing: Option<Standing>,
 }
 
 impl Inbox {
     pub(super) fn new(n_ranks: usize) -> Inbox {
-        Inbox { peers: (0..n_ranks).map(|_| Peer::default()).collect(), cause: None, spare: Vec::new() }
+        Inbox {
+            peers: (0..n_ranks).map(|_| Peer::default()).collect(),
+            cause: None,
+            waits_for: Vec::new(),
+            spare: Vec::new(),
+        }
     }
 
     /// Sorts a frame of `peer` in.
-    pub(super) fn take_in(&mut self, peer: usize, header: Header, data: Vec<u8>) {
-        let peer = &mut self.peers[peer];
+    pub(super) fn take_in(&mut self, rank: usize, header: Header, data: Vec<u8>) {
+        let peer = &mut self.peers[rank];
         match header.kind {
             Kind::Part | Kind::Message => {
                 peer.seen = Some((header.shape.kind, header.text.clone(), header.step));
@@ -57,7 +66,8 @@ impl Inbox {
             }
             Kind::Credit => peer.n_under_way = peer.n_under_way.saturating_sub(header.tag as usize),
             Kind::Leave => peer.has_left = true,
-            Kind::Abort => {}
+            Kind::Standing => peer.standing = standing(rank, &header.text),
+            Kind::Abort | Kind::Ask => {}
         }
         self.keep(data);
     }
@@ -80,6 +90,19 @@ impl Inbox {
             self.spare.push(data);
         }
     }
+}
+
+/// How a frame says what a rank does.
+pub(super) fn standing_text(waits_for: &[usize], place: &str) -> String {
+    let ranks: Vec<String> = waits_for.iter().map(usize::to_string).collect();
+    format!("{}|{place}", ranks.join(","))
+}
+
+/// What a frame says that `rank` does.
+fn standing(rank: usize, text: &str) -> Option<Standing> {
+    let (ranks, place) = text.split_once('|')?;
+    let ranks = ranks.split(',').filter(|rank| !rank.is_empty());
+    Some(Standing { rank, place: place.into(), waits_for: ranks.map(str::parse).collect::<Result<_, _>>().ok()? })
 }
 
 impl Peer {

@@ -10,15 +10,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::inbox::{Inbox, Message};
+use super::inbox::{Inbox, Message, Peer, standing_text};
 use super::wire::{Header, Kind};
-use crate::comm::CommFault;
+use crate::comm::{CommFault, Standing, Whereabouts};
 
 /// How long a write blocks before it looks whether the world still stands.
 const WRITE_SLICE: Duration = Duration::from_millis(200);
 
 /// How long a rank that ends waits for its peers to have read what it wrote.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a rank that has waited too long waits for the others to say what they do.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// Frames with at most so much data are written at once.
 const SMALL: usize = 16 << 10;
@@ -38,6 +41,7 @@ pub(super) struct Mesh {
     /// By rank; this rank has none.
     links: Vec<OnceLock<Link>>,
     readers: Mutex<Vec<JoinHandle<()>>>,
+    whereabouts: OnceLock<Arc<dyn Whereabouts>>,
 }
 
 /// The way to one peer.
@@ -64,6 +68,7 @@ impl Mesh {
             changed: Condvar::new(),
             links: (0..n_ranks).map(|_| OnceLock::new()).collect(),
             readers: Mutex::default(),
+            whereabouts: OnceLock::new(),
         })
     }
 
@@ -114,6 +119,7 @@ impl Mesh {
         let mut inbox = self.inbox();
         loop {
             if let Some(found) = look(&mut inbox) {
+                inbox.waits_for.clear();
                 return Ok(found);
             }
             if let Some(cause) = &inbox.cause {
@@ -252,7 +258,70 @@ impl Mesh {
         }
         self.inbox().take_in(peer, header, data);
         self.changed.notify_all();
+        if kind == Kind::Ask {
+            self.answer(peer);
+        }
         Ok(Some(kind))
+    }
+
+    /// Takes what tells this rank's place.
+    pub(super) fn watch(&self, whereabouts: Arc<dyn Whereabouts>) {
+        let _ = self.whereabouts.set(whereabouts);
+    }
+
+    /// What this rank does, as a frame.
+    fn own_standing(&self, inbox: &Inbox) -> Header {
+        let place = self.whereabouts.get().map_or_else(|| "its start".into(), |whereabouts| whereabouts.place());
+        Header::plain(Kind::Standing, 0, &standing_text(&inbox.waits_for, &place))
+    }
+
+    /// Tells `peer` what this rank does, on the thread that reads from it.
+    fn answer(&self, peer: usize) {
+        let standing = self.own_standing(&self.inbox());
+        self.say(peer, &standing);
+    }
+
+    /// Sends a frame without data, if the connection still takes one; a lost one is found by its reader.
+    fn say(&self, peer: usize, header: &Header) {
+        let Some(link) = self.links[peer].get() else { return };
+        let mut bytes = Vec::new();
+        header.encode(0, &mut bytes);
+        let mut stream = locked(&link.stream);
+        if !link.is_closed.load(Ordering::SeqCst) {
+            let _ = stream.write_all(&bytes);
+        }
+    }
+
+    /// Asks every rank what it does, for an error of this rank, which waits in vain for `missing`; empty if this rank does not
+    /// tell itself. Who does not answer in time is said to be where it was last seen.
+    pub(super) fn standings(&self, missing: &[usize]) -> Vec<Standing> {
+        if self.whereabouts.get().is_none() {
+            return Vec::new();
+        }
+        let others = || (0..self.n_ranks).filter(|&peer| peer != self.rank);
+        {
+            let mut inbox = self.inbox();
+            inbox.waits_for = missing.to_vec();
+            others().for_each(|peer| inbox.peers[peer].standing = None);
+            let own = self.own_standing(&inbox);
+            inbox.take_in(self.rank, own, Vec::new());
+        }
+        others().for_each(|peer| self.say(peer, &Header::plain(Kind::Ask, 0, "")));
+        let start = Instant::now();
+        let mut inbox = self.inbox();
+        let lacks = |inbox: &Inbox, peer: usize| inbox.peers[peer].standing.is_none() && inbox.peers[peer].is_open;
+        while inbox.cause.is_none() && others().any(|peer| lacks(&inbox, peer)) {
+            let Some(left) = ANSWER.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else { break };
+            inbox = self.changed.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let silent = |rank: usize, place: String| Standing {
+            rank,
+            place: format!("an unknown place, it does not answer; it was last seen at {place}"),
+            waits_for: Vec::new(),
+        };
+        let standing =
+            |(rank, peer): (usize, &Peer)| peer.standing.clone().unwrap_or_else(|| silent(rank, peer.place()));
+        inbox.peers.iter().enumerate().map(standing).collect()
     }
 
     /// Says farewell, or why the world ended, and closes all connections once the peers have read it.

@@ -132,12 +132,12 @@ fn a_timeout_over_tcp_names_the_missing_rank_and_its_last_place() {
         }
         outcome
     });
-    let Err(CommFault::Timeout { rank, node, step, kind, waited, missing, peers }) = &faults[2] else {
+    let Err(CommFault::Timeout { rank, node, step, kind, waited, missing, around, .. }) = &faults[2] else {
         panic!("{faults:?}")
     };
     assert_eq!((*rank, node.as_str(), *step, *kind), (2, "%sum", 1, CommKind::AllReduce));
     assert!(*waited >= SHORT && missing[..] == [1], "{missing:?}");
-    assert_eq!((peers[1].0, peers[1].1.as_str()), (1, "barrier at `%start` (step 1)"));
+    assert_eq!((around.peers[1].0, around.peers[1].1.as_str()), (1, "barrier at `%start` (step 1)"));
     assert!(matches!(faults[0], Err(CommFault::Timeout { .. })), "{faults:?}");
 }
 

@@ -24,6 +24,10 @@ pub(super) enum Kind {
     Abort = 4,
     /// The sender makes no more calls.
     Leave = 5,
+    /// The sender has waited too long and asks what the receiver does.
+    Ask = 6,
+    /// What the sender does: whom it waits for and its place, in the text.
+    Standing = 7,
 }
 
 /// Everything about a frame but its data.
@@ -100,6 +104,8 @@ fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<(Header, usize)> {
         3 => Kind::Credit,
         4 => Kind::Abort,
         5 => Kind::Leave,
+        6 => Kind::Ask,
+        7 => Kind::Standing,
         _ => return None,
     };
     let op = match bytes[2] {

@@ -2,18 +2,23 @@
 
 use galvatron_ir::op::compute::{Attention, AttentionGrad, AttentionMaskGrad};
 
-use super::{Buffer, Cx, Prepared, Slot};
+use std::sync::Arc;
+
+use super::{Buffer, Cx, Prepared, Slot, buffers};
 use crate::cpu::arena::Arena;
+use crate::cpu::device::kernel;
 use crate::cpu::kernels::attention::{AttentionDims, Mask, attention as forward};
 use crate::cpu::kernels::attention_grad::{AttentionSaved, attention_grad as backward};
 use crate::cpu::kernels::attention_mask_grad::attention_mask_grad as mask_backward;
+use crate::cpu::threads::Threads;
+use crate::device::{AttentionBlock, BlockTask};
 
 /// q [b, sq, h, d], k [b, sk, g, d], v [b, sk, g, e].
 fn dims(q: &Buffer, k: &Buffer, v: &Buffer, scale: f64, causal: bool) -> AttentionDims {
     let [batch, sq, heads, d] = [0, 1, 2, 3].map(|i| q.shape[i]);
     let [sk, kv_heads, dv] = [k.shape[1], k.shape[2], v.shape[3]];
     let later = q.global[1] - q.first[1] as usize - sq;
-    AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale: scale as f32, causal, later }
+    AttentionDims { batch, sq, sk, heads, kv_heads, d, dv, scale: scale as f32, causal, later, continues: false }
 }
 
 /// The additive mask among the operands: where it lies, its extents of batch and heads.
@@ -82,5 +87,40 @@ pub(super) fn attention_mask_grad(op: &AttentionMaskGrad, cx: &Cx<'_>) -> Prepar
     cx.kernel(move |arena| {
         mask_backward(&dims, &saved.get(arena), grad.get(arena), dmask.get_mut(arena), threads);
         Ok(())
+    })
+}
+
+/// One block of a sequence; results go on from what they hold.
+pub(super) fn block(arena: &Arc<Arena>, threads: Threads, block: &AttentionBlock<'_>) -> Prepared {
+    let all = [block.q, block.k, block.v, block.o, block.lse].map(Clone::clone);
+    let all = buffers(&all);
+    if all.iter().any(|buffer| buffer.dtype != galvatron_ir::types::DType::F32) {
+        return Err("blocks of attention are of f32".into());
+    }
+    let mut dims = dims(&all[0], &all[1], &all[2], block.scale, block.causal);
+    (dims.later, dims.continues) = (0, true);
+    let mask = block.mask.map(|mask| {
+        let mask = &buffers(std::slice::from_ref(mask))[0];
+        MaskSlot { slot: mask.slot(), batch: mask.shape[0], heads: mask.shape[1] }
+    });
+    let slots = [0, 1, 2, 3, 4].map(|i| all[i].slot());
+    let saved = SavedSlots { slots, mask };
+    Ok(match block.task {
+        BlockTask::Forward => kernel(arena, move |arena| {
+            let [q, k, v, o, lse] = slots;
+            let qkv = (q.get(arena), k.get(arena), v.get(arena));
+            let results = (o.get_mut(arena), lse.get_mut(arena));
+            forward(&dims, qkv, mask.map(|m| m.get(arena)), results, threads);
+            Ok(())
+        }),
+        BlockTask::Backward { grad, dq, dk, dv } => {
+            let all = buffers(&[grad, dq, dk, dv].map(Clone::clone));
+            let [grad, dq, dk, dv] = [0, 1, 2, 3].map(|i| all[i].slot());
+            kernel(arena, move |arena| {
+                let results = (dq.get_mut(arena), dk.get_mut(arena), dv.get_mut(arena));
+                backward(&dims, &saved.get(arena), grad.get(arena), results, threads);
+                Ok(())
+            })
+        }
     })
 }

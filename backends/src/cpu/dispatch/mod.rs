@@ -25,7 +25,7 @@ use galvatron_ir::types::DType;
 use super::arena::{Arena, Element};
 use super::device::kernel;
 use super::threads::Threads;
-use crate::device::{BufferSpec, Kernel, NodeSpec, Span};
+use crate::device::{AttentionBlock, BufferSpec, Kernel, NodeSpec, Span};
 
 /// What `prepare` makes of a node: its kernel, or why there is none.
 type Prepared = Result<Box<dyn Kernel>, String>;
@@ -44,6 +44,14 @@ pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, scratch: Span, spec:
         true => widen::prepare(&cx, scratch),
         false => dispatch(spec.op, &cx),
     }
+}
+
+/// Prepares the attention to one block of a sequence.
+///
+/// # Errors
+/// When a buffer is not of f32.
+pub(super) fn prepare_block(arena: &Arc<Arena>, threads: Threads, block: &AttentionBlock<'_>) -> Prepared {
+    attention::block(arena, threads, block)
 }
 
 fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {

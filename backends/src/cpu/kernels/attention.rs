@@ -36,6 +36,8 @@ pub struct AttentionDims {
     pub causal: bool,
     /// Queries of the sequence that come after these, on other ranks.
     pub later: usize,
+    /// Whether results go on from what they hold: the keys are a block of the sequence, and others were seen before.
+    pub continues: bool,
 }
 
 /// Added to the scaled scores. values: [batch, heads, sq, sk]; sample i has mask i mod batch, which divides the batch of the
@@ -114,7 +116,8 @@ pub(super) struct QueryTile {
     pub(super) n: usize,
 }
 
-/// o = softmax(scale q kᵀ + mask) v and lse = ln sum e^score; queries that see no key get o = 0 and lse = -inf.
+/// o = softmax(scale q kᵀ + mask) v and lse = ln sum e^score; queries that see no key get o = 0 and lse = -inf. Where it continues,
+/// o and lse of the keys that were seen before become those of all.
 ///
 /// # Panics
 /// When a slice has not the length that `dims` says.
@@ -165,6 +168,9 @@ impl WithSimd for Forward<'_> {
         pack_transposed(self.q, row_of(dims, &tile, dims.d), tile.n, (dims.d, dims.scale), qt);
         sums.fill(0.0);
         let mut running = Running { max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES] };
+        if dims.continues {
+            self.resume(&mut running, sums, width);
+        }
         let mask = self.mask.map(|m| m.of(tile.b, tile.h, dims.sq, dims.sk));
         let end = dims.keys_seen(tile.first + tile.n);
         for first_key in (0..end).step_by(KEYS) {
@@ -191,6 +197,22 @@ impl WithSimd for Forward<'_> {
 }
 
 impl Forward<'_> {
+    /// Takes up the softmax where the results left it: with their log-sum-exp as maximum the sum of exponentials is 1.
+    #[inline(always)]
+    fn resume(&self, running: &mut Running, sums: &mut [f32], width: usize) {
+        let (dims, tile) = (self.dims, self.tile);
+        let (start, step) = row_of(dims, &tile, dims.dv);
+        let lse_start = (tile.b * dims.heads + tile.h) * dims.sq + tile.first;
+        // SAFETY: the rows of o and lse of a tile belong to one task.
+        let lse = unsafe { self.lse.slice(lse_start..lse_start + tile.n) };
+        for (i, &lse) in lse.iter().enumerate().filter(|(_, lse)| **lse > f32::NEG_INFINITY) {
+            (running.max[i], running.sum[i]) = (lse, 1.0);
+            // SAFETY: as above.
+            let o = unsafe { self.o.slice(start + i * step..start + i * step + dims.dv) };
+            sums[i * width..i * width + dims.dv].copy_from_slice(o);
+        }
+    }
+
     #[inline(always)]
     fn finish(&self, running: &Running, sums: &[f32], width: usize) {
         let (dims, tile) = (self.dims, self.tile);
@@ -395,6 +417,7 @@ pub(super) mod tests {
                 scale,
                 causal,
                 later: sk.saturating_sub(sq) / 3,
+                continues: false,
             };
             let mask = match mask {
                 0 => None,

@@ -30,7 +30,8 @@ pub struct AttentionSaved<'a> {
 /// The gradients (dq, dk, dv) for the gradient `grad` of o. With p = e^(score - lse) and delta = sum(grad o):
 /// dv = pᵀ grad,  ds = p (grad vᵀ - delta) scale,  dq = ds k,  dk = dsᵀ q.
 ///
-/// Heads of keys are summed over their group of query heads, in order. All of the results is overwritten.
+/// Heads of keys are summed over their group of query heads, in order. All of the results is overwritten, or added to where it
+/// continues.
 ///
 /// # Panics
 /// When a slice has not the length that `dims` says.
@@ -44,8 +45,10 @@ pub fn attention_grad(
     let s = saved;
     dims.check([(s.q.len(), s.o.len()), (s.k.len(), s.v.len()), (s.lse.len(), s.lse.len())], s.mask);
     dims.check([(dq.len(), grad.len()), (dk.len(), dv.len()), (s.lse.len(), s.lse.len())], s.mask);
-    for x in [&mut *dq, &mut *dk, &mut *dv] {
-        threads.for_each_chunk_mut(x, super::GRAIN, |_, chunk| chunk.fill(0.0));
+    if !dims.continues {
+        for x in [&mut *dq, &mut *dk, &mut *dv] {
+            threads.for_each_chunk_mut(x, super::GRAIN, |_, chunk| chunk.fill(0.0));
+        }
     }
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
     let len = Parts::len(dims);

@@ -125,10 +125,21 @@ impl Factors {
     }
 }
 
-/// Multiply-adds of one product of the score matrix with vectors of width `width`; causal masks halve it.
+/// Multiply-adds of one product of the score matrix with vectors of width `width`.
 fn score_flops(q: &TensorType, k: &TensorType, width: u64, causal: bool) -> u64 {
-    let full = 2 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * width;
-    if causal { full / 2 } else { full }
+    seen(q, k, 2 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * width, causal)
+}
+
+/// What is left under a causal rule of work on all pairs of queries and keys: half of it for as many keys as queries. Of queries that
+/// are cut over ranks it is the work of the last ones, which see all keys but half of their own length.
+fn seen(q: &TensorType, k: &TensorType, all: u64, causal: bool) -> u64 {
+    let (queries, keys) = (u128::from(q.shape[1]), u128::from(k.shape[1]));
+    let share = |part: u128, whole: u128| (u128::from(all) * part / whole.max(1)) as u64;
+    match (causal, queries <= keys) {
+        (false, _) => all,
+        (true, true) => share(2 * keys - queries, 2 * keys),
+        (true, false) => share(keys, 2 * queries),
+    }
 }
 
 fn attrs_of(scale: Scalar, causal: bool) -> Attrs {
@@ -186,7 +197,7 @@ impl OpDef for Attention {
     fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
         let (q, k, v) = (args[0], args[1], args[2]);
         let matmul_flops = score_flops(q, k, q.shape[3], self.causal) + score_flops(q, k, v.shape[3], self.causal);
-        let flops = 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        let flops = seen(q, k, 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1], self.causal);
         Work { matmul_flops, flops, bytes: traffic(args, results) }
     }
 
@@ -255,7 +266,7 @@ impl OpDef for AttentionGrad {
         let (q, k, v) = (args[0], args[1], args[2]);
         let matmul_flops =
             3 * score_flops(q, k, q.shape[3], self.causal) + 2 * score_flops(q, k, v.shape[3], self.causal);
-        let flops = 12 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        let flops = seen(q, k, 12 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1], self.causal);
         Work { matmul_flops, flops, bytes: traffic(args, results) }
     }
 
@@ -297,7 +308,7 @@ impl OpDef for AttentionMaskGrad {
     fn work(&self, args: &[&TensorType], results: &[&TensorType]) -> Work {
         let (q, k, v) = (args[0], args[1], args[2]);
         let matmul_flops = score_flops(q, k, q.shape[3], self.causal) + score_flops(q, k, v.shape[3], self.causal);
-        let flops = 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] / if self.causal { 2 } else { 1 };
+        let flops = seen(q, k, 8 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1], self.causal);
         Work { matmul_flops, flops, bytes: traffic(args, results) }
     }
 
@@ -315,5 +326,20 @@ impl OpDef for AttentionMaskGrad {
         let saved = [qkv, qkv, qkv, qkv, &[4, 4, 6], qkv];
         let sample = |causal, mask: &[u64]| Sample::uniform(op(causal), &[&saved[..], &[mask]].concat());
         vec![sample(true, &[1, 4, 6, 6]), sample(false, &[2, 1, 6, 6])]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_causal_rule_leaves_half_of_a_square_and_more_of_the_last_queries() {
+        let t = |sequence: u64| TensorType::f32([1, sequence, 1, 1]);
+        assert_eq!(seen(&t(8), &t(8), 64, false), 64);
+        assert_eq!(seen(&t(8), &t(8), 64, true), 32);
+        assert_eq!(seen(&t(2), &t(8), 16, true), 14);
+        assert_eq!(seen(&t(8), &t(2), 16, true), 2);
+        assert_eq!(seen(&t(0), &t(0), 0, true), 0);
     }
 }

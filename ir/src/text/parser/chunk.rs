@@ -106,7 +106,7 @@ impl<'t> Parser<'t> {
                     let message = format!("`{}` is no entry of a schedule", self.cursor.text_of(token));
                     let fault = Diagnostic::new(fault::SYNTAX, message).at(token.span());
                     self.cursor.report(fault.help(
-                        "an entry is a phase's letter (P, F, B, R, S), a chunk and, for F and B, a micro-batch: `F0.3`",
+                        "an entry is a phase's letter (P, F, B, W, R, S), a chunk and, for F, B and W, a micro-batch: `F0.3`",
                     ));
                 }
             }

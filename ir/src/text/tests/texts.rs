@@ -115,7 +115,7 @@ module @mlp level=plan {
 "#;
 
 /// All of them.
-pub const ALL: [&str; 5] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE];
+pub const ALL: [&str; 6] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING];
 
 /// Two stages of one rank each.
 pub const PIPELINE: &str = r#"gir 1
@@ -150,5 +150,28 @@ module @two level=plan {
   arena of 0 {persistent=0, slots=256, transient=64}
   arena of 1 {persistent=64, transient=128}
   predicted {step_time_ns=0, gap_ppm=0}
+}
+"#;
+
+/// Attention around a ring of two ranks, and its gradient.
+pub const RING: &str = r#"gir 1
+module @ring level=sharded {
+  mesh [mb=1, a0=2@0]
+  program {
+    input %q = "q": f32[2, 8, 4, 4]
+    input %g = "g": f32[2, 8, 4, 4]
+    %o, %lse = attention{scale=0.5, causal} %q, %q, %q: f32[2, 8, 4, 4], f32[2, 4, 8] layer=0
+    %dq, %dk, %dv = attention_grad{scale=0.5, causal} %q, %q, %q, %o, %lse, %g: f32[2, 8, 4, 4] grad=%q, f32[2, 8, 4, 4] grad=%q, f32[2, 8, 4, 4] grad=%q fwd=%o layer=0
+  }
+  chunk 0 {
+    forward {
+      %q = load{input="q", dtype=f32, shape=[2, 8, 4, 4]}: f32[2, 8, 4, 4]@[_, a0, _, _] of=%q
+      %g = load{input="g", dtype=f32, shape=[2, 8, 4, 4]}: f32[2, 8, 4, 4]@[_, a0, _, _] of=%g
+      %o, %lse = comm.ring_attention{axes=[a0], scale=0.5, causal, zigzag} %q, %q, %q: f32[2, 8, 4, 4]@[_, a0, _, _] of=%o, f32[2, 4, 8]@[_, _, a0] of=%lse layer=0
+    }
+    backward {
+      %dq, %dk, %dv = comm.ring_attention_grad{axes=[a0], scale=0.5, causal} %q, %q, %q, %o, %lse, %g: f32[2, 8, 4, 4]@[_, a0, _, _] of=%dq, f32[2, 8, 4, 4]@[_, a0, _, _] of=%dk, f32[2, 8, 4, 4]@[_, a0, _, _] of=%dv layer=0
+    }
+  }
 }
 "#;

@@ -2,7 +2,8 @@
 
 use super::Sharder;
 use super::copies::Copy;
-use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, reshard_steps};
+use crate::rings::{RingKind, ring_of};
+use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, ShardingRule, reshard_steps};
 use galvatron_ir::op::comm::Reshard;
 use galvatron_ir::op::mem::{Accumulate, Load};
 use galvatron_ir::op::{Effects, Op};
@@ -10,10 +11,10 @@ use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, NodeId, ValueId};
 use std::collections::BTreeSet;
 
-impl Sharder<'_> {
+impl<'a> Sharder<'a> {
     /// Emits a program node under a map: fetches its operands, places its results.
     pub fn emit(&mut self, node: NodeId, map: &FactorMap, phase: PhaseKind) {
-        let rule = crate::batch::rule_of(self.program, node);
+        let rule = self.rule_of(node);
         let n = self.program.graph.node(node).clone();
         let wanted: Vec<Sharding> = (0..n.args.len()).map(|i| rule.operand_sharding(i, map)).collect();
         let args: Vec<ValueId> = n.args.iter().zip(&wanted).map(|(&a, s)| self.fetch(a, s, phase)).collect();
@@ -24,7 +25,7 @@ impl Sharder<'_> {
     /// Emits a backward node. A sum over micro-batches stays partial through a node that is linear in it: only an
     /// accumulator resolves it.
     pub fn emit_backward(&mut self, node: NodeId, map: &FactorMap) {
-        let rule = crate::batch::rule_of(self.program, node);
+        let rule = self.rule_of(node);
         let n = self.program.graph.node(node);
         self.import_all(&n.args, PhaseKind::Backward);
         let sum = (0..n.args.len()).find(|&i| self.is_lazy_sum(n.args[i]));
@@ -54,13 +55,34 @@ impl Sharder<'_> {
         self.copies.is_sum_over_micro_batches(value) || (is_partial() && is_step())
     }
 
+    /// The ring that the strategy makes of an attention, and so of its gradient.
+    fn ring_kind(&self, node: NodeId) -> Option<RingKind> {
+        let forward = self.program.graph.node(node).fwd.unwrap_or(node);
+        self.strategy.rings.get(&forward).copied()
+    }
+
+    /// The factor rule of a node as it is emitted.
+    fn rule_of(&self, node: NodeId) -> &'a ShardingRule {
+        let ring = self.ring_kind(node).and_then(|_| self.rules.ring(node));
+        ring.unwrap_or(&self.rules[node])
+    }
+
+    /// The op of a node as it is emitted: a ring runs over the axes of its queries' sequence.
+    fn op_of(&self, node: NodeId, args: &[ValueId]) -> Op {
+        let queries = args.first().and_then(|&q| self.chunk.graph.value(q).sharding.clone());
+        let axes = queries.and_then(|s| s.dims.get(1).cloned()).unwrap_or_default();
+        let ring = self.ring_kind(node).and_then(|kind| ring_of(self.program, node, &axes, kind));
+        ring.unwrap_or_else(|| self.program.graph.node(node).op.clone())
+    }
+
     /// Emits a program node whose operands and result placements are known.
     pub fn emit_node(&mut self, node: NodeId, args: &[ValueId], placements: Vec<Sharding>, phase: PhaseKind) {
         let n = self.program.graph.node(node);
         let values = n.results.iter().map(|&r| self.program.graph.value(r));
         let (types, names) = values.map(|v| (v.ty.clone(), v.name.clone())).unzip();
         let names: Vec<String> = names;
-        let new = self.chunk.graph.add_typed(n.op.clone(), args, types, &names);
+        let op = self.op_of(node, args);
+        let new = self.chunk.graph.add_typed(op, args, types, &names);
         self.chunk.graph.node_mut(new).layer = n.layer;
         self.chunk.phase_mut(phase).push(new);
         let results = self.chunk.graph.node(new).results.clone();

@@ -7,10 +7,10 @@
 
 mod copies;
 mod emit;
-pub(crate) mod inherit;
 mod parts;
 mod sums;
 
+use crate::rules::Rules;
 use crate::strategy::Strategy;
 use copies::Copies;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
@@ -18,17 +18,16 @@ use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole, Stage};
 use galvatron_ir::{Level, Module, NodeId, ValueId};
-use inherit::Inherited;
 use parts::Parts;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Builds the chunks of a module at level `training`.
-pub fn shard(module: &mut Module, strategy: &Strategy) {
+/// Builds the chunks of a module at level `training`, of whose program these are the rules.
+pub fn shard(module: &mut Module, strategy: &Strategy, rules: &Rules) {
     module.mesh = module.mesh.with_micro_batches(strategy.micro_batches);
     let n_stages = strategy.pipeline.as_ref().map_or(1, |p| u64::from(p.n_stages));
     let mesh = module.mesh.part_of(n_stages).expect("invariant: the stages divide the mesh");
     module.stages = (0..n_stages).map(|stage| Stage::new(stage * mesh.world(), mesh.clone())).collect();
-    let mut sharder = Sharder::new(&module.program, &mesh, strategy);
+    let mut sharder = Sharder::new(&module.program, rules, &mesh, strategy);
     sharder.declare_residents();
     for &node in &module.program.body {
         sharder.visit(node);
@@ -55,7 +54,7 @@ struct Sharder<'a> {
     /// Accumulators by the value that they sum.
     accumulators: BTreeMap<ValueId, ValueId>,
     parts: Parts,
-    inherited: Inherited,
+    rules: &'a Rules,
     /// The gradient that each trainable weight's optimizer node reads.
     weight_of_gradient: BTreeMap<ValueId, ValueId>,
     /// Program values that exist once a step, after the last micro-batch.
@@ -67,7 +66,7 @@ struct Sharder<'a> {
 }
 
 impl<'a> Sharder<'a> {
-    fn new(program: &'a Program, mesh: &'a Mesh, strategy: &'a Strategy) -> Self {
+    fn new(program: &'a Program, rules: &'a Rules, mesh: &'a Mesh, strategy: &'a Strategy) -> Self {
         let mut weight_of_gradient = BTreeMap::new();
         for &node in &program.body {
             if let Some(weight) = program.weight_of_optimizer(node) {
@@ -82,7 +81,7 @@ impl<'a> Sharder<'a> {
             copies: Copies::default(),
             accumulators: BTreeMap::new(),
             parts: Parts::new(program, strategy),
-            inherited: Inherited::default(),
+            rules,
             weight_of_gradient,
             step_level: run_scalars(program, strategy),
             reported: ["loss", "grad_norm"].iter().filter_map(|name| program.output(name)).collect(),
@@ -128,8 +127,10 @@ impl<'a> Sharder<'a> {
         } else if matches!(n.op, Op::AddN(_)) || self.is_widened_gradient(node) {
             self.visit_sum(node);
         } else {
-            let maps = &self.strategy.maps;
-            let map = self.inherited.map(self.program, |f| maps.get(&f), node);
+            let map = match n.fwd.and_then(|fwd| self.strategy.maps.get(&fwd)) {
+                Some(forward) => self.rules.inherit(node, forward),
+                None => FactorMap::replicated(&self.rules[node]),
+            };
             self.emit_backward(node, &map);
         }
     }
@@ -191,8 +192,8 @@ impl<'a> Sharder<'a> {
         let is_step = updated.is_some() || self.is_run_scalar(node);
         let phase = if is_step { PhaseKind::Step } else { PhaseKind::Reduce };
         let weight = updated.or_else(|| n.args.first().and_then(|a| self.weight_of_gradient.get(a).copied()));
-        let rule = crate::batch::rule_of(self.program, node);
-        let mut map = FactorMap::replicated(&rule);
+        let rule = &self.rules[node];
+        let mut map = FactorMap::replicated(rule);
         if let Some(weight) = weight {
             let state = &self.strategy.weights[&weight].state;
             let operand = rule.operands.iter().position(|dims| !dims.is_empty()).unwrap_or(0);

@@ -29,6 +29,7 @@ pub use ilp::solve_ilp;
 pub use lagrange::hull;
 use narrow::{Outcome, solve_narrow};
 use order::BucketTree;
+pub use order::elimination_width;
 use pareto::{Effort, eliminate_fronts};
 pub use problem::{Assignment, Cost, Edge, Problem, Var};
 use problem::{Reduced, simplify};

@@ -73,6 +73,11 @@ pub(super) fn eliminations(extents: &[usize], pairs: &[(usize, usize)]) -> Vec<E
     if total(&by_cells) < total(&by_fill) { by_cells } else { by_fill }
 }
 
+/// The elimination width of a graph of variables with these extents: the largest number of variables that a message depends on.
+pub fn elimination_width(extents: &[usize], pairs: &[(usize, usize)]) -> usize {
+    eliminations(extents, pairs).iter().map(|(_, scope)| scope.len()).max().unwrap_or(0)
+}
+
 /// The number of cells of the joint table of one elimination, saturating.
 pub(super) fn joint_cells(extents: &[usize], (var, scope): &Elimination) -> u64 {
     scope.iter().fold(extents[*var] as u64, |cells, &u| cells.saturating_mul(extents[u] as u64))

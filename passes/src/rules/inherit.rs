@@ -1,7 +1,7 @@
 //! A gradient node inherits the map of its forward node: its factors are recognised by the dimensions of what it reads.
 
-use crate::batch::rule_of;
-use galvatron_ir::mesh::{FactorMap, ShardingRule};
+use super::Rules;
+use galvatron_ir::mesh::ShardingRule;
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, ValueId};
@@ -10,39 +10,28 @@ use std::collections::BTreeMap;
 /// For each dimension the forward factors that it runs over, major first.
 type Labels = Vec<Vec<usize>>;
 
-/// Labels of the temporary values inside the gradient of each forward node.
+/// Recognises the factors of gradient nodes, in the order of the program.
 #[derive(Default)]
-pub struct Inherited {
+pub struct Recogniser {
+    /// Labels of the temporary values inside the gradient of each forward node.
     labels: BTreeMap<(NodeId, ValueId), Labels>,
 }
 
-impl Inherited {
-    /// The map of a backward node; factors that its forward node does not have stay whole.
-    pub fn map<'m>(
-        &mut self,
-        program: &Program,
-        map_of: impl Fn(NodeId) -> Option<&'m FactorMap>,
-        node: NodeId,
-    ) -> FactorMap {
-        let rule = rule_of(program, node);
-        let mut map = FactorMap::replicated(&rule);
+impl Recogniser {
+    /// For each factor of a gradient node the factor of its forward node that is cut alike, if it has one.
+    pub fn visit(&mut self, program: &Program, rules: &Rules, node: NodeId, fwd: NodeId) -> Vec<Option<usize>> {
+        let (rule, fwd_rule) = (&rules[node], &rules[fwd]);
+        let factors = self.recognise(program, node, rule, fwd, fwd_rule);
         let n = program.graph.node(node);
-        let Some((fwd, fwd_map)) = n.fwd.and_then(|f| Some((f, map_of(f)?))) else { return map };
-        let fwd_rule = rule_of(program, fwd);
-        let factors = self.recognise(program, node, &rule, fwd, &fwd_rule);
-        for (factor, fwd_factor) in factors.iter().enumerate() {
-            if let Some(f) = fwd_factor
-                && (rule.is_shardable(factor) || !fwd_rule.is_shardable(*f))
-                && rule.factors[factor].size == fwd_rule.factors[*f].size
-            {
-                map.axes[factor] = fwd_map.axes[*f].clone();
-            }
-        }
         for (&result, dims) in n.results.iter().zip(&rule.results) {
             let labels = dims.iter().map(|fs| fs.iter().map_while(|&f| factors[f]).collect()).collect();
             self.labels.insert((fwd, result), labels);
         }
-        map
+        let is_alike = |factor: usize, f: usize| {
+            (rule.is_shardable(factor) || !fwd_rule.is_shardable(f))
+                && rule.factors[factor].size == fwd_rule.factors[f].size
+        };
+        factors.iter().enumerate().map(|(factor, f)| f.filter(|&f| is_alike(factor, f))).collect()
     }
 
     /// For each factor of a backward node the forward factor.

@@ -1,0 +1,72 @@
+//! The factor rules of all nodes of a program: what can be cut, and how gradients follow their forward nodes.
+
+mod inherit;
+
+use crate::rings::ring_rule;
+use galvatron_ir::NodeId;
+use galvatron_ir::mesh::{FactorMap, ShardingRule};
+use galvatron_ir::module::Program;
+use galvatron_ir::op::Op;
+use inherit::Recogniser;
+use std::ops::Index;
+
+/// The factor rule of a node on its global types.
+pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
+    let node = program.graph.node(node);
+    node.op.rule(&program.graph.types(&node.args), &program.graph.types(&node.results))
+}
+
+/// The rules of the nodes of a program, made once.
+pub struct Rules {
+    /// By node; those outside of the body have none.
+    rules: Vec<Option<ShardingRule>>,
+    /// By node: its rule as a ring, where it has one.
+    rings: Vec<Option<ShardingRule>>,
+    /// By node, for gradients: for each factor that of the forward node.
+    forward_factors: Vec<Vec<Option<usize>>>,
+}
+
+impl Rules {
+    /// The rules of every node of the body.
+    pub fn of(program: &Program) -> Rules {
+        let n_nodes = program.body.iter().map(|n| n.index() + 1).max().unwrap_or(0);
+        let (rules, rings) = (vec![None; n_nodes], vec![None; n_nodes]);
+        let mut rules = Rules { rules, rings, forward_factors: vec![Vec::new(); n_nodes] };
+        for &node in &program.body {
+            rules.rules[node.index()] = Some(rule_of(program, node));
+            rules.rings[node.index()] = ring_rule(program, node);
+        }
+        let mut recogniser = Recogniser::default();
+        for &node in &program.body {
+            let n = program.graph.node(node);
+            if let Some(fwd) = n.fwd.filter(|_| !matches!(n.op, Op::AddN(_))) {
+                rules.forward_factors[node.index()] = recogniser.visit(program, &rules, node, fwd);
+            }
+        }
+        rules
+    }
+
+    /// The rule of a node as a ring, which has the factors of its own rule; `None` where there is no such ring.
+    pub fn ring(&self, node: NodeId) -> Option<&ShardingRule> {
+        self.rings[node.index()].as_ref()
+    }
+
+    /// The map of a gradient node under the map of its forward node; factors that this one does not have stay whole.
+    pub fn inherit(&self, node: NodeId, forward: &FactorMap) -> FactorMap {
+        let mut map = FactorMap::replicated(&self[node]);
+        for (axes, factor) in map.axes.iter_mut().zip(&self.forward_factors[node.index()]) {
+            if let Some(factor) = factor {
+                axes.clone_from(&forward.axes[*factor]);
+            }
+        }
+        map
+    }
+}
+
+impl Index<NodeId> for Rules {
+    type Output = ShardingRule;
+
+    fn index(&self, node: NodeId) -> &ShardingRule {
+        self.rules[node.index()].as_ref().expect("invariant: the body has the node")
+    }
+}

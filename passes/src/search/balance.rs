@@ -1,0 +1,105 @@
+//! Cuts of a path into chunks that make the worst chunk best where every segment takes its least time and its least bytes.
+
+use super::candidates::Choice;
+use super::solver::chain::Chain;
+
+/// What chunks cost at least: a path with the least time and bytes of each segment, summed from its start.
+pub struct Balance {
+    /// Nanoseconds before each segment.
+    time_ns: Vec<u64>,
+    /// Bytes before each segment, for each chunk with the micro-batches that it keeps.
+    bytes: Vec<Vec<u64>>,
+    /// Bytes that a chunk may have.
+    room: u64,
+}
+
+/// Bytes beyond the room, and nanoseconds, of the worst chunk.
+pub type Worst = (u64, u64);
+
+impl Balance {
+    /// Of a path whose chunks keep so many micro-batches at one time, and have room for so many bytes.
+    pub fn new(chain: &Chain, choices: &[Vec<Choice>], in_flight: &[u64], room: u64) -> Balance {
+        let sums = |of: &dyn Fn(usize) -> u64| {
+            let mut sums = vec![0u64];
+            for &class in &chain.layers {
+                sums.push(sums[sums.len() - 1].saturating_add(of(class)));
+            }
+            sums
+        };
+        let least = |costs: &mut dyn Iterator<Item = u64>| costs.min().unwrap_or(0);
+        let time_ns = sums(&|class| least(&mut chain.classes[class].iter().map(|c| c.cost.time_ns)));
+        let kept =
+            |choice: &Choice, n: u64| choice.cost.bytes.saturating_add((n - 1).saturating_mul(choice.saved_bytes));
+        let bytes_of = |&n: &u64| sums(&|class| least(&mut choices[class].iter().map(|c| kept(c, n))));
+        Balance { time_ns, bytes: in_flight.iter().map(bytes_of).collect(), room }
+    }
+
+    /// What a chunk costs of the segments from `start` to `end`.
+    pub fn cost(&self, chunk: usize, start: usize, end: usize) -> Worst {
+        let bytes = self.bytes[chunk][end] - self.bytes[chunk][start];
+        (bytes.saturating_sub(self.room), self.time_ns[end] - self.time_ns[start])
+    }
+
+    /// The first segment of each chunk, of cuts that make the worst one best.
+    pub fn cut(&self, cuts: &[usize]) -> Vec<usize> {
+        let n_segments = self.time_ns.len() - 1;
+        let ends: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([n_segments]).collect();
+        // For each number of chunks and each end: the worst chunk, and where the last one starts.
+        let first = |&end: &usize| (end > 0).then(|| (self.cost(0, 0, end), 0));
+        let mut rows: Vec<Vec<Option<(Worst, usize)>>> = vec![ends.iter().map(first).collect()];
+        for chunk in 1..self.bytes.len() {
+            let before = &rows[chunk - 1];
+            let best = |end: usize| {
+                let options = (0..end).filter_map(|start| {
+                    let ((bytes, ns), _) = before[start]?;
+                    let own = self.cost(chunk, ends[start], ends[end]);
+                    Some(((bytes.max(own.0), ns.max(own.1)), start))
+                });
+                options.min()
+            };
+            rows.push((0..ends.len()).map(best).collect());
+        }
+        let (mut starts, mut end) = (Vec::new(), ends.len() - 1);
+        for row in rows.iter().rev() {
+            let (_, start) = row[end].expect("invariant: there are enough layers for the chunks");
+            starts.push(ends[start]);
+            end = start;
+        }
+        starts.reverse();
+        starts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn balance(segments: &[(u64, u64)], n_chunks: usize, room: u64) -> Balance {
+        let sums = |of: fn(&(u64, u64)) -> u64| {
+            let sum = |sum: &mut u64, segment: &(u64, u64)| {
+                *sum += of(segment);
+                Some(*sum)
+            };
+            [0].into_iter().chain(segments.iter().scan(0, sum)).collect::<Vec<u64>>()
+        };
+        Balance { time_ns: sums(|s| s.0), bytes: vec![sums(|s| s.1); n_chunks], room }
+    }
+
+    #[test]
+    fn the_slowest_chunk_is_as_fast_as_it_can_be() {
+        let cut = |times: &[u64], cuts: &[usize], n_chunks| {
+            let segments: Vec<(u64, u64)> = times.iter().map(|&ns| (ns, 0)).collect();
+            balance(&segments, n_chunks, 0).cut(cuts)
+        };
+        assert_eq!(cut(&[1, 4, 4, 4, 4, 9], &[1, 2, 3, 4, 5], 3), [0, 3, 5]);
+        assert_eq!(cut(&[1, 1, 1, 1], &[1, 2, 3], 2), [0, 2]);
+        assert_eq!(cut(&[9, 1, 1, 1], &[2, 3], 2), [0, 2]);
+    }
+
+    #[test]
+    fn a_chunk_without_room_is_worse_than_a_slow_one() {
+        let segments = [(1, 50), (1, 10), (1, 10), (1, 10)];
+        assert_eq!(balance(&segments, 2, 100).cut(&[1, 2, 3]), [0, 2]);
+        assert_eq!(balance(&segments, 2, 55).cut(&[1, 2, 3]), [0, 1]);
+    }
+}

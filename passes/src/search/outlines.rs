@@ -1,0 +1,104 @@
+//! What a whole space costs at least, without its candidates: so that only those spaces are built that may hold the best plan.
+//!
+//! The flow of values costs something or nothing, so no plan is faster than the sum over its ops of the least that each costs by
+//! itself. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short.
+
+use super::candidates::{SpaceBuilder, modes, zero_levels};
+use super::pins::{LayerPins, PinFault};
+use super::price::Piece;
+use super::recompute::Recompute;
+use super::solver::Cost;
+use super::stages::Stages;
+use galvatron_ir::mesh::Mesh;
+
+/// Binary digits of a price on bytes, in nanoseconds per byte, after the point.
+const PRICE_BITS: u32 = 40;
+
+/// Prices that are tried, each twice the one before; the middle one values the memory of all devices like the step.
+const N_PRICES: u32 = 9;
+
+/// The costs of a group's options that no other option of it beats.
+type Group = Vec<Cost>;
+
+/// For each variant and each of its splits, modes and ZeRO levels, what its groups cost.
+pub struct Least {
+    variants: Vec<Vec<Vec<Group>>>,
+}
+
+impl SpaceBuilder<'_> {
+    /// What every variant costs at least on a mesh.
+    ///
+    /// # Errors
+    /// When a variant has no candidate: the pin or the extent that leaves none.
+    pub(super) fn least(&self, mesh: &Mesh) -> Result<Least, PinFault> {
+        let of = |(first, pins): &(usize, LayerPins)| {
+            let piece = &self.pieces[*first];
+            let found = self.least_of(piece, pins, mesh);
+            if found.is_empty() { Err(self.why_none(piece, pins, mesh)) } else { Ok(found) }
+        };
+        Ok(Least { variants: self.variants.iter().map(of).collect::<Result<_, _>>()? })
+    }
+
+    fn least_of(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> Vec<Vec<Group>> {
+        let recomputes: Vec<Recompute> =
+            modes(piece, pins).into_iter().map(|mode| Recompute::of(&self.facts, piece, mode)).collect();
+        let mut all = Vec::new();
+        for split in self.splits(pins, mesh) {
+            if self.boundaries(piece, pins, &split, mesh).is_empty() {
+                continue;
+            }
+            let Some(priced) = self.priced(piece, pins, mesh, &split) else { continue };
+            for recompute in &recomputes {
+                for zero in zero_levels(pins, mesh) {
+                    let group = |g| unbeaten(priced.unaries(g, recompute, zero, 1));
+                    all.push((0..priced.groups().len()).map(group).collect());
+                }
+            }
+        }
+        all
+    }
+
+    /// Nanoseconds that a step takes at least, with stages that have `limit` bytes each.
+    pub(super) fn bound_ns(&self, least: &Least, stages: &Stages, micro_batches: u32, limit: u64) -> u64 {
+        let n_stages = stages.n_stages();
+        let free = least.times(0);
+        let total = |times: &[u64]| self.variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add);
+        let mut all_ns = total(&free);
+        let room = u128::from(limit) * u128::from(n_stages);
+        let middle = (u128::from(all_ns) << PRICE_BITS) / room.max(1);
+        for i in 0..N_PRICES {
+            let price = (middle << i) >> (N_PRICES / 2);
+            let paid = u128::from(total(&least.times(price)));
+            let rest = paid.saturating_sub((room * price) >> PRICE_BITS);
+            all_ns = all_ns.max(u64::try_from(rest).unwrap_or(u64::MAX));
+        }
+        let slowest_ns = stages.slowest_ns(&self.is_layer, &self.variant_of, &free);
+        stages.step_ns(slowest_ns.max(all_ns / u64::from(n_stages)), all_ns, u64::from(micro_batches))
+    }
+}
+
+impl Least {
+    /// The least time of each variant with a price on its bytes.
+    fn times(&self, price: u128) -> Vec<u64> {
+        let weight = |cost: &Cost| {
+            let paid = u128::from(cost.time_ns) + ((u128::from(cost.bytes) * price) >> PRICE_BITS);
+            u64::try_from(paid).unwrap_or(u64::MAX)
+        };
+        let group = |costs: &Group| costs.iter().map(weight).min().unwrap_or(u64::MAX);
+        let sum = |groups: &Vec<Group>| groups.iter().map(group).fold(0, u64::saturating_add);
+        self.variants.iter().map(|all| all.iter().map(sum).min().unwrap_or(u64::MAX)).collect()
+    }
+}
+
+/// The costs that no other one beats in time and bytes, fastest first.
+fn unbeaten(costs: impl Iterator<Item = Cost>) -> Group {
+    let mut all: Vec<Cost> = costs.collect();
+    all.sort();
+    let mut kept: Group = Vec::new();
+    for cost in all {
+        if kept.last().is_none_or(|last| cost.bytes < last.bytes) {
+            kept.push(cost);
+        }
+    }
+    kept
+}
