@@ -58,12 +58,10 @@ impl SpaceBuilder<'_> {
         all
     }
 
-    /// Nanoseconds that a step takes at least, with stages that have `limit` bytes each.
-    pub(super) fn bound_ns(&self, least: &Least, stages: &Stages, micro_batches: u32, limit: u64) -> u64 {
-        let n_stages = stages.n_stages();
-        let free = least.times(0);
+    /// Nanoseconds that all stages together compute at least, where there are so many and each has `limit` bytes.
+    pub(super) fn all_ns(&self, least: &Least, n_stages: u32, limit: u64) -> u64 {
         let total = |times: &[u64]| self.variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add);
-        let mut all_ns = total(&free);
+        let mut all_ns = total(&least.times(0));
         let room = u128::from(limit) * u128::from(n_stages);
         let middle = (u128::from(all_ns) << PRICE_BITS) / room.max(1);
         for i in 0..N_PRICES {
@@ -72,14 +70,20 @@ impl SpaceBuilder<'_> {
             let rest = paid.saturating_sub((room * price) >> PRICE_BITS);
             all_ns = all_ns.max(u64::try_from(rest).unwrap_or(u64::MAX));
         }
-        let slowest_ns = stages.slowest_ns(&self.is_layer, &self.variant_of, &free);
-        stages.step_ns(slowest_ns.max(all_ns / u64::from(n_stages)), all_ns, u64::from(micro_batches))
+        all_ns
+    }
+
+    /// Nanoseconds that a step takes at least, whose stages together take `all_ns`.
+    pub(super) fn bound_ns(&self, free: &[u64], all_ns: u64, stages: &Stages, micro_batches: u32) -> u64 {
+        let slowest_ns = stages.slowest_ns(&self.is_layer, &self.variant_of, free);
+        let slowest_ns = slowest_ns.max(all_ns / u64::from(stages.n_stages()));
+        stages.step_ns(slowest_ns, all_ns, u64::from(micro_batches))
     }
 }
 
 impl Least {
     /// The least time of each variant with a price on its bytes.
-    fn times(&self, price: u128) -> Vec<u64> {
+    pub(super) fn times(&self, price: u128) -> Vec<u64> {
         let weight = |cost: &Cost| {
             let paid = u128::from(cost.time_ns) + ((u128::from(cost.bytes) * price) >> PRICE_BITS);
             u64::try_from(paid).unwrap_or(u64::MAX)

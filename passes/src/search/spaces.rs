@@ -42,9 +42,16 @@ struct Outline {
 struct Family {
     micro_batches: u32,
     mesh: Mesh,
-    /// The most micro-batches that a chunk of any of them keeps at one time.
-    in_flight: u64,
+    /// The kinds of pipelines.
+    kinds: Vec<Stages>,
     candidates: OnceCell<Result<Rc<Candidates>, PinFault>>,
+}
+
+impl Family {
+    /// The most micro-batches that a chunk of any of its spaces keeps at one time.
+    fn most_in_flight(&self) -> u64 {
+        self.kinds.iter().map(|kind| kind.most_in_flight(self.micro_batches)).max().unwrap_or(1)
+    }
 }
 
 /// The spaces for all numbers of micro-batches and all kinds of pipelines.
@@ -161,16 +168,17 @@ impl<'a> Spaces<'a> {
         let fitting: Vec<&Stages> = kinds.iter().filter(|stages| stages.check(micro_batches).is_ok()).collect();
         let Some(first) = fitting.first() else { return kinds[0].check(micro_batches) };
         let mesh = first.mesh.with_micro_batches(micro_batches);
-        let in_flight = fitting.iter().map(|stages| stages.most_in_flight(micro_batches)).max().unwrap_or(1);
         let least = self.builder.least(&mesh)?;
         let limit = self.builder.facts.model.cluster().device.memory_bytes;
         let limit = limit.saturating_add(limit / MARGIN_PARTS);
-        for kind in fitting {
-            let bound_ns = self.builder.bound_ns(&least, kind, micro_batches, limit);
+        let (free, all_ns) = (least.times(0), self.builder.all_ns(&least, first.n_stages(), limit));
+        let kinds: Vec<Stages> = fitting.into_iter().cloned().collect();
+        for kind in &kinds {
+            let bound_ns = self.builder.bound_ns(&free, all_ns, kind, micro_batches);
             let (kind, family, space) = (kind.clone(), self.families.len(), OnceCell::new());
             self.outlines.push(Outline { kind, family, bound_ns, space });
         }
-        self.families.push(Family { micro_batches, mesh, in_flight, candidates: OnceCell::new() });
+        self.families.push(Family { micro_batches, mesh, kinds, candidates: OnceCell::new() });
         Ok(())
     }
 
@@ -189,8 +197,9 @@ impl<'a> Spaces<'a> {
         let outline = &self.outlines[space];
         let family = &self.families[outline.family];
         let make = || {
-            let candidates =
-                family.candidates.get_or_init(|| self.builder.candidates(&family.mesh, family.in_flight).map(Rc::new));
+            let candidates = family
+                .candidates
+                .get_or_init(|| self.builder.candidates(&family.mesh, family.most_in_flight()).map(Rc::new));
             let pipe = self.builder.pipe(&outline.kind, family.micro_batches, outline.bound_ns);
             let (micro_batches, mesh) = (family.micro_batches, family.mesh.clone());
             Some(Space { micro_batches, mesh, candidates: candidates.as_ref().ok()?.clone(), pipe })
