@@ -50,8 +50,10 @@ impl Report {
             (
                 "searched".into(),
                 format!(
-                    "{} candidates, elimination width {}, in {:.0} ms",
+                    "{} candidates in {} of {} spaces, elimination width {}, in {:.0} ms",
                     found.effort.n_candidates,
+                    found.effort.n_opened,
+                    found.effort.n_spaces,
                     found.effort.width,
                     search * 1e3
                 ),

@@ -22,7 +22,7 @@ use std::process::{Command, Output};
 const GPT2: Job<'_> = Job { model: "gpt2", train: "", ranks: 4, strategy: "" };
 
 /// Texts of `strategy.toml` that are given other names by what the plans do.
-const NAMED: [&str; 12] = [
+const NAMED: [&str; 15] = [
     "dp = 4\nzero = 0\nmicro_batches = 1\nrecompute = \"none\"",
     "dp = 4\nzero = 1\nmicro_batches = 1\nrecompute = \"selective\"",
     "dp = 2\ntp = 2\nzero = 2\nmicro_batches = 2\nrecompute = \"full\"",
@@ -35,6 +35,9 @@ const NAMED: [&str; 12] = [
     "pp = 2\ntp = 2\nmicro_batches = 4\nschedule = \"gpipe\"",
     "micro_batches = 1\n[[layers]]\nrange = [0, 1]\ndp = 2\ntp = 2\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 2",
     "",
+    "dp = 2\ncp = 2\ncp_kind = \"ring\"\nzero = 2\nmicro_batches = 2",
+    "cp = 4\ncp_kind = \"zigzag\"\nrecompute = \"full\"\nmicro_batches = 1",
+    "pp = 2\ndp = 2\nzero = 2\nmicro_batches = 2\nschedule = \"zero-bubble\"",
 ];
 
 fn compiled(strategy: &str) -> Compiled {

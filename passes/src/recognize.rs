@@ -3,8 +3,7 @@
 
 use crate::apply::passes;
 use crate::batch::BatchFactors;
-use crate::rings::ring_rule;
-use crate::rules::rule_of;
+use crate::rules::Rules;
 use crate::search::solver::Cost;
 use crate::search::{BoundaryKind, ContextKind, Decision, Mode, SegmentChoice, StagesChoice};
 use crate::segment::{Segment, constants};
@@ -86,6 +85,7 @@ type Spread = BTreeMap<(ValueId, ResidentRole), usize>;
 
 struct Reader<'a> {
     plan: &'a Module,
+    rules: Rules,
     batch: BatchFactors,
     weights: BTreeSet<ValueId>,
     constant: Vec<bool>,
@@ -97,6 +97,7 @@ impl<'a> Reader<'a> {
     fn new(plan: &'a Module, forward: &[NodeId]) -> Reader<'a> {
         Reader {
             plan,
+            rules: Rules::of(&plan.program),
             batch: BatchFactors::of(&plan.program, forward),
             weights: plan.program.weights.iter().map(|w| w.value).collect(),
             constant: constants(&plan.program),
@@ -145,19 +146,19 @@ impl<'a> Reader<'a> {
         let (node, args) = (chunk.graph.node(node), &program.graph.node(source).args);
         let operands: Vec<&Sharding> =
             node.args.iter().map(|&a| chunk.graph.value(a).sharding.as_ref()).collect::<Option<_>>()?;
-        let ring = ring_rule(program, source).filter(|_| node.op.undistributed().is_some());
+        let ring = self.rules.ring(source).filter(|_| node.op.undistributed().is_some());
         if ring.is_some() {
             axes.context = if node.op.is_zigzag() { ContextKind::Zigzag } else { ContextKind::Ring };
         }
-        let rule = ring.unwrap_or_else(|| rule_of(program, source));
+        let (op, rule) = (&program.graph.node(source).op, ring.unwrap_or(&self.rules[source]));
         let map = rule.infer_map(&operands, self.plan.mesh_of(chunk)).ok()?;
         let is_weight = |i: &usize| self.weights.contains(&args[*i]);
         let of_weights: BTreeSet<usize> =
             (0..args.len()).filter(is_weight).flat_map(|i| rule.operands[i].iter().flatten().copied()).collect();
         for (factor, cut) in map.axes.iter().enumerate() {
             let cut = cut.iter().copied().filter(|&axis| axis != Mesh::MB);
-            let is_experts = expert_factor(&node.op, &rule) == Some(factor);
-            match (&node.op, rule.factors[factor].label.as_str()) {
+            let is_experts = expert_factor(op, rule) == Some(factor);
+            match (op, rule.factors[factor].label.as_str()) {
                 _ if self.batch.factors.get(&source) == Some(&factor) => axes.batch.extend(cut),
                 _ if is_experts => {
                     axes.experts.extend(cut.clone());
@@ -209,7 +210,8 @@ impl<'a> Reader<'a> {
         let node = chunk.graph.node(node);
         let source = graph.producer(chunk.graph.value(*node.results.first()?).of?)?;
         let original = graph.node(source);
-        (original.op.mnemonic() == node.op.mnemonic() && original.args.len() == node.args.len()).then_some(source)
+        let mnemonic = node.op.undistributed().map_or(node.op.mnemonic(), |(op, _)| op.mnemonic());
+        (original.op.mnemonic() == mnemonic && original.args.len() == node.args.len()).then_some(source)
     }
 
     /// What is computed again of a segment outside of its forward phase; constants and what is gathered again do not count. Where

@@ -1,13 +1,16 @@
 //! `strategy.toml`: decisions that the user pins; what is left out is searched.
 
-use std::fmt::Write;
+mod write;
+
 use std::ops::Range;
 
 use galvatron_ir::diagnostic::Checked;
 use serde_spanned::Spanned;
 
-use super::set::{parse_file, quoted};
+use super::set::parse_file;
 use super::{Faults, Fields, Item, Wrong, count, expected, flag, integer_in, list, one_of, pair, spanned, text};
+
+pub use write::to_toml;
 
 /// A pinned value with its byte range in the file; two are equal if their values are.
 pub type Pinned<T> = Option<Spanned<T>>;
@@ -333,64 +336,6 @@ fn fits_stages(pp: usize, chunks: usize, file: &StrategyFile) -> bool {
         None => chunks > 0 && chunks.is_multiple_of(pp),
     };
     chunks == pp || (may_interleave && interleaved)
-}
-
-/// The pins as the text of a `strategy.toml`; reads back as the same pins.
-pub fn to_toml(file: &StrategyFile) -> String {
-    let mut out = String::new();
-    write_file(file, &mut out).expect("invariant: writing into a string cannot fail");
-    out
-}
-
-fn write_file(file: &StrategyFile, out: &mut String) -> std::fmt::Result {
-    write_key(out, "pp", &file.pp, u32::to_string)?;
-    write_pins(out, &file.pins)?;
-    write_key(out, "micro_batches", &file.micro_batches, u64::to_string)?;
-    write_key(out, "schedule", &file.schedule, |schedule| quoted(schedule.name()))?;
-    write_key(out, "virtual_stages", &file.virtual_stages, u32::to_string)?;
-    write_key(out, "stage_layers", &file.stage_layers, |layers| format!("{layers:?}"))?;
-    write_key(out, "stage_cuts", &file.stage_cuts, |cuts| names(cuts))?;
-    for (header, pins) in [("embedding", &file.embedding), ("head", &file.head)] {
-        if let Some(pins) = pins {
-            writeln!(out, "\n[{header}]")?;
-            write_pins(out, pins)?;
-        }
-    }
-    for layers in &file.layers {
-        let range = layers.range.get_ref();
-        writeln!(out, "\n[[layers]]\nrange = [{}, {}]", range.start, range.end)?;
-        write_pins(out, &layers.pins)?;
-    }
-    for pin in &file.place {
-        let (op, factor) = (quoted(pin.op.get_ref()), quoted(pin.factor.get_ref()));
-        writeln!(out, "\n[[place]]\nop = {op}\nfactor = {factor}\naxes = {}", names(pin.axes.get_ref()))?;
-    }
-    for pin in &file.save {
-        writeln!(out, "\n[[save]]\nvalue = {}\nkeep = {}", quoted(pin.value.get_ref()), pin.keep)?;
-    }
-    Ok(())
-}
-
-fn write_pins(out: &mut String, pins: &LayerPins) -> std::fmt::Result {
-    let degrees = [("dp", &pins.dp), ("tp", &pins.tp), ("cp", &pins.cp), ("ulysses", &pins.ulysses), ("ep", &pins.ep)];
-    for (key, degree) in degrees {
-        write_key(out, key, degree, u32::to_string)?;
-    }
-    write_key(out, "cp_kind", &pins.cp_kind, |kind| quoted(kind.name()))?;
-    write_key(out, "zero", &pins.zero, u8::to_string)?;
-    write_key(out, "sequence", &pins.sequence, |mode| quoted(mode.name()))?;
-    write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))
-}
-
-fn write_key<T>(out: &mut String, key: &str, pin: &Pinned<T>, show: impl Fn(&T) -> String) -> std::fmt::Result {
-    match pin {
-        Some(value) => writeln!(out, "{key} = {}", show(value.get_ref())),
-        None => Ok(()),
-    }
-}
-
-fn names(list: &[String]) -> String {
-    format!("[{}]", list.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", "))
 }
 
 fn name_of<T: PartialEq>(names: &[(&'static str, Option<T>)], value: T) -> &'static str {

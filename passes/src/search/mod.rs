@@ -1,9 +1,10 @@
 //! The search: from a training program, a cluster and pins to a [`Strategy`]; a pure function.
 //!
-//! For each number of micro-batches, every class of segments gets candidates ([`candidates`]): for each split of the mesh into
-//! data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops' placements. A
-//! chain over the segments ([`solver::chain`]) then picks one candidate a segment under the memory limit. The best plans are
-//! lowered and replayed; what does not fit tightens the budget for its number of micro-batches.
+//! Each number of micro-batches and each kind of pipeline is a space ([`spaces`](mod@spaces)) with a bound on what its plans cost
+//! ([`outlines`]); it is opened when no other one promises more. Then every class of segments gets candidates ([`candidates`]): for each
+//! split of the mesh into data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops'
+//! placements. A chain over the segments ([`solver::chain`]), which may be cut into stages ([`pipe`]), picks one candidate a segment
+//! under the memory limit. The best plans are lowered and replayed; what does not fit tightens the budget of its space.
 
 mod assemble;
 mod balance;
@@ -90,9 +91,9 @@ pub struct Effort {
     pub n_candidates: usize,
     /// Largest elimination width of a segment.
     pub width: usize,
-    /// Numbers of micro-batches and kinds of pipelines, and those whose candidates were made; the others have bounds that rule them out.
+    /// Numbers of micro-batches and kinds of pipelines.
     pub n_spaces: usize,
-    /// Those whose candidates were made.
+    /// Those whose candidates were made; the bounds of the others did not ask for it.
     pub n_opened: usize,
     /// Plans that were lowered and replayed.
     pub n_replays: usize,
@@ -112,7 +113,7 @@ pub enum NoPlan {
     },
 }
 
-/// Numbers of micro-batches whose best plans are compared by their replayed cost.
+/// Spaces whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
 
 /// Kinds of uniform plans that are solved, and how many of them are replayed.
@@ -135,9 +136,9 @@ pub fn spaces(
 ) -> Result<Vec<Space>, NoPlan> {
     let builder = SpaceBuilder::new(module, segments, model, pins, listing).map_err(NoPlan::Pin)?;
     let spaces = Spaces::new(builder)?;
-    let fault = |spaces: &Spaces<'_>| spaces.fault().map(NoPlan::Pin);
-    match spaces.open_all() {
-        0 => Err(fault(&spaces).unwrap_or(NoPlan::Memory { least_bytes: u64::MAX, name: String::new() })),
+    spaces.open_all();
+    match spaces.fault() {
+        Some(fault) if spaces.opened().next().is_none() => Err(NoPlan::Pin(fault)),
         _ => Ok(spaces.into_opened()),
     }
 }

@@ -42,16 +42,7 @@ struct Outline {
 struct Family {
     micro_batches: u32,
     mesh: Mesh,
-    /// The kinds of pipelines.
-    kinds: Vec<Stages>,
     candidates: OnceCell<Result<Rc<Candidates>, PinFault>>,
-}
-
-impl Family {
-    /// The most micro-batches that a chunk of any of its spaces keeps at one time.
-    fn most_in_flight(&self) -> u64 {
-        self.kinds.iter().map(|kind| kind.most_in_flight(self.micro_batches)).max().unwrap_or(1)
-    }
 }
 
 /// The spaces for all numbers of micro-batches and all kinds of pipelines.
@@ -172,13 +163,12 @@ impl<'a> Spaces<'a> {
         let limit = self.builder.facts.model.cluster().device.memory_bytes;
         let limit = limit.saturating_add(limit / MARGIN_PARTS);
         let (free, all_ns) = (least.times(0), self.builder.all_ns(&least, first.n_stages(), limit));
-        let kinds: Vec<Stages> = fitting.into_iter().cloned().collect();
-        for kind in &kinds {
+        for kind in fitting {
             let bound_ns = self.builder.bound_ns(&free, all_ns, kind, micro_batches);
             let (kind, family, space) = (kind.clone(), self.families.len(), OnceCell::new());
             self.outlines.push(Outline { kind, family, bound_ns, space });
         }
-        self.families.push(Family { micro_batches, mesh, kinds, candidates: OnceCell::new() });
+        self.families.push(Family { micro_batches, mesh, candidates: OnceCell::new() });
         Ok(())
     }
 
@@ -197,14 +187,21 @@ impl<'a> Spaces<'a> {
         let outline = &self.outlines[space];
         let family = &self.families[outline.family];
         let make = || {
-            let candidates = family
-                .candidates
-                .get_or_init(|| self.builder.candidates(&family.mesh, family.most_in_flight()).map(Rc::new));
+            let in_flight = || self.most_in_flight(outline.family);
+            let candidates =
+                family.candidates.get_or_init(|| self.builder.candidates(&family.mesh, in_flight()).map(Rc::new));
             let pipe = self.builder.pipe(&outline.kind, family.micro_batches, outline.bound_ns);
             let (micro_batches, mesh) = (family.micro_batches, family.mesh.clone());
             Some(Space { micro_batches, mesh, candidates: candidates.as_ref().ok()?.clone(), pipe })
         };
         outline.space.get_or_init(make).as_ref()
+    }
+
+    /// The most micro-batches that a chunk of any space of a family keeps at one time.
+    fn most_in_flight(&self, family: usize) -> u64 {
+        let m = self.families[family].micro_batches;
+        let own = self.outlines.iter().filter(|outline| outline.family == family);
+        own.map(|outline| outline.kind.most_in_flight(m)).max().unwrap_or(1)
     }
 
     /// A space that has been opened.
@@ -222,9 +219,11 @@ impl<'a> Spaces<'a> {
         self.families.iter().find_map(|family| family.candidates.get()?.as_ref().err().cloned())
     }
 
-    /// Opens all spaces; how many have candidates.
-    pub fn open_all(&self) -> usize {
-        (0..self.len()).filter(|&space| self.open(space).is_some()).count()
+    /// Opens all spaces.
+    pub fn open_all(&self) {
+        (0..self.len()).for_each(|space| {
+            self.open(space);
+        });
     }
 
     /// The spaces that were opened, in order.
@@ -320,7 +319,10 @@ impl<'a> Spaces<'a> {
         let time_ns = left().map(|outline| outline.bound_ns).min()?;
         let n = left().count();
         let name = format!("{n} more number{} of micro-batches and stages", if n == 1 { "" } else { "s" });
-        let why = format!("at least {:.1} % slower", slower(time_ns, taken.cost.time_ns));
+        let why = match slower(time_ns, taken.cost.time_ns) {
+            percent if percent >= 0.0 => format!("at least {percent:.1} % slower"),
+            percent => format!("not looked into, at most {:.1} % faster", -percent),
+        };
         Some(Rejected { name, time_ns, bytes: 0, why })
     }
 }

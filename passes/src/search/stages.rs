@@ -1,8 +1,9 @@
 //! Kinds of pipelines: numbers of equal stages with the schedule in which they run their micro-batches.
 //!
-//! Where the pins leave it open, every number of stages is tried with every schedule. With T_i the time of stage i for all m
-//! micro-batches and v chunks a stage, a step takes about max T_i + Σ of the others' T_j / (m v): while the slowest stage works it is
-//! never idle, and the others fill and drain it. The replay of a plan runs the schedules against each other.
+//! Where the pins leave it open, every number of stages is tried with every schedule but GPipe, which takes the time of one forward and
+//! one backward in turn, and more memory. With T_i the time of stage i for all m micro-batches and v chunks a stage, a step takes about
+//! max T_i + Σ of the others' T_j / (m v): while the slowest stage works it is never idle, and the others fill and drain it; under zero
+//! bubble a part of that is filled. The replay of a plan runs the schedules against each other.
 
 use super::assemble::StagesChoice;
 use super::candidates::SpaceBuilder;
