@@ -60,10 +60,10 @@ fn has_schedule(plan: &Module, schedule: ScheduleKind, n_stages: u32, n_chunks: 
         return false;
     }
     let pipeline = Pipeline { n_stages, n_chunks, schedule, chunk_of: BTreeMap::new() };
-    plan.stages.iter().zip(0u32..).all(|(stage, number)| {
+    let all = passes(&pipeline, plan.mesh.micro_batches() as u32);
+    plan.stages.iter().zip(all).zip(0u32..).all(|((stage, expected), number)| {
         let found = stage.schedule.iter().filter(|step| step.micro_batch.is_some());
         let found = found.map(|step| (step.phase, step.chunk, step.micro_batch.unwrap_or(0)));
-        let expected = passes(&pipeline, number, plan.mesh.micro_batches() as u32);
         found.eq(expected.iter().map(|p| (p.phase, number + p.chunk * n_stages, p.micro_batch)))
     })
 }

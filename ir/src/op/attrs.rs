@@ -2,6 +2,7 @@
 
 use crate::id::AxisId;
 use crate::types::{DType, Scalar};
+use std::sync::Arc;
 
 /// A value of an attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum AttrValue {
     Float(Scalar),
     /// A quoted string.
     Str(String),
+    /// Numbers in quotes with spaces between; a long list stands apart, as a literal of the module.
+    Numbers(Arc<[Scalar]>),
     /// A list of integers.
     Ints(Vec<i64>),
     /// A list of mesh axes; its key is `axes`.
@@ -73,6 +76,15 @@ impl AttrReader {
         match self.need(key)? {
             AttrValue::Str(v) => Ok(v),
             other => Err(wrong(key, "a string", &other)),
+        }
+    }
+
+    /// Numbers.
+    pub fn numbers(&mut self, key: &str) -> Result<Arc<[Scalar]>, String> {
+        match self.need(key)? {
+            AttrValue::Numbers(v) => Ok(v),
+            AttrValue::Str(text) => numbers(&text),
+            other => Err(wrong(key, "numbers in quotes", &other)),
         }
     }
 
@@ -139,11 +151,18 @@ fn in_words(value: &AttrValue) -> String {
         AttrValue::Int(v) => format!("the integer {v}"),
         AttrValue::Float(v) => format!("the number {v}"),
         AttrValue::Str(v) => format!("the string \"{v}\""),
+        AttrValue::Numbers(_) => "a list of numbers".into(),
         AttrValue::Ints(_) => "a list of integers".into(),
         AttrValue::Axes(_) => "a list of mesh axes".into(),
         AttrValue::Flag => "no value".into(),
         AttrValue::Word(v) => format!("the word `{v}`"),
     }
+}
+
+/// The numbers of a text, with spaces between.
+pub fn numbers(text: &str) -> Result<Arc<[Scalar]>, String> {
+    let read = |word: &str| word.parse().map(Scalar::new).map_err(|_| format!("`{word}` is no number"));
+    text.split_whitespace().map(read).collect()
 }
 
 /// A list of extents as attribute integers.

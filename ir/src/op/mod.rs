@@ -15,7 +15,7 @@ pub mod opt;
 mod sample;
 mod widen;
 
-pub use attrs::{AttrReader, AttrValue, Attrs};
+pub use attrs::{AttrReader, AttrValue, Attrs, numbers};
 pub use gradient::{GradCx, NoGradient};
 pub use sample::{Fill, Sample};
 pub use widen::widened_bytes;

@@ -35,6 +35,8 @@ pub const INITIALIZER: &str = "G0114";
 pub const MESH: &str = "G0115";
 /// A cluster that cannot be.
 pub const CLUSTER: &str = "G0116";
+/// An unknown literal, or one that is no list of numbers.
+pub const LITERAL: &str = "G0117";
 
 /// More candidates than this are not listed in a help line.
 const LISTED: usize = 8;

@@ -5,6 +5,7 @@
 
 mod fault;
 mod lexer;
+mod literals;
 mod parser;
 mod printer;
 mod spans;

@@ -2,6 +2,7 @@
 
 use super::VERSION;
 use super::lexer::quote;
+use super::literals::{Literals, in_quotes};
 use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
 use crate::graph::{Graph, Node, Value};
 use crate::id::{AxisId, NodeId, ValueId};
@@ -48,14 +49,18 @@ fn write_module(out: &mut String, module: &Module) -> Result {
         let start = start.map_or(String::new(), |s| format!(", mean={}, std={}", s.mean, s.std));
         writeln!(out, "  initializer {} = {{file={}, offset={offset}{start}}} {ty}", quote(name), quote(file))?;
     }
-    write_program(out, module)?;
+    let literals = Literals::of(module);
+    for (index, numbers) in literals.iter().enumerate() {
+        writeln!(out, "  literal {index} = {}", in_quotes(numbers))?;
+    }
+    write_program(out, module, &literals)?;
     if !is_whole(module) {
         for (index, stage) in module.stages.iter().enumerate() {
             writeln!(out, "  stage {index} at {} [{}]", stage.first_rank, axes(&stage.mesh))?;
         }
     }
     for (index, chunk) in module.chunks.iter().enumerate() {
-        write_chunk(out, module, chunk, index)?;
+        write_chunk(out, module, &literals, (index, chunk))?;
     }
     write_plan(out, module)?;
     out.write_str("}\n")
@@ -142,9 +147,9 @@ fn write_schedule(out: &mut String, of: &str, stage: &Stage) -> Result {
     out.write_str("\n")
 }
 
-fn write_program(out: &mut String, module: &Module) -> Result {
+fn write_program(out: &mut String, module: &Module, literals: &Literals) -> Result {
     let program = &module.program;
-    let text = GraphText::new(module, &module.mesh, &program.graph, program.body.iter().copied());
+    let text = GraphText::new(module, literals, &program.graph, program.body.iter().copied());
     out.write_str("  program {\n")?;
     for input in &program.inputs {
         writeln!(out, "    input %{} = {}: {}", text.name(input.value), quote(&input.name), text.tail(input.value))?;
@@ -189,8 +194,9 @@ fn source(module: &Module, weight: &Weight) -> String {
     text
 }
 
-fn write_chunk(out: &mut String, module: &Module, chunk: &Chunk, index: usize) -> Result {
-    let text = GraphText::new(module, module.mesh_of(chunk), &chunk.graph, chunk.nodes().map(|(_, node)| node));
+fn write_chunk(out: &mut String, module: &Module, literals: &Literals, (index, chunk): (usize, &Chunk)) -> Result {
+    let mesh = module.mesh_of(chunk);
+    let text = GraphText::new(module, literals, &chunk.graph, chunk.nodes().map(|(_, node)| node)).on(mesh);
     write!(out, "  chunk {index}")?;
     if !is_whole(module) {
         write!(out, " of {}", chunk.stage)?;
@@ -218,16 +224,22 @@ fn write_chunk(out: &mut String, module: &Module, chunk: &Chunk, index: usize) -
 struct GraphText<'m> {
     module: &'m Module,
     mesh: &'m Mesh,
+    literals: &'m Literals,
     graph: &'m Graph,
     /// For each node whether it stands in a body.
     is_printed: Vec<bool>,
 }
 
 impl<'m> GraphText<'m> {
-    fn new(module: &'m Module, mesh: &'m Mesh, graph: &'m Graph, body: impl Iterator<Item = NodeId>) -> Self {
+    fn new(module: &'m Module, literals: &'m Literals, graph: &'m Graph, body: impl Iterator<Item = NodeId>) -> Self {
         let mut is_printed = vec![false; graph.n_nodes()];
         body.for_each(|node| is_printed[node.index()] = true);
-        GraphText { module, mesh, graph, is_printed }
+        GraphText { module, mesh: &module.mesh, literals, graph, is_printed }
+    }
+
+    /// The same under the axes of another mesh.
+    fn on(self, mesh: &'m Mesh) -> Self {
+        GraphText { mesh, ..self }
     }
 
     fn name(&self, value: ValueId) -> &'m str {
@@ -302,6 +314,10 @@ impl<'m> GraphText<'m> {
             AttrValue::Int(v) => write!(f, "{key}={v}"),
             AttrValue::Float(v) => write!(f, "{key}={v}"),
             AttrValue::Str(v) => write!(f, "{key}={}", quote(v)),
+            AttrValue::Numbers(v) => match self.literals.index_of(v) {
+                Some(index) => write!(f, "{key}=@{index}"),
+                None => write!(f, "{key}={}", in_quotes(v)),
+            },
             AttrValue::Ints(v) => write!(f, "{key}=[{}]", list(v, |f, d| d.fmt(f))),
             AttrValue::Axes(v) => write!(f, "{key}=[{}]", list(v, axis)),
             AttrValue::Flag => f.write_str(key),

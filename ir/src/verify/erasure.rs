@@ -76,23 +76,23 @@ fn check_compute(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Vec<Finding> {
     if original.op != op {
         return vec![other_op(cx, id, &op, source)];
     }
-    let help = format!("in the program it is `{}`", spell(cx, source));
+    let help = || format!("in the program it is `{}`", spell(cx, source));
     let results = node.results.iter().zip(&original.results).enumerate();
     let results = results.filter(|(_, (copy, value))| cx.of(**copy) != **value).map(|(i, (&copy, &value))| {
         let (found, expected) = (cx.program_name(cx.of(copy)), cx.program_name(value));
         let message = format!("result {i} must be a copy of `{expected}`, not of `{found}`");
-        cx.finding("G0207", id, Part::Result(i), message).help(help.clone())
+        cx.finding("G0207", id, Part::Result(i), message).help(help())
     });
     let args = node.args.iter().zip(&original.args).enumerate();
     let args = args.filter(|(_, (copy, value))| cx.of(**copy) != **value).map(|(i, (&copy, &value))| {
         let (found, expected) = (cx.program_name(cx.of(copy)), cx.program_name(value));
         let message = format!("operand {i} must be a copy of `{expected}`, not of `{found}`");
-        cx.finding("G0207", id, Part::Arg(i), message).help(help.clone())
+        cx.finding("G0207", id, Part::Arg(i), message).help(help())
     });
     let mut findings: Vec<Finding> = results.chain(args).collect();
     if node.args.len() != original.args.len() {
         let message = format!("expected {} operands, found {}", original.args.len(), node.args.len());
-        findings.push(cx.finding("G0207", id, Part::Whole, message).help(help));
+        findings.push(cx.finding("G0207", id, Part::Whole, message).help(help()));
     }
     findings
 }
@@ -123,6 +123,7 @@ fn spell_attr(key: &str, value: &AttrValue) -> String {
         AttrValue::Int(v) => format!("{key}={v}"),
         AttrValue::Float(v) => format!("{key}={v}"),
         AttrValue::Str(v) => format!("{key}=\"{v}\""),
+        AttrValue::Numbers(v) => format!("{key}={} numbers", v.len()),
         AttrValue::Ints(v) => format!("{key}={v:?}"),
         AttrValue::Axes(v) => format!("{key}={v:?}"),
         AttrValue::Word(v) => format!("{key}={v}"),

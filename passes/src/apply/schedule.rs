@@ -12,11 +12,12 @@ pub fn schedule(module: &mut Module, strategy: &Strategy) {
     }
     let micro_batches = module.mesh.micro_batches() as u32;
     let Module { stages, chunks: all, .. } = module;
-    for (stage, s) in stages.iter_mut().enumerate() {
-        let (hosted, passes) = match &strategy.pipeline {
-            None => (vec![0], one_forward_one_backward(0, micro_batches)),
-            Some(pipeline) => (chunks(pipeline, stage as u32), passes(pipeline, stage as u32, micro_batches)),
-        };
+    let of_stages = match &strategy.pipeline {
+        None => vec![one_forward_one_backward(0, micro_batches)],
+        Some(pipeline) => passes(pipeline, micro_batches),
+    };
+    for (stage, (s, passes)) in stages.iter_mut().zip(of_stages).enumerate() {
+        let hosted = strategy.pipeline.as_ref().map_or(vec![0], |pipeline| chunks(pipeline, stage as u32));
         let once = |phase, chunk: &u32| ScheduleStep { phase, chunk: *chunk, micro_batch: None };
         let each = passes.iter().map(|&Pass { phase, chunk, micro_batch }| ScheduleStep {
             phase,
@@ -31,7 +32,7 @@ pub fn schedule(module: &mut Module, strategy: &Strategy) {
             .collect();
         if strategy.pipeline.is_some() {
             for (number, &chunk) in hosted.iter().enumerate() {
-                let kept = in_flight(&passes, number as u32);
+                let kept = most_kept(&passes, number as u32);
                 // Where a chunk is alone on its stage and keeps one micro-batch, backward follows forward at once.
                 all[chunk as usize].slots.count = if kept == 1 && hosted.len() == 1 { 0 } else { kept };
             }
@@ -55,27 +56,44 @@ pub struct Pass {
     pub micro_batch: u32,
 }
 
-/// The passes of a stage in order.
-pub fn passes(pipeline: &Pipeline, stage: u32, micro_batches: u32) -> Vec<Pass> {
-    let after = pipeline.n_stages - 1 - stage;
-    let n_chunks = pipeline.n_chunks / pipeline.n_stages;
+/// The passes of each stage in order.
+pub fn passes(pipeline: &Pipeline, micro_batches: u32) -> Vec<Vec<Pass>> {
+    let n_stages = pipeline.n_stages;
+    let n_chunks = pipeline.n_chunks / n_stages;
+    // Of each stage with the number of stages behind it.
+    let each = |of: &dyn Fn(u32) -> Vec<Pass>| (0..n_stages).rev().map(of).collect();
     match pipeline.schedule {
         ScheduleKind::Gpipe => {
             let all = |phase| (0..micro_batches).map(move |micro_batch| Pass { phase, chunk: 0, micro_batch });
-            all(PhaseKind::Forward).chain(all(PhaseKind::Backward)).collect()
+            each(&|_| all(PhaseKind::Forward).chain(all(PhaseKind::Backward)).collect())
         }
-        ScheduleKind::OneForwardOneBackward => one_forward_one_backward(after, micro_batches),
+        ScheduleKind::OneForwardOneBackward => each(&|after| one_forward_one_backward(after, micro_batches)),
         ScheduleKind::Interleaved => {
-            let warm_up = 2 * after + (n_chunks - 1) * pipeline.n_stages;
-            interleaved(pipeline.n_stages, n_chunks, warm_up, micro_batches)
+            let warm_up = |after| 2 * after + (n_chunks - 1) * n_stages;
+            each(&|after| interleaved(n_stages, n_chunks, warm_up(after), micro_batches))
         }
-        ScheduleKind::ZeroBubble => zero_bubble(pipeline.n_stages, stage, micro_batches, |after| after + 1),
-        ScheduleKind::ZeroBubble2p => zero_bubble(pipeline.n_stages, stage, micro_batches, |after| 2 * after + 1),
+        ScheduleKind::ZeroBubble => zero_bubble(n_stages, micro_batches, |after| after + 1),
+        ScheduleKind::ZeroBubble2p => zero_bubble(n_stages, micro_batches, |after| 2 * after + 1),
     }
 }
 
+/// So many micro-batches a stage are enough to see how many each chunk keeps at most: every schedule but GPipe has warmed up by then,
+/// and repeats itself.
+const WARM_UPS: u32 = 5;
+
+/// Micro-batches that each chunk is between forward and backward of at one time, at most.
+pub fn in_flight(pipeline: &Pipeline, micro_batches: u32) -> Vec<u32> {
+    let enough = match pipeline.schedule {
+        ScheduleKind::Gpipe => return vec![micro_batches; pipeline.n_chunks as usize],
+        _ => micro_batches.min(WARM_UPS * pipeline.n_stages),
+    };
+    let passes = passes(pipeline, enough);
+    let of = |chunk: u32| most_kept(&passes[(chunk % pipeline.n_stages) as usize], chunk / pipeline.n_stages);
+    (0..pipeline.n_chunks).map(of).collect()
+}
+
 /// Micro-batches that a chunk of the stage is between forward and backward of at one time, at most.
-pub fn in_flight(passes: &[Pass], chunk: u32) -> u32 {
+fn most_kept(passes: &[Pass], chunk: u32) -> u32 {
     let is_split = passes.iter().any(|p| p.phase == PhaseKind::BackwardWeight);
     let end = if is_split { PhaseKind::BackwardWeight } else { PhaseKind::Backward };
     let (mut now, mut most) = (0u32, 0);
@@ -111,15 +129,15 @@ fn interleaved(n_stages: u32, n_chunks: u32, warm_up: u32, micro_batches: u32) -
     passes
 }
 
-/// The passes of a stage where all stages go through their micro-batches at one pace: a stage runs the backward that is ready, else a forward
+/// The passes of stages that go through their micro-batches at one pace: a stage runs the backward that is ready, else a forward
 /// if it is ready and fewer than `room` micro-batches are kept, else the gradients of weights that are left over. `room` is asked with the
 /// number of stages behind.
-fn zero_bubble(n_stages: u32, stage: u32, micro_batches: u32, room: impl Fn(u32) -> u32) -> Vec<Pass> {
+fn zero_bubble(n_stages: u32, micro_batches: u32, room: impl Fn(u32) -> u32) -> Vec<Vec<Pass>> {
     let n = n_stages as usize;
     // Passes of each kind that each stage has run.
     let mut done = vec![[0u32; 3]; n];
-    let mut order = Vec::new();
-    while done[stage as usize][2] < micro_batches {
+    let mut orders = vec![Vec::new(); n];
+    while done.iter().any(|&[.., weights]| weights < micro_batches) {
         // What the neighbours did in this round is ready in the next one.
         let before = done.clone();
         for s in 0..n {
@@ -132,14 +150,12 @@ fn zero_bubble(n_stages: u32, stage: u32, micro_batches: u32, room: impl Fn(u32)
                 () if w < b => 2,
                 () => continue,
             };
-            if s == stage as usize {
-                let phase = [PhaseKind::Forward, PhaseKind::Backward, PhaseKind::BackwardWeight][kind];
-                order.push(Pass { phase, chunk: 0, micro_batch: done[s][kind] });
-            }
+            let phase = [PhaseKind::Forward, PhaseKind::Backward, PhaseKind::BackwardWeight][kind];
+            orders[s].push(Pass { phase, chunk: 0, micro_batch: done[s][kind] });
             done[s][kind] += 1;
         }
     }
-    order
+    orders
 }
 
 #[cfg(test)]
@@ -149,8 +165,8 @@ mod tests {
     fn text(schedule: ScheduleKind, n_stages: u32, n_chunks: u32, micro_batches: u32) -> Vec<String> {
         let pipeline = Pipeline { n_stages, n_chunks, schedule, chunk_of: Default::default() };
         let spell = |p: &Pass| format!("{}{}.{}", p.phase.letter(), p.chunk, p.micro_batch);
-        let stage = |s| passes(&pipeline, s, micro_batches).iter().map(spell).collect::<Vec<_>>().join(" ");
-        (0..n_stages).map(stage).collect()
+        let stage = |passes: &Vec<Pass>| passes.iter().map(spell).collect::<Vec<_>>().join(" ");
+        passes(&pipeline, micro_batches).iter().map(stage).collect()
     }
 
     #[test]
@@ -178,5 +194,31 @@ mod tests {
             text(ScheduleKind::Interleaved, 2, 4, 2),
             ["F0.0 F0.1 F1.0 F1.1 B1.0 B1.1 B0.0 B0.1", "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 B0.0 B0.1"]
         );
+    }
+
+    #[test]
+    fn what_chunks_keep_does_not_grow_with_more_micro_batches() {
+        let schedules = [
+            ScheduleKind::Gpipe,
+            ScheduleKind::OneForwardOneBackward,
+            ScheduleKind::Interleaved,
+            ScheduleKind::ZeroBubble,
+            ScheduleKind::ZeroBubble2p,
+        ];
+        for schedule in schedules {
+            for (n_stages, each) in [(1, 1), (2, 1), (3, 1), (5, 1), (8, 1), (2, 2), (3, 2), (4, 3), (2, 5)] {
+                if (each > 1) != (schedule == ScheduleKind::Interleaved) {
+                    continue;
+                }
+                let pipeline = Pipeline { n_stages, n_chunks: n_stages * each, schedule, chunk_of: Default::default() };
+                for groups in [1, 2, 3, 4, 5, 6, 7, 11] {
+                    let m = groups * n_stages;
+                    let all = passes(&pipeline, m);
+                    let of = |chunk: u32| most_kept(&all[(chunk % n_stages) as usize], chunk / n_stages);
+                    let expected: Vec<u32> = (0..pipeline.n_chunks).map(of).collect();
+                    assert_eq!(in_flight(&pipeline, m), expected, "{schedule:?} {n_stages} {each} {m}");
+                }
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Cuts of a path into chunks that make the worst chunk best where every segment takes its least time and its least bytes.
 
-use super::candidates::Choice;
-use super::solver::chain::Chain;
+use super::solver::chain::{Candidate, Chain};
+use std::collections::BTreeMap;
 
 /// What chunks cost at least: a path with the least time and bytes of each segment, summed from its start.
 pub struct Balance {
@@ -18,20 +18,21 @@ pub type Worst = (u64, u64);
 
 impl Balance {
     /// Of a path whose chunks keep so many micro-batches at one time, and have room for so many bytes.
-    pub fn new(chain: &Chain, choices: &[Vec<Choice>], in_flight: &[u64], room: u64) -> Balance {
-        let sums = |of: &dyn Fn(usize) -> u64| {
+    pub fn new(chain: &Chain, in_flight: &[u64], room: u64) -> Balance {
+        let sums = |of: &dyn Fn(&Candidate) -> u64| {
+            let least: Vec<u64> = chain.classes.iter().map(|c| c.iter().map(of).min().unwrap_or(0)).collect();
             let mut sums = vec![0u64];
             for &class in &chain.layers {
-                sums.push(sums[sums.len() - 1].saturating_add(of(class)));
+                sums.push(sums[sums.len() - 1].saturating_add(least[class]));
             }
             sums
         };
-        let least = |costs: &mut dyn Iterator<Item = u64>| costs.min().unwrap_or(0);
-        let time_ns = sums(&|class| least(&mut chain.classes[class].iter().map(|c| c.cost.time_ns)));
-        let kept =
-            |choice: &Choice, n: u64| choice.cost.bytes.saturating_add((n - 1).saturating_mul(choice.saved_bytes));
-        let bytes_of = |&n: &u64| sums(&|class| least(&mut choices[class].iter().map(|c| kept(c, n))));
-        Balance { time_ns, bytes: in_flight.iter().map(bytes_of).collect(), room }
+        let mut by_count: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for &n in in_flight {
+            by_count.entry(n).or_insert_with(|| sums(&|candidate| keeping(candidate, n)));
+        }
+        let bytes = in_flight.iter().map(|n| by_count[n].clone()).collect();
+        Balance { time_ns: sums(&|candidate| candidate.cost.time_ns), bytes, room }
     }
 
     /// What a chunk costs of the segments from `start` to `end`.
@@ -50,12 +51,20 @@ impl Balance {
         for chunk in 1..self.bytes.len() {
             let before = &rows[chunk - 1];
             let best = |end: usize| {
-                let options = (0..end).filter_map(|start| {
+                let worst = |start: usize| {
                     let ((bytes, ns), _) = before[start]?;
                     let own = self.cost(chunk, ends[start], ends[end]);
                     Some(((bytes.max(own.0), ns.max(own.1)), start))
-                });
-                options.min()
+                };
+                // The later a chunk starts, the less it costs, and the more those before it do: the best start is where both meet.
+                let meets =
+                    |start: usize| before[start].is_some_and(|(b, _)| b >= self.cost(chunk, ends[start], ends[end]));
+                let (mut low, mut high) = (0, end);
+                while low < high {
+                    let middle = low.midpoint(high);
+                    (low, high) = if meets(middle) { (low, middle) } else { (middle + 1, high) };
+                }
+                [low.saturating_sub(1), low].into_iter().filter(|&start| start < end).filter_map(worst).min()
             };
             rows.push((0..ends.len()).map(best).collect());
         }
@@ -68,6 +77,11 @@ impl Balance {
         starts.reverse();
         starts
     }
+}
+
+/// Bytes of a candidate that keeps so many micro-batches.
+pub fn keeping(candidate: &Candidate, in_flight: u64) -> u64 {
+    candidate.cost.bytes.saturating_add((in_flight - 1).saturating_mul(candidate.saved_bytes))
 }
 
 #[cfg(test)]

@@ -348,10 +348,13 @@ impl SpaceBuilder<'_> {
     }
 
     fn chain(&self, choices: &[Vec<Choice>], states: &[Sharding], mesh: &Mesh) -> Chain {
-        let classes = choices
-            .iter()
-            .map(|c| c.iter().map(|c| Candidate { in_state: c.state, out_state: c.state, cost: c.cost }).collect())
-            .collect();
+        let candidate = |&Choice { state, cost, saved_bytes, .. }: &Choice| Candidate {
+            in_state: state,
+            out_state: state,
+            cost,
+            saved_bytes,
+        };
+        let classes = choices.iter().map(|c| c.iter().map(candidate).collect()).collect();
         let n = states.len().max(1);
         let boundary = self.pieces.iter().find_map(|p| p.output);
         let mut switch = vec![Cost::ZERO; n * n];

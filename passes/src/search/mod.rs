@@ -16,6 +16,7 @@ mod experts;
 mod flows;
 mod options;
 mod outlines;
+mod paths;
 mod pins;
 mod pipe;
 mod price;

@@ -146,7 +146,7 @@ impl Menu<'_> {
     /// The fastest plan by the surrogate whose segments have their names, those of one group another one.
     fn pick(&self, replaced: Option<(usize, &str)>, budget: Option<u64>) -> Option<Pick> {
         let chain = &self.space.candidates.chain;
-        let (mut classes, mut choices, mut layers, mut numbers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut classes, mut layers, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
         let mut last: Option<(usize, &str)> = None;
         for segment in 0..chain.layers.len() {
             let wanted = match replaced {
@@ -162,14 +162,13 @@ impl Menu<'_> {
                     return None;
                 }
                 classes.push(kept.iter().map(|&c| chain.classes[chain.layers[segment]][c]).collect());
-                choices.push(kept.iter().map(|&c| of_class[c].clone()).collect());
                 numbers.push(kept);
                 last = Some((chain.layers[segment], wanted));
             }
             layers.push(classes.len() - 1);
         }
         let restricted = Chain { classes, layers, ..chain.clone() };
-        let solved = self.space.solve_among(&restricted, &choices, budget, true).ok()?;
+        let solved = self.space.solve_chain(&restricted, budget, true).ok()?;
         let solution = &solved.solution;
         let chosen = solution.assignment.iter().zip(&restricted.layers).map(|(&choice, &class)| numbers[class][choice]);
         let (chosen, cost) = (chosen.collect(), solution.cost);

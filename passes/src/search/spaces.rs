@@ -2,7 +2,7 @@
 //! what its plans cost; its candidates are made when it is opened.
 
 use super::assemble::{Chosen, Decision, SegmentChoice};
-use super::candidates::{Candidates, Choice, SpaceBuilder};
+use super::candidates::{Candidates, SpaceBuilder};
 use super::options::NodeOption;
 use super::pins::PinFault;
 use super::pipe::{Pipe, Solved};
@@ -88,24 +88,13 @@ impl Space {
         self.solve_chain(&self.candidates.chain, budget, exact)
     }
 
-    /// The same for another chain over the same candidates.
+    /// The same for another chain over the same segments.
     pub fn solve_chain(&self, chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
-        self.solve_among(chain, &self.candidates.choices, budget, exact)
-    }
-
-    /// The same for another chain over candidates that these choices stand for.
-    pub fn solve_among(
-        &self,
-        chain: &Chain,
-        choices: &[Vec<Choice>],
-        budget: Option<u64>,
-        exact: bool,
-    ) -> Result<Solved, Infeasible> {
         let limits = Limits { point_sums: CHAIN_SUMS, ..Limits::default() };
         let solver = |chain: &Chain| if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) };
         match &self.pipe {
             None => solver(chain).map(|solution| Solved { solution, starts: vec![0] }),
-            Some(pipe) => pipe.solve(chain, choices, &solver),
+            Some(pipe) => pipe.solve(chain, budget, &solver),
         }
     }
 
@@ -116,10 +105,10 @@ impl Space {
 
     /// The surrogate cost of a cut and a candidate a segment: the time of a step and the bytes of the largest stage.
     pub fn cost(&self, starts: &[usize], chosen: &[usize]) -> Cost {
-        let Candidates { chain, choices, .. } = &*self.candidates;
+        let chain = &self.candidates.chain;
         match &self.pipe {
             None => chain.cost(chosen),
-            Some(pipe) => pipe.cost(chain, choices, starts, chosen),
+            Some(pipe) => pipe.cost(chain, starts, chosen),
         }
     }
 

@@ -8,7 +8,7 @@
 use super::assemble::StagesChoice;
 use super::candidates::SpaceBuilder;
 use super::pins::PinFault;
-use crate::apply::{in_flight, passes};
+use crate::apply::in_flight;
 use crate::strategy::{Pipeline, ScheduleKind};
 use galvatron_ir::mesh::Mesh;
 use std::collections::BTreeMap;
@@ -192,12 +192,7 @@ impl Stages {
 
     /// The same for each chunk.
     pub fn in_flight(&self, micro_batches: u32) -> Vec<u64> {
-        let pipeline = self.uncut();
-        let of = |chunk: u32| {
-            let passes = passes(&pipeline, chunk % self.n_stages, micro_batches);
-            u64::from(in_flight(&passes, chunk / self.n_stages))
-        };
-        (0..self.n_chunks).map(of).collect()
+        in_flight(&self.uncut(), micro_batches).into_iter().map(u64::from).collect()
     }
 }
 

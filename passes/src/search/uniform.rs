@@ -5,6 +5,7 @@ use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
 use super::options::Split;
 use super::solver::Cost;
+use super::solver::chain::Chain;
 use super::spaces::{Pick, Space, Spaces};
 
 /// What uniform layers have in common, and whether the other segments share the split, the boundary and the ZeRO level.
@@ -39,7 +40,7 @@ pub fn uniform_picks(spaces: &Spaces<'_>, budget: impl Fn(usize) -> u64, most_ns
     let mut promising = Vec::new();
     for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns) {
         let Some(space) = spaces.open(i) else { continue };
-        let costs = kinds(space, &layers).into_iter().map(|kind| (least(space, &layers, kind), i, kind));
+        let costs = kinds(space, &layers).into_iter().map(|kind| (least(spaces, space, &layers, kind), i, kind));
         promising.extend(costs.filter(|(least, ..)| least.time_ns < most_ns && least.bytes <= budget(i)));
     }
     promising.sort();
@@ -62,8 +63,8 @@ fn kinds<'a>(space: &'a Space, layers: &[bool]) -> Vec<Kind<'a>> {
     kinds
 }
 
-/// The sums over the segments of the least time and of the least bytes of the candidates that the kind allows.
-fn least(space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
+/// What a plan of the kind takes at least: nanoseconds, and bytes of the largest stage.
+fn least(spaces: &Spaces<'_>, space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
     let of = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
         let allowed = choices.iter().filter(|c| kind.allows(c, is_layer));
         let both =
@@ -72,19 +73,32 @@ fn least(space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
     };
     let by_variant: Vec<Cost> = space.candidates.choices.iter().zip(layers).map(of).collect();
     let all = space.candidates.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]));
+    let Some(pipe) = space.pipe.as_ref().filter(|_| !all.is_forbidden()) else { return all };
+    let times: Vec<u64> = by_variant.iter().map(|cost| cost.time_ns).collect();
     // The largest stage has at least its share.
-    let n = space.pipe.as_ref().map_or(1, |pipe| pipe.n_stages());
-    Cost::new(all.time_ns / n, all.bytes / n)
+    Cost::new(
+        pipe.least_ns(&spaces.builder.is_layer, &space.candidates.chain.layers, &times),
+        all.bytes / pipe.n_stages(),
+    )
 }
 
 /// The fastest plan of the kind.
 fn pick(space: &Space, index: usize, layers: &[bool], kind: Kind<'_>, budget: u64) -> Option<Pick> {
-    let mut chain = space.candidates.chain.clone();
-    for ((class, choices), &is_layer) in chain.classes.iter_mut().zip(&space.candidates.choices).zip(layers) {
-        for (candidate, _) in class.iter_mut().zip(choices).filter(|(_, c)| !kind.allows(c, is_layer)) {
-            candidate.cost = Cost::FORBIDDEN;
-        }
+    let chain = &space.candidates.chain;
+    let allowed = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
+        (0..choices.len()).filter(|&c| kind.allows(&choices[c], is_layer)).collect::<Vec<usize>>()
+    };
+    let allowed: Vec<Vec<usize>> = space.candidates.choices.iter().zip(layers).map(allowed).collect();
+    let classes = chain.classes.iter().zip(&allowed).map(|(class, own)| own.iter().map(|&c| class[c]).collect());
+    let of_kind = Chain {
+        classes: classes.collect(),
+        layers: chain.layers.clone(),
+        n_states: chain.n_states,
+        switch: chain.switch.clone(),
+    };
+    let mut solved = space.solve_chain(&of_kind, Some(budget), false).ok()?;
+    for (choice, &class) in solved.solution.assignment.iter_mut().zip(&chain.layers) {
+        *choice = allowed[class][*choice];
     }
-    let solved = space.solve_chain(&chain, Some(budget), false).ok()?;
     Some(Pick::new(solved, index))
 }

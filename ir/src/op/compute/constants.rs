@@ -212,19 +212,16 @@ impl OpDef for Constant {
     }
 
     fn attrs(&self) -> Attrs {
-        let words: Vec<String> = self.values.iter().map(|v| v.to_string()).collect();
         vec![
             ("dtype", AttrValue::Word(self.ty.dtype.to_string())),
             ("shape", to_ints(&self.ty.shape)),
-            ("values", AttrValue::Str(words.join(" "))),
+            ("values", AttrValue::Numbers(self.values.clone())),
         ]
     }
 
     fn parse(_mnemonic: &str, attrs: &mut AttrReader) -> Result<Self, String> {
         let ty = TensorType::new(attrs.dtype("dtype")?, attrs.uints("shape")?);
-        let text = attrs.string("values")?;
-        let read = |w: &str| w.parse().map(Scalar::new).map_err(|_| format!("`{w}` is no number"));
-        Ok(Constant { ty, values: text.split_whitespace().map(read).collect::<Result<_, _>>()? })
+        Ok(Constant { ty, values: attrs.numbers("values")? })
     }
 
     fn samples() -> Vec<Sample> {

@@ -9,6 +9,7 @@ use crate::text::fault;
 use crate::text::lexer::{Kind, Token};
 use crate::types::Scalar;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The value of an attribute as it was written.
 enum Raw {
@@ -16,8 +17,18 @@ enum Raw {
     Flag,
     /// An integer, a float, a string or a word.
     One(Token),
+    /// The number of a literal, behind `@`.
+    Literal(Token),
     /// A list in brackets.
     List(Vec<Token>),
+}
+
+/// What attributes of ops may name.
+pub struct Named<'a> {
+    /// The axes.
+    pub mesh: &'a Mesh,
+    /// The literals that were read so far.
+    pub literals: &'a [Arc<[Scalar]>],
 }
 
 /// One attribute.
@@ -63,8 +74,8 @@ impl<'t> Fields<'t> {
     }
 
     /// The attributes as ops read them.
-    pub fn attrs(&self, cursor: &mut Cursor<'t>, mesh: &Mesh) -> Parsed<Vec<(String, AttrValue)>> {
-        self.entries.iter().map(|f| Ok((f.key.to_string(), f.attr(cursor, mesh)?))).collect()
+    pub fn attrs(&self, cursor: &mut Cursor<'t>, named: &Named<'_>) -> Parsed<Vec<(String, AttrValue)>> {
+        self.entries.iter().map(|f| Ok((f.key.to_string(), f.attr(cursor, named)?))).collect()
     }
 
     /// Whether an attribute is there and was not taken.
@@ -165,7 +176,13 @@ fn read_field<'t>(cursor: &mut Cursor<'t>) -> Parsed<Field<'t>> {
 }
 
 fn read_value(cursor: &mut Cursor<'_>) -> Parsed<Raw> {
-    if cursor.eats('[') { Ok(Raw::List(cursor.items(']', read_scalar)?)) } else { Ok(Raw::One(read_scalar(cursor)?)) }
+    if cursor.eats('[') {
+        return Ok(Raw::List(cursor.items(']', read_scalar)?));
+    }
+    if cursor.eats('@') {
+        return Ok(Raw::Literal(cursor.token(Kind::Int, "the number of a literal")?));
+    }
+    Ok(Raw::One(read_scalar(cursor)?))
 }
 
 fn read_scalar(cursor: &mut Cursor<'_>) -> Parsed<Token> {
@@ -176,12 +193,13 @@ fn read_scalar(cursor: &mut Cursor<'_>) -> Parsed<Token> {
 }
 
 impl<'t> Field<'t> {
-    fn attr(&self, cursor: &mut Cursor<'t>, mesh: &Mesh) -> Parsed<AttrValue> {
+    fn attr(&self, cursor: &mut Cursor<'t>, named: &Named<'_>) -> Parsed<AttrValue> {
         match &self.value {
             Raw::Flag => Ok(AttrValue::Flag),
             Raw::One(token) => scalar_attr(cursor, *token),
+            Raw::Literal(token) => literal(cursor, named.literals, *token),
             Raw::List(items) if self.key == "axes" => {
-                Ok(AttrValue::Axes(items.iter().map(|&t| axis(cursor, mesh, t)).collect::<Parsed<_>>()?))
+                Ok(AttrValue::Axes(items.iter().map(|&t| axis(cursor, named.mesh, t)).collect::<Parsed<_>>()?))
             }
             Raw::List(items) => {
                 Ok(AttrValue::Ints(items.iter().map(|&t| integer(cursor, self.key, t)).collect::<Parsed<_>>()?))
@@ -198,6 +216,17 @@ fn scalar_attr(cursor: &mut Cursor<'_>, token: Token) -> Parsed<AttrValue> {
         (Kind::Float, _) | (Kind::Word, "inf" | "NaN") => AttrValue::Float(Scalar::new(cursor.number(token)?)),
         _ => AttrValue::Word(text.to_string()),
     })
+}
+
+fn literal(cursor: &mut Cursor<'_>, literals: &[Arc<[Scalar]>], token: Token) -> Parsed<AttrValue> {
+    let (index, n) = (cursor.number::<u64>(token)?, literals.len());
+    match usize::try_from(index).ok().and_then(|index| literals.get(index)) {
+        Some(numbers) => Ok(AttrValue::Numbers(numbers.clone())),
+        None => {
+            let message = format!("there is no literal {index}, the module has {n} before this line");
+            Err(cursor.report(Diagnostic::new(fault::LITERAL, message).at(token.span())))
+        }
+    }
 }
 
 fn axis(cursor: &mut Cursor<'_>, mesh: &Mesh, token: Token) -> Parsed<AxisId> {

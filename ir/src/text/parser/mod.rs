@@ -18,15 +18,28 @@ use crate::id::ValueId;
 use crate::mesh::Mesh;
 use crate::module::{Level, Module};
 use crate::plan::PhaseKind;
+use crate::types::Scalar;
 use cursor::{Cursor, Parsed, Reported};
 use node::Later;
 use scope::Names;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The sections of a module.
-const SECTIONS: [&str; 10] =
-    ["mesh", "cluster", "train", "initializer", "program", "stage", "chunk", "schedule", "arena", "predicted"];
+const SECTIONS: [&str; 11] = [
+    "mesh",
+    "cluster",
+    "train",
+    "initializer",
+    "literal",
+    "program",
+    "stage",
+    "chunk",
+    "schedule",
+    "arena",
+    "predicted",
+];
 
 /// Reads a module.
 ///
@@ -61,6 +74,7 @@ struct Parser<'t> {
     /// Sections that may come once and did.
     sections: Vec<&'static str>,
     initializer_names: BTreeMap<String, usize>,
+    literals: Vec<Arc<[Scalar]>>,
     program_names: Names<'t>,
     /// The graph that is being read, its names, and how faults call it.
     graph: Graph,
@@ -86,6 +100,7 @@ impl<'t> Parser<'t> {
             map: SourceMap::default(),
             sections: Vec::new(),
             initializer_names: BTreeMap::new(),
+            literals: Vec::new(),
             program_names: Names::default(),
             graph: Graph::new(),
             names: Names::default(),
@@ -161,7 +176,7 @@ impl<'t> Parser<'t> {
             return Err(self.cursor.report(fault::unknown((fault::KEYWORD, "section"), word, SECTIONS, first.span())));
         };
         let of_stages = self.has_stages && matches!(section, "schedule" | "arena");
-        if !matches!(section, "initializer" | "stage" | "chunk") && !of_stages {
+        if !matches!(section, "initializer" | "literal" | "stage" | "chunk") && !of_stages {
             self.once(section, first)?;
         }
         match section {
@@ -169,6 +184,7 @@ impl<'t> Parser<'t> {
             "cluster" => self.cluster(first),
             "train" => self.train(first),
             "initializer" => self.initializer(first),
+            "literal" => self.literal(),
             "program" => self.program(first),
             "stage" => self.stage(first),
             "chunk" => self.chunk(first),

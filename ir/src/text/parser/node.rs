@@ -2,7 +2,7 @@
 
 use super::Parser;
 use super::cursor::Parsed;
-use super::fields::Fields;
+use super::fields::{Fields, Named};
 use super::types::{ValueTail, place};
 use crate::diagnostic::Diagnostic;
 use crate::id::{NodeId, ValueId};
@@ -159,7 +159,8 @@ impl<'t> Parser<'t> {
 
     fn op(&mut self, line: &NodeLine<'t>) -> Option<Op> {
         let mnemonic = self.cursor.text_of(line.op);
-        let attrs = line.fields.attrs(&mut self.cursor, &self.axes).ok()?;
+        let named = Named { mesh: &self.axes, literals: &self.literals };
+        let attrs = line.fields.attrs(&mut self.cursor, &named).ok()?;
         let mut reader = AttrReader::new(attrs);
         let Some(read) = Op::parse(mnemonic, &mut reader) else {
             let known = Op::all_mnemonics();

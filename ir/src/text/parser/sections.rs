@@ -8,12 +8,14 @@ use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
 use crate::module::{Initializer, Normal, TrainInfo};
+use crate::op::numbers;
 use crate::plan::{Arena, Predicted};
 use crate::recipe::LrSchedule;
 use crate::text::fault;
 use crate::text::lexer::Token;
 use crate::text::printer::{SCHEDULES, SHIFTS};
 use std::ops::Range;
+use std::sync::Arc;
 
 impl<'t> Parser<'t> {
     /// `mesh [mb=2, a0=2@0] of cuda`; the first word was taken.
@@ -117,6 +119,25 @@ impl<'t> Parser<'t> {
         };
         fields.finish(c)?;
         self.module.train = Some(info);
+        Ok(())
+    }
+
+    /// `literal 0 = "1.0 2.0"`; the first word was taken. One that is faulty has no numbers.
+    pub fn literal(&mut self) -> Parsed<()> {
+        let at = self.cursor.peek();
+        let (index, expected) = (self.cursor.unsigned("the number of the literal")?, self.literals.len() as u64);
+        if index != expected {
+            let message = format!("literal {index} stands where literal {expected} is expected");
+            self.cursor.report(Diagnostic::new(fault::SECTION, message).at(at.span()));
+        }
+        self.cursor.sign('=')?;
+        let at = self.cursor.peek();
+        let text = self.cursor.string("numbers in quotes")?;
+        let read = numbers(&text).map_err(|message| Diagnostic::new(fault::LITERAL, message).at(at.span()));
+        self.literals.push(read.unwrap_or_else(|fault| {
+            self.cursor.report(fault);
+            Arc::default()
+        }));
         Ok(())
     }
 

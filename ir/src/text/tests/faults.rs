@@ -57,6 +57,23 @@ fn readers_of_a_faulty_line_are_not_reported() {
 }
 
 #[test]
+fn literals_are_checked() {
+    let table = "  literal 0 = \"1.0 2.0\"\n  program {\n    %t = constant{dtype=f32, shape=[2], values=@0}: f32[2]";
+    let with = |from: &str, to: &str| GRAPH.replacen("  program {", &table.replace(from, to), 1);
+    let check = |(from, to): (&str, &str), code: &str, at: &str, says: &str| {
+        check(&with("", ""), (from, to), code, at, says);
+    };
+    assert!(parse(&with("", "")).is_ok());
+    check(("values=@0", "values=@1"), fault::LITERAL, "1", "there is no literal 1, the module has 1 before this line");
+    check(("literal 0 =", "literal 1 ="), fault::SECTION, "1", "stands where literal 0 is expected");
+    check(("values=@0", "values=@x"), fault::SYNTAX, "x", "expected the number of a literal");
+    check(("shape=[2], values=@0", "shape=@0, values=@0"), fault::ATTRIBUTE, "shape=@0", "found a list of numbers");
+    let faulty = parse(&with("2.0", "two")).expect_err("`two` is no number");
+    assert_eq!(faulty[0].code, fault::LITERAL);
+    assert!(faulty[0].to_string().contains("`two` is no number"));
+}
+
+#[test]
 fn attributes_are_checked() {
     let bad = |from, to, at, says| check(GRAPH, (from, to), fault::ATTRIBUTE, at, says);
     bad("{eps=1e-5}", "", "layer_norm", "attribute `eps` is missing");

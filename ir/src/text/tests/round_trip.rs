@@ -5,9 +5,10 @@ use crate::id::NodeId;
 use crate::mesh::{Mesh, Sharding};
 use crate::module::{Input, Module};
 use crate::op::Op;
+use crate::op::compute::Constant;
 use crate::plan::{Region, ResidentRole};
 use crate::text::{parse, parse_with_spans, print};
-use crate::types::TensorType;
+use crate::types::{Scalar, TensorType};
 
 fn read(text: &str) -> Module {
     parse(text).unwrap_or_else(|faults| panic!("{}\n{text}", faults[0]))
@@ -32,6 +33,29 @@ fn what_is_read_again_is_the_same_module() {
 fn comments_blank_lines_and_spaces_do_not_count() {
     let loose = PLAN.replace('\n', "  // a remark\r\n\n\t// another\n").replace(", ", " ,\t").replace(": ", " : ");
     assert_eq!(print(&read(&format!("// first\n\n{loose}"))), PLAN);
+}
+
+/// The long lists of three nodes, two of which are equal.
+#[test]
+fn a_long_list_is_written_once() {
+    let mut module = Module::new("tables");
+    for (name, first) in [("a", 0.5), ("b", 0.5), ("c", 1.5)] {
+        let values = (0..100).map(|i| Scalar::new(first + f64::from(i))).collect();
+        let op = Constant { ty: TensorType::f32([4, 25]), values };
+        let node = module.program.graph.add_typed(op.clone().into(), &[], vec![op.ty], &[name.to_string()]);
+        module.program.body.push(node);
+    }
+    let text = print(&module);
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).filter(|l| l.contains("literal") || l.contains("values")).collect();
+    let [first, second, a, b, c] = lines.as_slice() else { panic!("{text}") };
+    assert!(first.starts_with("literal 0 = \"0.5 1.5 ") && second.starts_with("literal 1 = \"1.5 2.5 "), "{text}");
+    for (line, literal) in [(a, "@0"), (b, "@0"), (c, "@1")] {
+        assert!(line.contains(&format!("values={literal}}}")), "{line}");
+    }
+    let again = read(&text);
+    assert_eq!(again, module);
+    assert_eq!(print(&again), text);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct Candidate {
     pub out_state: u16,
     /// What the layer costs by itself.
     pub cost: Cost,
+    /// Bytes of one more micro-batch that waits for its backward pass. Those who put chains together add them to the cost.
+    pub saved_bytes: u64,
 }
 
 /// A path of layers. Identical layers share a class, that is one list of candidates.
@@ -41,7 +43,8 @@ impl Chain {
         layers.chain(switches).fold(Cost::ZERO, Cost::plus)
     }
 
-    fn switch_cost(&self, from: Candidate, to: Candidate) -> Cost {
+    /// What it costs to go from one candidate to the next.
+    pub fn switch_cost(&self, from: Candidate, to: Candidate) -> Cost {
         self.switch[usize::from(from.out_state) * self.n_states + usize::from(to.in_state)]
     }
 
@@ -104,6 +107,7 @@ mod tests {
             in_state: rng.below(n_states) as u16,
             out_state: rng.below(n_states) as u16,
             cost: Cost::new(rng.below(1000), rng.below(1000)),
+            saved_bytes: 0,
         };
         let class = |rng: &mut SplitMix| (0..n_candidates).map(|_| candidate(rng)).collect();
         let classes = (0..2).map(|_| class(rng)).collect();
@@ -138,8 +142,10 @@ mod tests {
 
     #[test]
     fn identical_layers_mix_two_plans_to_fill_the_budget() {
-        let stay =
-            |state, time_ns, bytes| Candidate { in_state: state, out_state: state, cost: Cost::new(time_ns, bytes) };
+        let stay = |state, time_ns, bytes| {
+            let cost = Cost::new(time_ns, bytes);
+            Candidate { in_state: state, out_state: state, cost, saved_bytes: 0 }
+        };
         let switch = vec![Cost::ZERO, Cost::new(7, 0), Cost::new(7, 0), Cost::ZERO];
         let classes = vec![vec![stay(0, 10, 100), stay(1, 30, 40)]];
         let chain = Chain { classes, layers: vec![0; 96], n_states: 2, switch };
