@@ -11,6 +11,8 @@ mod dialects;
 mod fixture;
 #[path = "support/obedience.rs"]
 mod obedience;
+#[path = "support/pins.rs"]
+mod pins;
 #[path = "support/plan.rs"]
 mod plan;
 #[path = "support/snapshot.rs"]
@@ -23,82 +25,12 @@ use dialects::{dialects, follows};
 use fixture::Fixture;
 use galvatron_ir::types::DType;
 use obedience::disobeyed;
+use pins::{EXPERTS, MIXED, WHOLE_LAYERS};
 use plan::Order;
 use safetensors::{Dtype, SafeTensors};
 use table::name;
 
 const OPTIMIZERS: [&str; 3] = ["sgd", "sgd_momentum", "adamw"];
-
-/// Layer 0 over tensor ranks, layer 1 over data ranks.
-const MIXED: &str = "[[layers]]\nrange = [0, 1]\ntp = 4\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 3";
-
-/// Texts of `strategy.toml` with the numbers of ranks on which they are tried.
-const PINS: [(&str, &[u32]); 50] = [
-    ("", &[1, 2, 4, 8]),
-    ("dp = 1", &[1, 2]),
-    ("dp = 2", &[2, 4, 8]),
-    ("dp = 4", &[4, 8]),
-    ("dp = 8", &[8]),
-    ("tp = 1", &[2, 4]),
-    ("tp = 2", &[2, 4, 8]),
-    ("tp = 4", &[4, 8]),
-    ("tp = 8", &[8]),
-    ("dp = 2\ntp = 2", &[4, 8]),
-    ("dp = 2\ntp = 4", &[8]),
-    ("dp = 4\ntp = 2", &[8]),
-    ("dp = 2\nzero = 0", &[2]),
-    ("dp = 2\nzero = 1", &[2]),
-    ("dp = 2\nzero = 2", &[2]),
-    ("dp = 2\nzero = 3", &[2]),
-    ("dp = 4\nzero = 1", &[4]),
-    ("dp = 4\nzero = 2", &[4]),
-    ("dp = 4\nzero = 3", &[4]),
-    ("dp = 2\nzero = 2\nmicro_batches = 2", &[2]),
-    ("dp = 2\nzero = 3\nmicro_batches = 2", &[2]),
-    ("dp = 2\ntp = 2\nzero = 3\nmicro_batches = 2", &[4]),
-    ("dp = 4\ntp = 2\nzero = 1", &[8]),
-    ("tp = 2\nsequence = \"megatron\"", &[2, 4]),
-    ("tp = 4\nsequence = \"megatron\"", &[4, 8]),
-    ("dp = 2\ntp = 2\nzero = 1\nsequence = \"megatron\"\nrecompute = \"selective\"", &[4]),
-    ("recompute = \"none\"", &[1, 4]),
-    ("recompute = \"selective\"", &[1, 4]),
-    ("recompute = \"full\"", &[1, 4]),
-    ("dp = 4\nzero = 3\nrecompute = \"full\"", &[4]),
-    ("micro_batches = 1", &[1, 4]),
-    ("micro_batches = 2", &[1, 2, 4]),
-    ("micro_batches = 4", &[1, 2]),
-    ("micro_batches = 3", &[1]),
-    (MIXED, &[4]),
-    ("dp = 3", &[4]),
-    ("ulysses = 2", &[2, 4]),
-    ("ulysses = 4", &[4]),
-    ("dp = 2\nulysses = 2\nzero = 2\nmicro_batches = 2", &[4]),
-    ("ulysses = 2\nzero = 3\nrecompute = \"full\"", &[2]),
-    ("ulysses = 2\nrecompute = \"selective\"", &[4]),
-    ("ulysses = 1\ntp = 2", &[2]),
-    ("ulysses = 2\ntp = 2", &[4]),
-    ("cp = 2", &[2, 4]),
-    ("cp = 4", &[4]),
-    ("dp = 2\ncp = 2\nzero = 2\nmicro_batches = 2", &[4]),
-    ("cp = 2\nzero = 3\nrecompute = \"full\"", &[2]),
-    ("cp = 1\ntp = 2", &[2]),
-    ("pp = 2", &[4]),
-    ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
-];
-
-/// The same for models with mixtures of experts.
-const EXPERT_PINS: [(&str, &[u32]); 10] = [
-    ("ep = 1", &[2, 4]),
-    ("ep = 2", &[2, 4]),
-    ("ep = 3", &[4]),
-    ("ep = 4", &[2, 4]),
-    ("dp = 2\nep = 2", &[2]),
-    ("dp = 4\nep = 2\nzero = 1", &[4]),
-    ("dp = 4\nep = 4\nzero = 3\nmicro_batches = 1", &[4]),
-    ("dp = 2\ntp = 2\nep = 2\nzero = 2\nmicro_batches = 2", &[4]),
-    ("dp = 2\ntp = 2\nep = 4\nrecompute = \"full\"", &[4]),
-    ("tp = 2\nep = 2\nsequence = \"megatron\"\nrecompute = \"selective\"", &[2]),
-];
 
 #[test]
 fn every_plan_trains_like_pytorch() {
@@ -163,8 +95,8 @@ fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
     let mut orders = Vec::new();
     for dialect in dialects(fixture).filter(|d| follows(fixture, d)) {
         for optimizer in OPTIMIZERS {
-            let of_experts = if fixture.model == "mixtral" { &EXPERT_PINS[..] } else { &[] };
-            for (strategy, worlds) in PINS.iter().chain(of_experts).copied() {
+            let of_experts = if fixture.model == "mixtral" { &EXPERTS[..] } else { &[] };
+            for (strategy, worlds) in WHOLE_LAYERS.iter().chain(of_experts).copied() {
                 let order = |&ranks| Order { fixture, dialect, optimizer, ranks, strategy, compute: DType::F32 };
                 orders.extend(worlds.iter().map(order).filter(is_run));
             }

@@ -9,6 +9,8 @@ mod cells;
 mod fixture;
 #[path = "support/obedience.rs"]
 mod obedience;
+#[path = "support/pins.rs"]
+mod pins;
 #[path = "support/plan.rs"]
 mod plan;
 #[path = "support/snapshot.rs"]
@@ -19,55 +21,8 @@ mod table;
 use cells::check_cells;
 use fixture::Fixture;
 use galvatron_ir::types::DType;
+use pins::STAGES;
 use plan::Order;
-
-/// Texts of `strategy.toml` with the number of ranks on which they are tried.
-const PINS: [(&str, u32); 44] = [
-    ("pp = 2\nmicro_batches = 1", 2),
-    ("pp = 2\nmicro_batches = 2", 2),
-    ("pp = 2\nmicro_batches = 4", 2),
-    ("pp = 2\nschedule = \"gpipe\"\nmicro_batches = 4", 2),
-    ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 2", 2),
-    ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 4", 2),
-    ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 1", 2),
-    ("pp = 2\nschedule = \"zero-bubble\"\nmicro_batches = 4", 2),
-    ("pp = 2\nschedule = \"zero-bubble-2p\"\nmicro_batches = 4", 2),
-    ("pp = 4\nschedule = \"zero-bubble\"\nmicro_batches = 4", 4),
-    ("pp = 4\nschedule = \"zero-bubble-2p\"\nmicro_batches = 4", 4),
-    ("pp = 2\ndp = 2\nzero = 2\nschedule = \"zero-bubble\"\nrecompute = \"full\"\nmicro_batches = 2", 4),
-    ("pp = 2\ntp = 2\nschedule = \"zero-bubble-2p\"\nmicro_batches = 2", 4),
-    ("pp = 2\nrecompute = \"full\"\nmicro_batches = 2", 2),
-    ("pp = 2\nrecompute = \"selective\"\nmicro_batches = 2", 2),
-    ("pp = 2\nstage_layers = [1, 3]\nmicro_batches = 2", 2),
-    ("pp = 2\nstage_layers = [1, 1]\nmicro_batches = 2", 2),
-    ("pp = 2\nstage_layers = [0, 2]\nmicro_batches = 2", 2),
-    ("pp = 2\nstage_layers = [1, 1, 1, 1]\nmicro_batches = 2", 2),
-    ("pp = 3\nmicro_batches = 2", 3),
-    ("pp = 3\nstage_layers = [1, 2, 1]\nmicro_batches = 4", 3),
-    ("pp = 4\nmicro_batches = 4", 4),
-    ("pp = 4\nmicro_batches = 8", 4),
-    ("pp = 4\nschedule = \"gpipe\"\nmicro_batches = 4", 4),
-    ("pp = 2\ndp = 2\nzero = 0\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nzero = 1\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nzero = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nzero = 3\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nschedule = \"interleaved\"\nzero = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ntp = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ntp = 2\nsequence = \"megatron\"\nmicro_batches = 2", 4),
-    ("pp = 2\ntp = 2\nschedule = \"gpipe\"\nrecompute = \"selective\"\nmicro_batches = 2", 4),
-    ("pp = 2\nmicro_batches = 2", 4),
-    ("pp = 3\ndp = 2\nzero = 1\nmicro_batches = 2", 6),
-    ("pp = 2\ndp = 2\ntp = 2\nzero = 1\nmicro_batches = 2", 8),
-    ("pp = 2\ntp = 4\nmicro_batches = 2", 8),
-    ("pp = 4\ndp = 2\nzero = 3\nmicro_batches = 4", 8),
-    ("pp = 8\nmicro_batches = 4", 8),
-    ("pp = 2\nulysses = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ncp = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ndp = 2\nulysses = 2\nzero = 3\nmicro_batches = 2", 8),
-    ("pp = 3\nmicro_batches = 2", 4),
-    ("pp = 2\n[[layers]]\nrange = [0, 1]\ntp = 2\n[[layers]]\nrange = [1, 2]\ndp = 2\nzero = 3", 4),
-];
 
 #[test]
 fn pipelines_train_like_pytorch() {
@@ -96,5 +51,5 @@ fn check_models(models: &[&str]) {
 
 fn orders<'a>(fixture: &'a Fixture) -> impl Iterator<Item = Order<'a>> {
     let (dialect, optimizer, compute) = ("keep20", "adamw", DType::F32);
-    PINS.iter().map(move |&(strategy, ranks)| Order { fixture, dialect, optimizer, ranks, strategy, compute })
+    STAGES.iter().map(move |&(strategy, ranks)| Order { fixture, dialect, optimizer, ranks, strategy, compute })
 }

@@ -9,6 +9,8 @@ mod cells;
 mod fixture;
 #[path = "support/obedience.rs"]
 mod obedience;
+#[path = "support/pins.rs"]
+mod pins;
 #[path = "support/plan.rs"]
 mod plan;
 #[path = "support/snapshot.rs"]
@@ -26,27 +28,9 @@ use galvatron_ir::op::Op;
 use galvatron_ir::text::print;
 use galvatron_ir::types::DType;
 use galvatron_passes::search::ContextKind;
+use pins::RINGS;
 use plan::Order;
 use std::path::Path;
-
-/// Texts of `strategy.toml` with the number of ranks on which they are tried.
-const PINS: [(&str, u32); 15] = [
-    ("cp = 2\ncp_kind = \"ring\"", 2),
-    ("cp = 2\ncp_kind = \"gather\"", 2),
-    ("cp = 4\ncp_kind = \"ring\"", 4),
-    ("cp = 3\ncp_kind = \"ring\"", 3),
-    ("cp = 2\ncp_kind = \"ring\"\nmicro_batches = 2", 4),
-    ("dp = 2\ncp = 2\ncp_kind = \"ring\"\nzero = 3\nmicro_batches = 2", 4),
-    ("cp = 2\ncp_kind = \"ring\"\nrecompute = \"full\"", 2),
-    ("cp = 2\ncp_kind = \"ring\"\nrecompute = \"selective\"", 4),
-    ("pp = 2\ncp = 2\ncp_kind = \"ring\"\nmicro_batches = 2", 4),
-    ("pp = 2\ncp = 4\ncp_kind = \"ring\"\nzero = 1\nmicro_batches = 2", 8),
-    ("cp = 2\ncp_kind = \"zigzag\"", 2),
-    ("cp = 4\ncp_kind = \"zigzag\"\nrecompute = \"full\"", 4),
-    ("dp = 2\ncp = 2\ncp_kind = \"zigzag\"\nzero = 2\nmicro_batches = 2", 4),
-    ("pp = 2\ncp = 4\ncp_kind = \"zigzag\"\nmicro_batches = 2", 8),
-    ("cp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ncp = 2\ncp_kind = \"gather\"", 2),
-];
 
 #[test]
 fn rings_train_like_pytorch() {
@@ -68,7 +52,7 @@ fn check_models(models: &[&str]) {
 }
 
 fn orders<'a>(fixture: &'a Fixture) -> impl Iterator<Item = Order<'a>> {
-    PINS.iter().map(move |&(strategy, ranks)| order(fixture, strategy, ranks, DType::F32))
+    RINGS.iter().map(move |&(strategy, ranks)| order(fixture, strategy, ranks, DType::F32))
 }
 
 fn order<'a>(fixture: &'a Fixture, strategy: &'a str, ranks: u32, compute: DType) -> Order<'a> {

@@ -210,6 +210,7 @@ impl SpaceBuilder<'_> {
         for split in self.splits(pins, mesh) {
             let Some(priced) = self.priced(piece, pins, mesh, &split) else { continue };
             let flows = priced.flows();
+            let degrees = if self.listing == Listing::Best { priced.expert_degrees() } else { vec![None] };
             let tables: Vec<Vec<Edge>> = recomputes.iter().map(|(_, r)| priced.edges(&flows, r)).collect();
             for (boundary, placed) in self.boundaries(piece, pins, &split, mesh) {
                 let state = placed.as_ref().map_or(0, |p| intern(states, p));
@@ -218,8 +219,18 @@ impl SpaceBuilder<'_> {
                 for ((mode, recompute), edges) in recomputes.iter().zip(&tables) {
                     let border = priced.border_costs(&border, recompute);
                     for zero in zero_levels(pins, mesh) {
-                        let problem = |n| priced.problem((&border, edges), recompute, zero, n);
-                        for Point { cost, saved_bytes, assignment } in kept_points(problem, in_flight, self.listing) {
+                        // What another degree of experts beats by the surrogate may still take less memory while it runs.
+                        let points = degrees.iter().flat_map(|&degree| {
+                            let problem = |n| {
+                                let problem = priced.problem((&border, edges), recompute, zero, n);
+                                match degree {
+                                    Some(degree) => priced.with_degree(problem, degree),
+                                    None => problem,
+                                }
+                            };
+                            kept_points(problem, in_flight, self.listing)
+                        });
+                        for Point { cost, saved_bytes, assignment } in points {
                             let (split, mode) = (split.clone(), *mode);
                             let ep = priced.expert_degree(&assignment);
                             let tensor = match boundary {

@@ -14,8 +14,11 @@ mod cut;
 mod decided;
 mod experts;
 mod flows;
+mod kinds;
+mod line;
 mod options;
 mod outlines;
+mod part;
 mod paths;
 mod pins;
 mod pipe;
@@ -29,7 +32,7 @@ mod sequence;
 pub mod solver;
 mod spaces;
 mod stages;
-mod uniform;
+
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice, StagesChoice};
@@ -46,10 +49,12 @@ use crate::segment::Segment;
 use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
+use kinds::{Likeness, promising_kinds};
 use queue::Queue;
 use replays::Replays;
+use solver::Cost;
 use spaces::Spaces;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the search found.
 #[derive(Clone, Debug)]
@@ -117,9 +122,9 @@ pub enum NoPlan {
 /// Spaces whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
 
-/// Kinds of uniform plans that are solved, and how many of them are replayed.
-const MAX_UNIFORM: usize = 512;
-const MAX_UNIFORM_REPLAYS: usize = 64;
+/// Kinds of plans that are looked into, and how many plans of them are replayed.
+const MAX_KINDS: usize = 512;
+const MAX_REPLAYS_OF_KINDS: usize = 96;
 
 /// The spaces that the search chooses from, with all their candidates.
 ///
@@ -155,28 +160,18 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     let mut queue = Queue::new(&spaces, limit);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
-    while let Some(pick) = queue.pop() {
+    while let Some((part, pick)) = queue.pop() {
         if replays.is_better(pick.cost.time_ns) || replays.is_spent() || fitting.len() == MAX_FITTING {
             break;
         }
-        match replays.run(&pick) {
-            bytes if bytes > limit => queue.exceeds(&pick, bytes - limit),
-            bytes => {
-                queue.fits(&pick, limit - bytes);
-                fitting.insert(pick.space);
-            }
+        let bytes = replays.run(&pick);
+        queue.note(part, &pick, bytes);
+        if bytes <= limit {
+            fitting.insert(pick.space);
         }
     }
-    if let Some((best, _)) = &replays.best {
-        let most_ns = best.cost.step_ns + replays.margin_ns();
-        let picks = uniform::uniform_picks(&spaces, |i| queue.budget(i), most_ns, MAX_UNIFORM);
-        let most = replays.n_plans() + MAX_UNIFORM_REPLAYS;
-        for pick in &picks {
-            if replays.is_spent() || replays.n_plans() == most || replays.is_beyond(pick.cost.time_ns) {
-                break;
-            }
-            replays.run(pick);
-        }
+    for alike in [Likeness::Alike, Likeness::CutAlike] {
+        replay_kinds(&mut replays, &spaces, &queue, limit, alike);
     }
     if replays.best.is_none() {
         replays.run_smallest();
@@ -190,6 +185,27 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     found.effort = effort;
     write_prediction(&mut found);
     Ok(found)
+}
+
+/// Replays the plans of kinds that may be faster than the best one.
+fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, all: &Queue<'_>, limit: u64, likeness: Likeness) {
+    let Some((best, _)) = &replays.best else { return };
+    let most_ns = best.cost.step_ns + replays.margin_ns();
+    let kinds = promising_kinds(spaces, likeness, (limit, most_ns), MAX_KINDS);
+    let mut queue = Queue::of_kinds(spaces, limit, kinds, |space| all.budget(space));
+    let most = replays.n_plans() + MAX_REPLAYS_OF_KINDS;
+    // Splits that differ in nothing but which axes are called data give the same plan under several names.
+    let mut known: BTreeMap<(usize, Cost), u64> = BTreeMap::new();
+    while let Some((part, pick)) = queue.pop() {
+        if replays.is_spent() || replays.n_plans() == most {
+            return;
+        }
+        // Those that seem too large come last, and may be fast.
+        if !replays.is_beyond(pick.cost.time_ns) {
+            let bytes = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
+            queue.note(part, &pick, bytes);
+        }
+    }
 }
 
 fn write_prediction(found: &mut Found) {

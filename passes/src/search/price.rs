@@ -380,11 +380,32 @@ impl<'a> Priced<'a> {
 
     /// Ranks over which the experts of the segment's mixtures lie under an assignment; 1 where it has none.
     pub fn expert_degree(&self, assignment: &[usize]) -> u64 {
-        let degree = |(group, &option): (&Group, &usize)| {
-            let node = self.piece.nodes[group.members[0]];
-            expert_degree(self.facts, node, &group.options[option].map, self.mesh)
-        };
+        let degree = |(group, &option): (&Group, &usize)| self.degree(group, option);
         self.groups.iter().zip(assignment).filter_map(degree).max().unwrap_or(1)
+    }
+
+    /// Numbers of ranks over which the experts of the segment's mixtures may lie; `None` where it has no mixture.
+    pub fn expert_degrees(&self) -> Vec<Option<u64>> {
+        let degrees =
+            self.groups.iter().flat_map(|group| (0..group.options.len()).map(|option| self.degree(group, option)));
+        let degrees: BTreeSet<Option<u64>> = degrees.collect();
+        if degrees.len() > 1 { degrees.into_iter().filter(Option::is_some).collect() } else { vec![None] }
+    }
+
+    fn degree(&self, group: &Group, option: usize) -> Option<u64> {
+        expert_degree(self.facts, self.piece.nodes[group.members[0]], &group.options[option].map, self.mesh)
+    }
+
+    /// The problem without the options under which experts lie over another number of ranks.
+    pub fn with_degree(&self, mut problem: Problem, degree: u64) -> Problem {
+        for (var, group) in problem.vars.iter_mut().zip(&self.groups) {
+            for (option, cost) in var.domain.iter_mut().enumerate() {
+                if self.degree(group, option).is_some_and(|found| found != degree) {
+                    *cost = Cost::FORBIDDEN;
+                }
+            }
+        }
+        problem
     }
 
     /// Group, position and value of every operand that is no weight.

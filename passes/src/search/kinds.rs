@@ -1,0 +1,120 @@
+//! Kinds of plans: those whose layers are cut alike, and those whose layers run alike in everything. Each is looked into with a budget of
+//! its own, since what is temporary depends most on how layers are cut; so the result is no slower than a plan that a user would try first.
+
+use super::boundary::BoundaryKind;
+use super::candidates::{Choice, Mode};
+use super::options::Split;
+use super::sequence::TensorKind;
+use super::solver::Cost;
+use super::spaces::{MARGIN_PARTS, Space, Spaces};
+
+/// What the layers have in common: how they are cut, and perhaps everything else.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind<'a> {
+    split: &'a Split,
+    tensor: TensorKind,
+    ep: u64,
+    alike: Option<Alike>,
+}
+
+/// What uniform layers have in common beyond their cuts, and whether the other segments share the split, the boundary and the ZeRO level.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Alike {
+    boundary: BoundaryKind,
+    zero: u8,
+    mode: Mode,
+    everywhere: bool,
+}
+
+/// In what the layers of a kind of plans are alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Likeness {
+    /// In everything.
+    Alike,
+    /// In how they are cut.
+    CutAlike,
+}
+
+/// Kinds of plans of spaces, by their numbers, with what they cost at least.
+pub type Kinds<'a> = Vec<(Cost, usize, Kind<'a>)>;
+
+impl<'a> Kind<'a> {
+    fn cut_as(choice: &'a Choice) -> Kind<'a> {
+        Kind { split: &choice.split, tensor: choice.tensor, ep: choice.ep, alike: None }
+    }
+
+    fn alike(choice: &'a Choice, everywhere: bool) -> Kind<'a> {
+        let &Choice { boundary, zero, mode, .. } = choice;
+        Kind { alike: Some(Alike { boundary, zero, mode, everywhere }), ..Kind::cut_as(choice) }
+    }
+
+    /// The kind of all plans whose layers are cut in the same way.
+    pub fn cuts(self) -> Kind<'a> {
+        Kind { alike: None, ..self }
+    }
+
+    /// Whether a segment may run so.
+    pub fn allows(&self, choice: &Choice, is_layer: bool) -> bool {
+        let is_cut_so = (&choice.split, choice.tensor, choice.ep) == (self.split, self.tensor, self.ep);
+        let Some(alike) = self.alike else { return is_cut_so || !is_layer };
+        let same = (choice.boundary, choice.zero) == (alike.boundary, alike.zero);
+        match is_layer {
+            true => is_cut_so && same && choice.mode == alike.mode,
+            false => (same && choice.split == *self.split) || !alike.everywhere,
+        }
+    }
+}
+
+/// The kinds of a likeness that may take less than `most_ns` and fit by the surrogate, fastest first; of more than `n_most` those are left out that
+/// would be slower with enough memory.
+pub fn promising_kinds<'a>(
+    spaces: &'a Spaces<'_>,
+    likeness: Likeness,
+    (limit, most_ns): (u64, u64),
+    n_most: usize,
+) -> Kinds<'a> {
+    let layers = spaces.layer_variants();
+    let most_bytes = limit.saturating_add(limit / MARGIN_PARTS);
+    let mut promising = Vec::new();
+    for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns) {
+        let Some(space) = spaces.open(i) else { continue };
+        let costs =
+            kinds(space, likeness, &layers).into_iter().map(|kind| (least(spaces, space, &layers, kind), i, kind));
+        promising.extend(costs.filter(|(least, ..)| least.time_ns < most_ns && least.bytes <= most_bytes));
+    }
+    promising.sort();
+    promising.truncate(n_most);
+    promising
+}
+
+/// The kinds that the first class of layers has.
+fn kinds<'a>(space: &'a Space, likeness: Likeness, layers: &[bool]) -> Vec<Kind<'a>> {
+    let first = layers.iter().position(|&l| l).unwrap_or(0);
+    let of = |c: &'a Choice| match likeness {
+        Likeness::Alike => vec![Kind::alike(c, false), Kind::alike(c, true)],
+        Likeness::CutAlike => vec![Kind::cut_as(c)],
+    };
+    let mut kinds: Vec<Kind<'a>> = space.candidates.choices[first].iter().flat_map(of).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds
+}
+
+/// What a plan of the kind takes at least: nanoseconds, and bytes of the largest stage.
+fn least(spaces: &Spaces<'_>, space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
+    let of = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
+        let allowed = choices.iter().filter(|c| kind.allows(c, is_layer));
+        let both =
+            |least: Cost, c: &Choice| Cost::new(least.time_ns.min(c.cost.time_ns), least.bytes.min(c.cost.bytes));
+        allowed.fold(Cost::FORBIDDEN, both)
+    };
+    let by_variant: Vec<Cost> = space.candidates.choices.iter().zip(layers).map(of).collect();
+    let all = space.candidates.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]));
+    let Some(pipe) = space.pipe.as_ref().filter(|_| !all.is_forbidden()) else { return all };
+    let times: Vec<u64> = by_variant.iter().map(|cost| cost.time_ns).collect();
+    // The largest stage has at least its share.
+    Cost::new(
+        pipe.least_ns(&spaces.builder.is_layer, &space.candidates.chain.layers, &times),
+        all.bytes / pipe.n_stages(),
+    )
+}

@@ -1,0 +1,132 @@
+//! No pinned plan is faster than the searched one: every pin of the other tests, on machines with plenty of memory and with little, by the
+//! replay that prices both.
+//!
+//! `cargo test --test searched -- --nocapture` prints how many plans were compared. With `GALVATRON_FIXTURES` there are more models.
+
+#[path = "support/fixture.rs"]
+mod fixture;
+#[path = "support/pins.rs"]
+mod pins;
+
+use fixture::Fixture;
+use galvatron::config::{cluster::parse_cluster, strategy::parse_strategy};
+use galvatron::driver::{Compilation, CompileFault, compile, pins_of};
+use galvatron_ir::cluster::Cluster;
+use galvatron_passes::search::Pins;
+use pins::{EXPERTS, RINGS, STAGES, WHOLE_LAYERS};
+
+/// Machines: the kind of the device, its TFLOP/s, its memory's GB/s, and the links' GB/s and µs.
+const MACHINES: [(&str, f64, f64, f64, f64); 3] =
+    [("cpu", 0.1, 10.0, 4.0, 10.0), ("cuda", 100.0, 2000.0, 300.0, 3.0), ("cuda", 0.05, 100.0, 0.5, 1.0)];
+
+/// Memory in hundredths of what the fastest plan of all takes.
+const MEMORY: [u64; 3] = [1000, 85, 60];
+
+/// A machine of so many ranks.
+fn machine(ranks: u32, (kind, tflops, memory, link, latency): (&str, f64, f64, f64, f64)) -> Cluster {
+    let text = format!(
+        "nodes = 1\ndevices_per_node = {ranks}\n\
+         [device]\nkind = \"{kind}\"\nmemory_gib = 2.0\npeak_tflops = {{ f32 = {tflops:?} }}\n\
+         memory_bandwidth_gbps = {memory:?}\n\
+         [links.intra_node]\nbandwidth_gbps = {link:?}\nlatency_us = {latency:?}\n"
+    );
+    parse_cluster(&text).expect("the machine is described well")
+}
+
+/// Step time and peak bytes of the plan under pins; `None` where the pins or the memory leave none.
+fn plan(fixture: &Fixture, cluster: &Cluster, pins: &Pins) -> Option<(u64, u64)> {
+    let what = Compilation {
+        model: &fixture.onnx("keep20"),
+        cluster,
+        recipe: &fixture.recipe("keep20", "adamw"),
+        pins,
+        profile: None,
+        retie: true,
+        stop_after: None,
+        verify_each: false,
+    };
+    match compile(&what, &mut |_, _| {}) {
+        Ok(compiled) => Some((compiled.module.predicted.step_time_ns, compiled.module.peak_bytes())),
+        Err(CompileFault::Bug(fault)) => panic!("{fault}"),
+        Err(CompileFault::Input(_) | CompileFault::NoPlan { .. }) => None,
+    }
+}
+
+/// What was compared.
+#[derive(Default)]
+struct Tally {
+    compared: usize,
+    as_fast: usize,
+    without: usize,
+    faster: Vec<String>,
+}
+
+impl Tally {
+    /// Compares every pin of so many ranks with what is searched without pins.
+    fn add(&mut self, fixture: &Fixture, cluster: &Cluster, strategies: &[&str]) {
+        let searched = plan(fixture, cluster, &Pins::default());
+        for strategy in strategies {
+            let pins = parse_strategy(strategy).and_then(|file| pins_of(&file)).ok();
+            let Some((pinned_ns, _)) = pins.and_then(|pins| plan(fixture, cluster, &pins)) else {
+                self.without += 1;
+                continue;
+            };
+            self.compared += 1;
+            let searched_ns = searched.map_or(u64::MAX, |(ns, _)| ns);
+            self.as_fast += usize::from(pinned_ns == searched_ns);
+            if pinned_ns < searched_ns {
+                let (memory, world) = (cluster.device.memory_bytes, cluster.world());
+                let (model, kind, pins) = (&fixture.model, cluster.device.kind.name(), strategy.replace('\n', ", "));
+                self.faster.push(format!(
+                    "{model} on {world} × {kind} of {memory} bytes: {pinned_ns} ns with `{pins}`, {searched_ns} ns searched"
+                ));
+            }
+        }
+    }
+}
+
+/// The pins that are tried on so many ranks.
+fn strategies(ranks: u32, has_experts: bool) -> Vec<&'static str> {
+    let of_experts = if has_experts { &EXPERTS[..] } else { &[] };
+    let whole = WHOLE_LAYERS.iter().chain(of_experts).filter(|(_, worlds)| worlds.contains(&ranks)).map(|(s, _)| *s);
+    whole.chain(STAGES.iter().chain(&RINGS).filter(|(_, n)| *n == ranks).map(|(s, _)| *s)).collect()
+}
+
+fn check(models: &[&str]) {
+    let mut tally = Tally::default();
+    for model in models {
+        let fixture = Fixture::open(model);
+        for ranks in [2, 3, 4, 6, 8] {
+            for figures in MACHINES {
+                let mut cluster = machine(ranks, figures);
+                let (_, peak) = plan(&fixture, &cluster, &Pins::default()).expect("two GiB are enough");
+                for hundredths in MEMORY {
+                    cluster.device.memory_bytes = peak * hundredths / 100;
+                    tally.add(&fixture, &cluster, &strategies(ranks, *model == "mixtral"));
+                }
+            }
+        }
+    }
+    let Tally { compared, as_fast, without, faster } = tally;
+    println!(
+        "{models:?}: {compared} pinned plans compared, {as_fast} as fast as the searched one, {without} pins without a plan"
+    );
+    assert!(faster.is_empty(), "{} pinned plans are faster:\n{}", faster.len(), faster.join("\n"));
+}
+
+#[test]
+fn no_pinned_plan_is_faster() {
+    check(&["gpt2"]);
+}
+
+#[test]
+fn no_pinned_plan_of_experts_is_faster() {
+    check(&["mixtral"]);
+}
+
+#[test]
+fn no_pinned_plan_of_other_models_is_faster() {
+    if std::env::var_os("GALVATRON_FIXTURES").is_some() {
+        check(&["gpt2_deep", "llama_deep", "bert_deep", "t5_deep", "vit", "swin"]);
+    }
+}
