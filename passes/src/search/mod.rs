@@ -124,7 +124,7 @@ const MAX_FITTING: usize = 3;
 
 /// Kinds of plans that are looked into, and how many plans of them are replayed.
 const MAX_KINDS: usize = 512;
-const MAX_REPLAYS_OF_KINDS: usize = 96;
+const MAX_REPLAYS_OF_KINDS: usize = 384;
 
 /// The spaces that the search chooses from, with all their candidates.
 ///
@@ -170,9 +170,9 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
             fitting.insert(pick.space);
         }
     }
-    for alike in [Likeness::Alike, Likeness::CutAlike] {
-        replay_kinds(&mut replays, &spaces, &queue, limit, alike);
-    }
+    replay_kinds(&mut replays, &spaces, &queue, limit, Likeness::Alike);
+    replays.allow_more();
+    replay_kinds(&mut replays, &spaces, &queue, limit, Likeness::CutAlike);
     if replays.best.is_none() {
         replays.run_smallest();
     }

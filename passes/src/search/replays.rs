@@ -9,6 +9,9 @@ use galvatron_ir::Module;
 /// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
 const REPLAYED_NODES: usize = 1 << 17;
 
+/// The same for plans that share how layers are cut, beyond what was replayed before.
+const MORE_NODES: usize = 1 << 15;
+
 /// The margin for plans that the surrogate finds slower: so many of the largest difference seen, at least and at most.
 const DEVIATIONS: u64 = 4;
 const LEAST_MARGIN_PPM: u64 = 4_000;
@@ -30,6 +33,7 @@ pub struct Replays<'a> {
     /// What was lowered, with the bytes of one rank.
     known: Vec<(Strategy, u64)>,
     n_nodes: usize,
+    most_nodes: usize,
     /// The largest difference between a replayed and a surrogate time, in parts per million.
     deviation_ppm: u64,
 }
@@ -47,6 +51,7 @@ impl<'a> Replays<'a> {
             smallest: None,
             known: Vec::new(),
             n_nodes: 0,
+            most_nodes: REPLAYED_NODES,
             deviation_ppm: 0,
         }
     }
@@ -126,8 +131,13 @@ impl<'a> Replays<'a> {
         self.best.as_ref().is_some_and(|(best, _)| time_ns > best.cost.step_ns + self.margin_ns())
     }
 
+    /// Allows some more effort.
+    pub fn allow_more(&mut self) {
+        self.most_nodes = self.n_nodes.max(REPLAYED_NODES) + MORE_NODES;
+    }
+
     /// Whether the effort is spent; it never is before a plan fits.
     pub fn is_spent(&self) -> bool {
-        self.best.is_some() && self.n_nodes > REPLAYED_NODES
+        self.best.is_some() && self.n_nodes > self.most_nodes
     }
 }
