@@ -276,8 +276,12 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
         strategy.keep.extend(Recompute::of(facts, piece, choice.mode).kept);
         decision.segments.push(SegmentChoice::of(piece, choice, mesh));
     }
+    for (Chosen { piece, .. }, segment) in chosen.iter().zip(&mut decision.segments) {
+        let owned = piece.owned.iter().filter_map(|&weight| Some((weight, uses.get(&weight)?)));
+        segment.zero = owned.map(|(weight, uses)| effective_zero(facts, weight, uses, mesh)).max().unwrap_or(0);
+    }
     for (&weight, uses) in &uses {
-        let placement = place(facts, weight, uses, mesh);
+        let placement = place(facts, weight, uses, uses[0].zero, mesh);
         if uses.iter().any(|used| used.placed != placement.parameter) {
             strategy.regather.insert(weight);
         }
@@ -293,13 +297,20 @@ struct Use {
     zero: u8,
 }
 
-/// One user: its own placement. Several: replicated, with the axes that they have in common.
-fn place(facts: &Facts<'_>, weight: ValueId, uses: &[Use], mesh: &Mesh) -> WeightPlacement {
+/// The least ZeRO level that places a weight as its own does.
+fn effective_zero(facts: &Facts<'_>, weight: ValueId, uses: &[Use], mesh: &Mesh) -> u8 {
+    let chosen = uses[0].zero;
+    let placement = place(facts, weight, uses, chosen, mesh);
+    (0..chosen).find(|&zero| place(facts, weight, uses, zero, mesh) == placement).unwrap_or(chosen)
+}
+
+/// One user: its own placement at a ZeRO level. Several: replicated, with the axes that they have in common.
+fn place(facts: &Facts<'_>, weight: ValueId, uses: &[Use], zero: u8, mesh: &Mesh) -> WeightPlacement {
     let ty = &facts.program.graph.value(weight).ty;
     let first = &uses[0];
     if uses.iter().all(|u| u.placed.dims == first.placed.dims && u.reduction == first.reduction) {
-        return weight_placement(&first.placed, &first.reduction, first.zero, ty, mesh);
+        return weight_placement(&first.placed, &first.reduction, zero, ty, mesh);
     }
     let common = Reduction::common(uses.iter().map(|u| &u.reduction));
-    weight_placement(&Sharding::replicated(ty.rank()), &common, first.zero, ty, mesh)
+    weight_placement(&Sharding::replicated(ty.rank()), &common, zero, ty, mesh)
 }
