@@ -1,6 +1,11 @@
 //! Times planning: compiles a model twice, prints the time of each pass, the plan's figures and the digest of its text.
 //!
 //! `cargo run --release --example planning -- MODEL CLUSTER.toml [BATCH] [SEQUENCE]`
+//!
+//! `growth CONFIG.json CLUSTER.toml` in their place plans a model on more and more devices, with more and more layers, and with less and
+//! less memory.
+
+mod growth;
 
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::diagnostics::render_all;
@@ -14,7 +19,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: planning MODEL CLUSTER.toml [BATCH] [SEQUENCE]";
+const USAGE: &str =
+    "usage: planning MODEL CLUSTER.toml [BATCH] [SEQUENCE]\n       planning growth CONFIG.json CLUSTER.toml";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +34,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<(), String> {
+    if let [word, config, cluster] = args
+        && word == "growth"
+    {
+        return growth::run(Path::new(config), Path::new(cluster));
+    }
     let [model, cluster, rest @ ..] = args else { return Err(USAGE.into()) };
     let text = std::fs::read_to_string(cluster).map_err(|e| format!("cannot read `{cluster}`: {e}"))?;
     let cluster = parse_cluster(&text).map_err(|faults| rendered(&faults))?;
@@ -45,24 +56,22 @@ fn run(args: &[String]) -> Result<(), String> {
 }
 
 fn plan(model: &Path, cluster: &Cluster, recipe: &Recipe) -> Result<(Compiled, Duration), String> {
-    let start = Instant::now();
-    let pins = Pins::default();
-    let what = Compilation {
-        model,
-        cluster,
-        recipe,
-        pins: &pins,
-        profile: None,
-        retie: true,
-        stop_after: None,
-        verify_each: false,
-    };
-    let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
+    let (start, pins) = (Instant::now(), Pins::default());
+    let compiled = compile(&compilation(model, cluster, recipe, &pins), &mut |_, _| {}).map_err(spelled)?;
+    Ok((compiled, start.elapsed()))
+}
+
+/// A compilation by the data sheet alone.
+fn compilation<'a>(model: &'a Path, cluster: &'a Cluster, recipe: &'a Recipe, pins: &'a Pins) -> Compilation<'a> {
+    Compilation { model, cluster, recipe, pins, profile: None, retie: true, stop_after: None, verify_each: false }
+}
+
+fn spelled(fault: CompileFault) -> String {
+    match fault {
         CompileFault::Input(faults) => rendered(&faults),
         CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
         CompileFault::Bug(fault) => rendered(&[fault]),
-    })?;
-    Ok((compiled, start.elapsed()))
+    }
 }
 
 fn print_passes(compiled: &Compiled, took: Duration) {
