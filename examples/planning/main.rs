@@ -5,6 +5,7 @@
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::diagnostics::render_all;
 use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
+use galvatron::report::no_plan_message;
 use galvatron_ir::Diagnostic;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::recipe::Recipe;
@@ -59,7 +60,7 @@ fn plan(model: &Path, cluster: &Cluster, recipe: &Recipe) -> Result<(Compiled, D
     };
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
-        CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
+        CompileFault::NoPlan { stages, .. } => no_plan_message(&stages),
         CompileFault::Bug(fault) => rendered(&[fault]),
     })?;
     Ok((compiled, start.elapsed()))

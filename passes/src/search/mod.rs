@@ -4,7 +4,7 @@
 //! ([`outlines`]); it is opened when no other one promises more. Then every class of segments gets candidates ([`candidates`]): for each
 //! split of the mesh into data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops'
 //! placements. A chain over the segments ([`solver::chain`]), which may be cut into stages ([`pipe`]), picks one candidate a segment
-//! under the memory limit. The best plans are lowered and replayed; what does not fit tightens the budget of its space.
+//! under the memory of the devices ([`devices`]). The best plans are lowered and replayed; what does not fit tightens the budget of its space.
 
 mod assemble;
 mod balance;
@@ -12,6 +12,7 @@ mod boundary;
 mod candidates;
 mod cut;
 mod decided;
+mod devices;
 mod experts;
 mod flows;
 mod options;
@@ -46,6 +47,7 @@ use crate::segment::Segment;
 use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
+use galvatron_ir::headroom::StageMemory;
 use queue::Queue;
 use replays::Replays;
 use spaces::Spaces;
@@ -105,10 +107,10 @@ pub struct Effort {
 pub enum NoPlan {
     /// Pins that cannot be met.
     Pin(PinFault),
-    /// Nothing fits: the least bytes a rank needs, and the plan's name that needs them.
+    /// Nothing fits.
     Memory {
-        /// Bytes of the smallest plan.
-        least_bytes: u64,
+        /// The memory of the stages of the smallest plan; of none where no plan was small enough to be lowered.
+        stages: Vec<StageMemory>,
         /// Its name.
         name: String,
     },
@@ -144,15 +146,14 @@ pub fn spaces(
     }
 }
 
-/// Searches the fastest plan that fits `cluster.device.memory_bytes`.
+/// Searches the fastest plan whose every stage fits the memory of its devices.
 ///
 /// # Errors
 /// Pins that cannot be met, or a model that does not fit.
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
-    let limit = model.cluster().device.memory_bytes;
     let builder = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?;
     let spaces = Spaces::new(builder)?;
-    let mut queue = Queue::new(&spaces, limit);
+    let mut queue = Queue::new(&spaces);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
     while let Some(pick) = queue.pop() {
@@ -160,9 +161,9 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
             break;
         }
         match replays.run(&pick) {
-            bytes if bytes > limit => queue.exceeds(&pick, bytes - limit),
-            bytes => {
-                queue.fits(&pick, limit - bytes);
+            memory if !memory.fits() => queue.exceeds(&pick, memory.excess_bytes()),
+            memory => {
+                queue.fits(&pick, memory.left_bytes());
                 fitting.insert(pick.space);
             }
         }
@@ -185,7 +186,7 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     let Some((mut found, pick)) = replays.best.take() else {
         return Err(spaces.fault().map_or_else(|| replays.no_plan(), NoPlan::Pin));
     };
-    found.rejected = spaces.rejected(&pick, limit);
+    found.rejected = spaces.rejected(&pick);
     found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
     found.effort = effort;
     write_prediction(&mut found);

@@ -34,16 +34,16 @@ enum State {
     Done,
 }
 
-/// All spaces under a memory limit.
+/// All spaces under the memory of their devices. Bytes are those that [`super::devices`] counts.
 pub struct Queue<'a> {
     spaces: &'a Spaces<'a>,
     lines: Vec<Line>,
 }
 
 impl<'a> Queue<'a> {
-    /// All spaces with the whole limit as budget.
-    pub fn new(spaces: &'a Spaces<'a>, limit: u64) -> Queue<'a> {
-        let lines = (0..spaces.len()).map(|space| Line::new(limit, spaces.bound_ns(space))).collect();
+    /// All spaces with the whole memory of their devices as budget.
+    pub fn new(spaces: &'a Spaces<'a>) -> Queue<'a> {
+        let lines = (0..spaces.len()).map(|space| Line::new(spaces.limit(space), spaces.bound_ns(space))).collect();
         Queue { spaces, lines }
     }
 
@@ -75,14 +75,14 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Notes by how many bytes a pick exceeds the limit; its space comes back with less to spend.
+    /// Notes by how many bytes a pick exceeds the memory of a stage; its space comes back with less to spend.
     pub fn exceeds(&mut self, pick: &Pick, excess: u64) {
         if let Some(space) = self.spaces.open(pick.space) {
             self.lines[pick.space].exceeds(space, pick, excess);
         }
     }
 
-    /// Notes how many bytes a pick leaves of the limit; its space comes back if it may spend more.
+    /// Notes how many bytes a pick leaves of the memory of every stage; its space comes back if it may spend more.
     pub fn fits(&mut self, pick: &Pick, surplus: u64) {
         if let Some(space) = self.spaces.open(pick.space) {
             self.lines[pick.space].fits(space, pick, surplus);

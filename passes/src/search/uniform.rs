@@ -65,39 +65,44 @@ fn kinds<'a>(space: &'a Space, layers: &[bool]) -> Vec<Kind<'a>> {
 
 /// What a plan of the kind takes at least: nanoseconds, and bytes of the largest stage.
 fn least(spaces: &Spaces<'_>, space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
-    let of = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
-        let allowed = choices.iter().filter(|c| kind.allows(c, is_layer));
-        let both =
-            |least: Cost, c: &Choice| Cost::new(least.time_ns.min(c.cost.time_ns), least.bytes.min(c.cost.bytes));
+    let of = |speed: usize, (choices, &is_layer): (&Vec<Choice>, &bool)| {
+        let allowed = choices.iter().filter(|c| kind.allows(c, is_layer)).map(|c| c.cost_at(speed));
+        let both = |least: Cost, c: Cost| Cost::new(least.time_ns.min(c.time_ns), least.bytes.min(c.bytes));
         allowed.fold(Cost::FORBIDDEN, both)
     };
-    let by_variant: Vec<Cost> = space.candidates.choices.iter().zip(layers).map(of).collect();
-    let all = space.candidates.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]));
+    let by_variant = |speed| space.candidates.choices.iter().zip(layers).map(|choices| of(speed, choices)).collect();
+    let speeds: Vec<Vec<Cost>> = (0..space.candidates.chains.len()).map(by_variant).collect();
+    let path = space.candidates.path();
+    let all = path.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(speeds[0][variant]));
     let Some(pipe) = space.pipe.as_ref().filter(|_| !all.is_forbidden()) else { return all };
-    let times: Vec<u64> = by_variant.iter().map(|cost| cost.time_ns).collect();
+    let times = |costs: &Vec<Cost>| costs.iter().map(|cost| cost.time_ns).collect();
+    let times: Vec<Vec<u64>> = speeds.iter().map(times).collect();
     // The largest stage has at least its share.
+    let missing: u64 = (0..space.devices.n_stages()).map(|stage| space.devices.missing_bytes(stage)).sum();
     Cost::new(
-        pipe.least_ns(&spaces.builder.is_layer, &space.candidates.chain.layers, &times),
-        all.bytes / pipe.n_stages(),
+        pipe.least_ns(&spaces.builder.is_layer, path, &times),
+        all.bytes.saturating_add(missing) / pipe.n_stages(),
     )
 }
 
 /// The fastest plan of the kind.
 fn pick(space: &Space, index: usize, layers: &[bool], kind: Kind<'_>, budget: u64) -> Option<Pick> {
-    let chain = &space.candidates.chain;
     let allowed = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
         (0..choices.len()).filter(|&c| kind.allows(&choices[c], is_layer)).collect::<Vec<usize>>()
     };
     let allowed: Vec<Vec<usize>> = space.candidates.choices.iter().zip(layers).map(allowed).collect();
-    let classes = chain.classes.iter().zip(&allowed).map(|(class, own)| own.iter().map(|&c| class[c]).collect());
-    let of_kind = Chain {
-        classes: classes.collect(),
-        layers: chain.layers.clone(),
-        n_states: chain.n_states,
-        switch: chain.switch.clone(),
+    let of_kind = |chain: &Chain| {
+        let classes = chain.classes.iter().zip(&allowed).map(|(class, own)| own.iter().map(|&c| class[c]).collect());
+        Chain {
+            classes: classes.collect(),
+            layers: chain.layers.clone(),
+            n_states: chain.n_states,
+            switch: chain.switch.clone(),
+        }
     };
-    let mut solved = space.solve_chain(&of_kind, Some(budget), false).ok()?;
-    for (choice, &class) in solved.solution.assignment.iter_mut().zip(&chain.layers) {
+    let chains: Vec<Chain> = space.candidates.chains.iter().map(of_kind).collect();
+    let mut solved = space.solve_chains(&chains, Some(budget), false).ok()?;
+    for (choice, &class) in solved.solution.assignment.iter_mut().zip(space.candidates.path()) {
         *choice = allowed[class][*choice];
     }
     Some(Pick::new(solved, index))
