@@ -13,6 +13,7 @@ pub use replan::{Training, relocated};
 use crate::import::{ImportOptions, import};
 use crate::trace::{MOST_EVENTS, for_all_ranks};
 use galvatron_ir::cluster::{Cluster, DeviceKind};
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::profile::Profile;
@@ -86,12 +87,10 @@ impl Compiled {
 pub enum CompileFault {
     /// The input is wrong.
     Input(Vec<Diagnostic>),
-    /// No plan fits the memory of a device.
+    /// No plan fits the memory of the devices.
     NoPlan {
-        /// Bytes of the smallest plan on one device.
-        least_bytes: u64,
-        /// Bytes of a device.
-        limit: u64,
+        /// The memory of the stages of the smallest plan.
+        stages: Vec<StageMemory>,
         /// Its strategy in words.
         name: String,
     },
@@ -138,7 +137,7 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
             Ok(())
         })?;
         if let Some(no_plan) = fault {
-            return Err(no_plan_fault(no_plan, what.cluster));
+            return Err(no_plan_fault(no_plan));
         }
         out.costs = Some(model);
     }
@@ -286,11 +285,9 @@ fn train_info(recipe: &Recipe, (global_batch, sequence): (u64, u64)) -> TrainInf
     }
 }
 
-fn no_plan_fault(no_plan: NoPlan, cluster: &Cluster) -> CompileFault {
+fn no_plan_fault(no_plan: NoPlan) -> CompileFault {
     match no_plan {
-        NoPlan::Memory { least_bytes, name } => {
-            CompileFault::NoPlan { least_bytes, limit: cluster.device.memory_bytes, name }
-        }
+        NoPlan::Memory { stages, name } => CompileFault::NoPlan { stages, name },
         NoPlan::Pin(fault) => CompileFault::Input(vec![Diagnostic::new(fault.code, fault.message).help(fault.help)]),
     }
 }

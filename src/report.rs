@@ -1,7 +1,12 @@
 //! What the user sees of a plan: the table, what was rejected, and the same as JSON.
 
+mod memory;
+
+pub use memory::{enough_memory, limits_of, memory_of, no_plan_message, peaks_of};
+
 use galvatron_ir::Module;
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::plan::{PhaseKind, ResidentRole};
 use galvatron_passes::cost::{PhaseTimes, Prices};
 use galvatron_passes::search::Found;
@@ -38,14 +43,13 @@ impl Report {
         let train = found.plan.train.as_ref();
         let tokens = train.map_or(0, |t| t.global_batch * t.sequence.max(1));
         let step_s = found.cost.step_ns as f64 * 1e-9;
-        let peak = found.plan.peak_bytes();
         let totals = vec![
             ("repeated layers".into(), repeated(segments)),
             ("micro-batches".into(), found.decision.micro_batches.to_string()),
             ("stages".into(), stages(found)),
             ("predicted step time".into(), ms(found.cost.step_ns)),
             ("predicted tokens/s".into(), format!("{:.0}", tokens as f64 / step_s)),
-            ("predicted peak a rank".into(), format!("{} of {}", amount(peak), amount(cluster.device.memory_bytes))),
+            ("predicted peak a rank".into(), memory_of(&found.plan.memory_by_stage(cluster))),
             ("optimality gap".into(), format!("{:.2} %", found.plan.predicted.gap_ppm as f64 / 1e4)),
             (
                 "searched".into(),
@@ -124,11 +128,6 @@ pub fn ms(ns: u64) -> String {
 fn repeated(segments: &[Segment]) -> String {
     let numbers: Vec<String> = layers(segments).iter().map(usize::to_string).collect();
     if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
-}
-
-/// That not even the smallest plan fits.
-pub fn no_plan_message(least_bytes: u64, limit: u64) -> String {
-    format!("no plan fits: the smallest needs {} a device, which has {}", amount(least_bytes), amount(limit))
 }
 
 /// Bytes in the unit that suits them.
@@ -234,6 +233,12 @@ pub fn memory_of_stage(plan: &Module, index: usize) -> BTreeMap<&'static str, u6
     classes
 }
 
+/// What each stage needs and has, as JSON.
+pub fn memory_json(stages: &[StageMemory]) -> serde_json::Value {
+    let one = |s: &StageMemory| serde_json::json!({"peak_bytes": s.peak_bytes, "memory_bytes": s.memory_bytes});
+    stages.iter().map(one).collect()
+}
+
 fn json(found: &Found, rows: &[Row], memory: &BTreeMap<&'static str, u64>, cluster: &Cluster) -> serde_json::Value {
     let row = |r: &Row| {
         serde_json::json!({
@@ -248,6 +253,7 @@ fn json(found: &Found, rows: &[Row], memory: &BTreeMap<&'static str, u64>, clust
         "micro_batches": found.decision.micro_batches,
         "step_time_ns": found.cost.step_ns,
         "peak_bytes": found.plan.peak_bytes(),
+        "stages": memory_json(&found.plan.memory_by_stage(cluster)),
         "gap_ppm": found.plan.predicted.gap_ppm,
         "memory": memory,
         "rows": rows.iter().map(row).collect::<Vec<_>>(),

@@ -72,7 +72,10 @@ impl Searched {
                     steps.push((limit, found));
                     limit = next;
                 }
-                Err(NoPlan::Memory { least_bytes, .. }) => return (steps, least_bytes),
+                Err(NoPlan::Memory { stages, .. }) => {
+                    let peaks = stages.iter().map(|stage| stage.peak_bytes);
+                    return (steps, peaks.max().expect("a plan was lowered"));
+                }
                 Err(NoPlan::Pin(fault)) => panic!("{}", fault.message),
             }
         }

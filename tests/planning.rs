@@ -4,6 +4,7 @@
 
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
+use galvatron::report::no_plan_message;
 use galvatron_passes::search::Pins;
 use galvatron_passes::segment::layers as layers_of;
 use std::io::Read;
@@ -68,7 +69,7 @@ fn plan(model: &Path, (name, n_devices, layers): Case<'_>, settings: &[String]) 
     match compile(&what, &mut |_, _| {}) {
         Err(CompileFault::Input(faults)) => Err(format!("{name}: {}", faults[0])),
         Err(CompileFault::Bug(fault)) => Err(format!("{name}: {fault}")),
-        Err(CompileFault::NoPlan { least_bytes, .. }) => Err(format!("{name}: the smallest plan needs {least_bytes}")),
+        Err(CompileFault::NoPlan { stages, .. }) => Err(format!("{name}: {}", no_plan_message(&stages))),
         Ok(compiled) => {
             let found = layers_of(&compiled.segments);
             let fault = || format!("{name}: layers {found:?}, not {layers:?}");

@@ -4,15 +4,17 @@
 mod random;
 
 use galvatron::config::cluster::parse_cluster;
-use galvatron_ir::cluster::Cluster;
+use galvatron_ir::cluster::{Cluster, DeviceGroup};
+use galvatron_ir::plan::Stage;
 use galvatron_passes::cost::CostModel;
 use galvatron_passes::search::solver::Cost;
 use galvatron_passes::search::solver::brute::each_assignment;
 use galvatron_passes::search::{LayerPins, Listing, Mode, NoPlan, Pins, Space, search, spaces};
 use random::{Random, Shape, Trained, layered_program, random_program};
 
-/// Programs that are compared.
+/// Programs that are compared on equal devices, and on others.
 const N_PROGRAMS: u64 = 500;
+const N_UNEQUAL: u64 = 250;
 
 /// Plans of one number of micro-batches that are enumerated at most; larger programs are drawn again.
 const MOST_PLANS: u64 = 1_000_000;
@@ -28,17 +30,28 @@ fn cluster(levels: [u32; 2], memory_bytes: u64) -> Cluster {
     cluster
 }
 
-/// A program with all its plans: their number and their Pareto front in (time, bytes).
+/// For each device how many bytes it has less than the others, and its speed; of none where all are equal.
+type Differences = Vec<(u64, f64)>;
+
+/// Devices of which some are slower or faster, and some have less memory: by less than a plan needs, so that it matters.
+fn differences(rng: &mut Random, levels: [u32; 2]) -> Differences {
+    let lacking = |rng: &mut Random| if rng.below(3) == 0 { rng.below(1500) } else { 0 };
+    (0..levels[0] * levels[1]).map(|_| (lacking(rng), rng.one_of(&[1.0, 1.0, 0.5, 0.3, 1.7]))).collect()
+}
+
+/// A program and its devices, with all its plans: their number and their Pareto front in (time, bytes).
 struct Instance {
     trained: Trained,
     levels: [u32; 2],
+    devices: Differences,
     pins: Pins,
     n_plans: u64,
     front: Vec<Cost>,
 }
 
 impl Instance {
-    fn draw(rng: &mut Random) -> Instance {
+    /// A program; `of_devices` draws in what these differ.
+    fn draw(rng: &mut Random, of_devices: &mut dyn FnMut([u32; 2]) -> Differences) -> Instance {
         loop {
             let levels = rng.one_of(&[[1, 2], [2, 2]]);
             let n_ops = if levels == [2, 2] { 3 + rng.below(2) } else { 4 + rng.below(4) } as usize;
@@ -47,24 +60,34 @@ impl Instance {
                 0 => (layered_program(rng, Shape { batch: 3, n_ops, levels }), layer_pins(rng)),
                 _ => (random_program(rng, Shape { batch, n_ops, levels }), Pins::default()),
             };
-            if let Some(instance) = Instance::enumerate(trained, levels, pins) {
-                return instance;
+            let (n_plans, front, devices) = (0, Vec::new(), of_devices(levels));
+            if let Some(found) = (Instance { trained, levels, devices, pins, n_plans, front }).enumerated() {
+                return found;
             }
         }
     }
 
-    /// Enumerates the plans; `None` where they are too many or none.
-    fn enumerate(trained: Trained, levels: [u32; 2], pins: Pins) -> Option<Instance> {
-        let model = CostModel::analytic(&cluster(levels, u64::MAX));
-        let all = spaces(&trained.module, &trained.segments, &model, &pins, Listing::All).ok()?;
+    /// The cluster, whose largest devices have so many bytes.
+    fn cluster(&self, memory_bytes: u64) -> Cluster {
+        let group = |&(lacking, speed): &(u64, f64)| {
+            let memory_bytes = memory_bytes.saturating_sub(lacking).max(1);
+            DeviceGroup { name: String::new(), count: 1, memory_bytes, speed }
+        };
+        Cluster { groups: self.devices.iter().map(group).collect(), ..cluster(self.levels, memory_bytes) }
+    }
+
+    /// With its plans; `None` where they are too many or none.
+    fn enumerated(self) -> Option<Instance> {
+        let model = CostModel::analytic(&self.cluster(u64::MAX));
+        let Trained { module, segments } = &self.trained;
+        let all = spaces(module, segments, &model, &self.pins, Listing::All).ok()?;
         let counts: Vec<u64> = all.iter().map(n_plans).collect();
         if counts.iter().any(|&n| n > MOST_PLANS) {
             return None;
         }
         let mut costs = Vec::new();
         for space in &all {
-            let extents: Vec<usize> =
-                space.candidates.chain.layers.iter().map(|&class| n_choices(space, class)).collect();
+            let extents: Vec<usize> = space.candidates.path().iter().map(|&class| n_choices(space, class)).collect();
             let mut front = Vec::new();
             for starts in space.cuts() {
                 each_assignment(&extents, |chosen| insert(&mut front, space.cost(&starts, chosen)));
@@ -72,7 +95,12 @@ impl Instance {
             front.into_iter().for_each(|cost| insert(&mut costs, cost));
         }
         costs.sort();
-        Some(Instance { trained, levels, pins, n_plans: counts.iter().sum(), front: costs })
+        Some(Instance { n_plans: counts.iter().sum(), front: costs, ..self })
+    }
+
+    /// Bytes of a device.
+    fn memory_bytes(&self, rank: u64, limit: u64) -> u64 {
+        self.devices.get(rank as usize).map_or(limit, |(lacking, _)| limit.saturating_sub(*lacking).max(1))
     }
 
     /// The least time within a budget by enumeration, in nanoseconds.
@@ -95,7 +123,7 @@ fn n_choices(space: &Space, class: usize) -> usize {
 }
 
 fn n_plans(space: &Space) -> u64 {
-    let layers = &space.candidates.chain.layers;
+    let layers = space.candidates.path();
     layers.iter().fold(space.cuts().len() as u64, |n, &class| n.saturating_mul(n_choices(space, class) as u64))
 }
 
@@ -117,12 +145,21 @@ fn budgets(front: &[Cost]) -> Vec<u64> {
 
 #[test]
 fn the_search_finds_what_enumeration_finds() {
-    let mut rng = Random(7);
+    check_programs(&mut Random(7), N_PROGRAMS, &mut |_| Vec::new());
+}
+
+#[test]
+fn the_search_finds_what_enumeration_finds_on_unequal_devices() {
+    let mut of_devices = Random(23);
+    check_programs(&mut Random(11), N_UNEQUAL, &mut |levels| differences(&mut of_devices, levels));
+}
+
+fn check_programs(rng: &mut Random, n_programs: u64, of_devices: &mut dyn FnMut([u32; 2]) -> Differences) {
     let (mut n_plans, mut n_chained, mut n_budgets, mut n_none) = (0, 0, 0, 0);
-    for i in 0..N_PROGRAMS {
-        let instance = Instance::draw(&mut rng);
+    for i in 0..n_programs {
+        let instance = Instance::draw(rng, of_devices);
         let Trained { module, segments } = &instance.trained;
-        let model = CostModel::analytic(&cluster(instance.levels, u64::MAX));
+        let model = CostModel::analytic(&instance.cluster(u64::MAX));
         let listed = spaces(module, segments, &model, &instance.pins, Listing::Best)
             .unwrap_or_else(|_| panic!("program {i} has plans"));
         for budget in budgets(&instance.front) {
@@ -146,24 +183,26 @@ fn the_search_finds_what_enumeration_finds() {
         n_chained += usize::from(segments.len() > 1);
     }
     println!(
-        "{N_PROGRAMS} programs, {n_chained} of several segments, {n_plans} plans, {n_budgets} budgets of which {n_none} too small"
+        "{n_programs} programs, {n_chained} of several segments, {n_plans} plans, {n_budgets} budgets of which {n_none} too small"
     );
-    assert!(n_chained > 25 && n_none > 0);
+    assert!(n_chained as u64 > n_programs / 20 && n_none > 0);
 }
 
 /// The whole search: without a limit its bound is what enumeration finds; within limits its plans fit.
 fn check_search(instance: &Instance, i: u64) {
     let Trained { module, segments } = &instance.trained;
-    let run =
-        |limit: u64| search(module, segments, &CostModel::analytic(&cluster(instance.levels, limit)), &instance.pins);
+    let run = |limit: u64| search(module, segments, &CostModel::analytic(&instance.cluster(limit)), &instance.pins);
     let free = run(u64::MAX >> 1).unwrap_or_else(|_| panic!("program {i} has plans"));
     assert_eq!(Some(free.bound_ns), instance.brute(u64::MAX), "program {i}");
     let bytes = free.plan.peak_bytes();
     for limit in [bytes, bytes * 3 / 4, bytes / 2] {
         match run(limit) {
-            Ok(found) => assert!(found.plan.peak_bytes() <= limit, "program {i} does not fit {limit} bytes"),
-            Err(NoPlan::Memory { least_bytes, .. }) => {
-                assert!(least_bytes > limit, "program {i}: {least_bytes} bytes fit {limit}");
+            Ok(found) => {
+                let fits = |s: &Stage| s.ranks().all(|rank| s.arena.bytes() <= instance.memory_bytes(rank, limit));
+                assert!(found.plan.stages.iter().all(fits), "program {i} does not fit {limit} bytes");
+            }
+            Err(NoPlan::Memory { stages, .. }) => {
+                assert!(stages.iter().any(|stage| !stage.fits()), "program {i}: {stages:?} fit {limit}");
             }
             Err(NoPlan::Pin(fault)) => panic!("program {i}: {}", fault.message),
         }

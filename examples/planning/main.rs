@@ -10,6 +10,7 @@ mod growth;
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::diagnostics::render_all;
 use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
+use galvatron::report::no_plan_message;
 use galvatron_ir::Diagnostic;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::recipe::Recipe;
@@ -69,7 +70,7 @@ fn compilation<'a>(model: &'a Path, cluster: &'a Cluster, recipe: &'a Recipe, pi
 fn spelled(fault: CompileFault) -> String {
     match fault {
         CompileFault::Input(faults) => rendered(&faults),
-        CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
+        CompileFault::NoPlan { stages, .. } => no_plan_message(&stages),
         CompileFault::Bug(fault) => rendered(&[fault]),
     }
 }

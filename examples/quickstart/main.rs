@@ -5,7 +5,7 @@
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
 use galvatron::diagnostics::render_all;
 use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
-use galvatron::report::Report;
+use galvatron::report::{Report, no_plan_message};
 use galvatron::runner::{Outputs, PlanData, TrainFault, train};
 use galvatron::weights::RandomWeights;
 use galvatron_backends::exec::RunOptions;
@@ -56,7 +56,7 @@ fn plan(cluster: &Cluster, recipe: &Recipe) -> Result<Compiled, String> {
     };
     let compiled = compile(&what, &mut |_, _| {}).map_err(|fault| match fault {
         CompileFault::Input(faults) => rendered(&faults),
-        CompileFault::NoPlan { least_bytes, limit, .. } => format!("no plan fits: {least_bytes} of {limit} bytes"),
+        CompileFault::NoPlan { stages, .. } => no_plan_message(&stages),
         CompileFault::Bug(fault) => rendered(&[fault]),
     })?;
     let found = compiled.found.as_ref().expect("invariant: a whole compilation searches");

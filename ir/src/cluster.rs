@@ -1,5 +1,9 @@
 //! The machine that a plan is made for, as plain data.
 
+mod groups;
+
+pub use groups::DeviceGroup;
+
 use serde::{Deserialize, Serialize};
 
 /// What a device is.
@@ -22,7 +26,7 @@ impl DeviceKind {
     }
 }
 
-/// One device of the cluster; all devices are equal.
+/// One device of the cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceSpec {
     /// CPU or CUDA.
@@ -35,6 +39,18 @@ pub struct DeviceSpec {
     pub bf16_flops: f64,
     /// Bytes a second between the device and its memory.
     pub memory_bandwidth: f64,
+}
+
+impl DeviceSpec {
+    /// A device that computes and moves bytes through its memory at `speed` times these rates.
+    pub fn at_speed(&self, speed: f64) -> DeviceSpec {
+        DeviceSpec {
+            f32_flops: self.f32_flops * speed,
+            bf16_flops: self.bf16_flops * speed,
+            memory_bandwidth: self.memory_bandwidth * speed,
+            ..self.clone()
+        }
+    }
 }
 
 /// One level of the interconnect: `size` groups of the next faster level (or devices) joined by equal links.
@@ -50,13 +66,15 @@ pub struct LinkLevel {
     pub latency_ns: f64,
 }
 
-/// The cluster: equal devices and a hierarchy of links, slowest level first.
+/// The cluster: devices and a hierarchy of links, slowest level first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
     /// Name for reports.
     pub name: String,
     /// The device.
     pub device: DeviceSpec,
+    /// In what devices differ from it, in the order of the ranks; empty where all are equal.
+    pub groups: Vec<DeviceGroup>,
     /// Link levels, slowest (outermost) first; the product of their sizes is the world size.
     pub levels: Vec<LinkLevel>,
 }
@@ -87,13 +105,13 @@ impl Cluster {
         }
         let is_latency = |level: &LinkLevel| level.latency_ns.is_finite() && level.latency_ns >= 0.0;
         match self.levels.iter().all(is_latency) {
-            true => Ok(()),
+            true => self.check_groups(),
             false => Err("latencies are not negative".into()),
         }
     }
 
     /// The same machine with another number of devices: full groups of the inner levels, and as many of them at the outermost
-    /// level as it takes. Fewer devices than a group has are a part of one.
+    /// level as it takes. Fewer devices than a group has are a part of one. Of devices that differ the first ones stay.
     ///
     /// # Errors
     /// Why there is no such cluster.
@@ -124,7 +142,7 @@ impl Cluster {
         let used = levels.iter().any(|l| l.size > 1);
         levels.retain(|l| !used || l.size > 1);
         levels.truncate(if used { levels.len() } else { 1 });
-        let cluster = Cluster { levels, ..self.clone() };
+        let cluster = Cluster { levels, groups: self.first_groups(world)?, ..self.clone() };
         cluster.check().map(|()| cluster)
     }
 }
@@ -143,7 +161,7 @@ mod tests {
         };
         let level =
             |&(name, size): &(&str, u32)| LinkLevel { name: name.into(), size, bandwidth: 1e9, latency_ns: 0.0 };
-        Cluster { name: "c".into(), device, levels: levels.iter().map(level).collect() }
+        Cluster { name: "c".into(), device, groups: Vec::new(), levels: levels.iter().map(level).collect() }
     }
 
     fn sizes(cluster: &Cluster, world: u32) -> Result<Vec<(String, u32)>, String> {

@@ -15,6 +15,7 @@
 pub mod cluster;
 pub mod diagnostic;
 pub mod graph;
+pub mod headroom;
 pub mod id;
 pub mod mesh;
 pub mod module;

@@ -3,8 +3,9 @@
 use super::figures::is_of_plan;
 use super::table::Table;
 use crate::driver::{CompileFault, Training, relocated};
-use crate::report::{amount, group_names, ms};
+use crate::report::{group_names, memory_json, memory_of, ms};
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::{Diagnostic, Module};
 use galvatron_passes::cost::{CostModel, PhaseTimes, PlanCost, plan_cost};
@@ -42,16 +43,25 @@ pub struct Explanation {
     pub step_ns: u64,
     /// What the plan itself predicts.
     pub predicted_ns: u64,
-    /// Bytes of the largest arena, and of a device.
-    pub peak_bytes: u64,
-    /// Bytes of a device.
-    pub memory_bytes: u64,
+    /// The memory of each stage.
+    pub memory: Vec<StageMemory>,
+    /// What each stage runs on, where devices differ.
+    pub devices: Vec<StageDevices>,
     /// What the search finds under the same pins.
     pub searched: Searched,
     /// Nanoseconds that the search saves with memory without end, and with one GiB more a device.
     pub saved_ns: Saved,
     /// What could not be said, and why.
     pub notes: Vec<String>,
+}
+
+/// What a stage runs on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageDevices {
+    /// Its groups of devices by name.
+    pub groups: Vec<String>,
+    /// How many times as fast as the cluster's device its slowest is.
+    pub speed: f64,
 }
 
 /// Another plan, and by how many nanoseconds its step is longer; less than 0: shorter.
@@ -131,11 +141,12 @@ impl Explanation {
         notes.extend(others.as_ref().filter(|all| all.own.step_ns != cost.step_ns).map(|all| {
             format!("the names do not say where each op lies: another plan that has them takes {}", ms(all.own.step_ns))
         }));
+        let tightest = plan.tightest_stage(inputs.cluster);
         let group = |(i, (layers, range)): (usize, &(String, Range<usize>))| {
             let (compute_ns, communication_ns) = times(&cost, range.clone(), plan.mesh.micro_batches());
-            let (runner_up, barred) = others.as_ref().map_or((None, None), |all| {
-                instead(&all.others[i], (cost.step_ns, plan.peak_bytes()), inputs.cluster.device.memory_bytes)
-            });
+            let (runner_up, barred) = others
+                .as_ref()
+                .map_or((None, None), |all| instead(&all.others[i], (cost.step_ns, tightest.peak_bytes)));
             Group {
                 layers: layers.clone(),
                 strategy: named[range.start].clone(),
@@ -151,8 +162,8 @@ impl Explanation {
             outline: outline(&decision),
             step_ns: cost.step_ns,
             predicted_ns: plan.predicted.step_time_ns,
-            peak_bytes: plan.peak_bytes(),
-            memory_bytes: inputs.cluster.device.memory_bytes,
+            memory: plan.memory_by_stage(inputs.cluster),
+            devices: devices(&plan, inputs.cluster),
             saved_ns: saved(&training, inputs, &found)?,
             searched,
             notes,
@@ -177,13 +188,11 @@ impl Explanation {
             table.row([group.layers.clone(), group.strategy.clone(), compute, collectives, runner_up, more, barred]);
         }
         let mut out = format!("{}\n\n{}\n{}\n", self.subject, table.text(), self.outline);
+        out += &self.devices_text();
         out += &format!("step: {}\n", ms(self.step_ns));
-        out += &format!(
-            "memory: {} of {} a device, {}\n",
-            amount(self.peak_bytes),
-            amount(self.memory_bytes),
-            self.binding()
-        );
+        let differs = self.memory.iter().any(|stage| stage.memory_bytes != self.memory[0].memory_bytes);
+        let each = if differs { "" } else { " a device" };
+        out += &format!("memory: {}{each}, {}\n", memory_of(&self.memory), self.binding());
         out += &format!("price of 1 GiB: {} a step\n", ms(self.saved_ns.by_one_gib_ns));
         out += &match (self.searched.is_same, self.searched.step_ns) {
             (true, _) => "search: finds this plan\n".to_string(),
@@ -191,6 +200,15 @@ impl Explanation {
         };
         self.notes.iter().for_each(|note| out += &format!("note: {note}\n"));
         out
+    }
+
+    /// Nothing where all devices are equal.
+    fn devices_text(&self) -> String {
+        let stage = |(i, stage): (usize, &StageDevices)| {
+            format!("stage {i} at speed {} ({})", stage.speed, stage.groups.join(", "))
+        };
+        let all: Vec<String> = self.devices.iter().enumerate().map(stage).collect();
+        if all.is_empty() { String::new() } else { format!("devices: {}\n", all.join(", ")) }
     }
 
     fn binding(&self) -> String {
@@ -202,7 +220,7 @@ impl Explanation {
 
     /// The same as one JSON object.
     pub fn json(&self) -> Value {
-        let other = |r: &RunnerUp| json!({"strategy": r.name, "peak_bytes": r.peak_bytes, "step_ns": r.step_ns});
+        let other = |r: &RunnerUp| json!({"strategy": r.name, "peak_bytes": r.memory.peak_bytes, "step_ns": r.step_ns});
         let group = |g: &Group| {
             json!({
                 "layers": g.layers, "strategy": g.strategy, "compute_ns": g.compute_ns,
@@ -214,7 +232,10 @@ impl Explanation {
         json!({
             "subject": self.subject, "groups": self.groups.iter().map(group).collect::<Vec<_>>(),
             "outline": self.outline, "step_ns": self.step_ns, "predicted_step_ns": self.predicted_ns,
-            "peak_bytes": self.peak_bytes, "memory_bytes": self.memory_bytes,
+            "peak_bytes": self.memory.iter().map(|stage| stage.peak_bytes).max(),
+            "memory_bytes": self.memory.iter().map(|stage| stage.memory_bytes).min(),
+            "stages": memory_json(&self.memory),
+            "devices": self.devices.iter().map(|d| json!({"groups": d.groups, "speed": d.speed})).collect::<Vec<_>>(),
             "binding": if self.saved_ns.without_limit_ns > 0 { "memory" } else { "none" },
             "without_limit_saves_ns": self.saved_ns.without_limit_ns, "one_gib_saves_ns": self.saved_ns.by_one_gib_ns,
             "searched": {"name": self.searched.name, "step_ns": self.searched.step_ns, "is_same": self.searched.is_same},
@@ -238,6 +259,16 @@ fn decides_as(found: &Found, plan: &Module, training: &Training) -> bool {
 fn outline(decision: &Decision) -> String {
     let stages = decision.stages.as_ref().map_or("one stage".into(), |stages| stages.name());
     format!("micro-batches: {}\nstages: {stages}", decision.micro_batches)
+}
+
+/// What each stage runs on; nothing where all devices are equal.
+fn devices(plan: &Module, cluster: &Cluster) -> Vec<StageDevices> {
+    let of = |ranks: Range<u64>| StageDevices {
+        groups: cluster.groups_of(&ranks).map(|group| group.name.clone()).collect(),
+        speed: cluster.speed(&ranks),
+    };
+    let all = plan.stages.iter().map(|stage| of(stage.ranks()));
+    all.filter(|stage| !stage.groups.is_empty()).collect()
 }
 
 /// What the prices at hand do not explain.
@@ -270,8 +301,7 @@ fn decision_of(training: &Training, inputs: &Inputs<'_>, plan: &Module, found: &
     if decides_as(found, plan, training) {
         return Some(found.decision.clone());
     }
-    let mut roomy = inputs.cluster.clone();
-    roomy.device.memory_bytes = NO_LIMIT;
+    let roomy = inputs.cluster.with_memory(|_| NO_LIMIT);
     let pins = recognize(plan, &training.segments).pins(&training.segments);
     let pinned = training.plan(&training.costs(&roomy, inputs.profile), &pins).ok()?;
     let is_same = recognize(&pinned.plan, &training.segments).name() == recognize(plan, &training.segments).name();
@@ -287,16 +317,17 @@ fn others(
     groups: &[Range<usize>],
 ) -> Option<RunnersUp> {
     let module = training.module_on(costs.cluster());
-    runners_up(&module, &training.segments, costs, decision, groups, (plan.peak_bytes(), step_ns)).ok().flatten()
+    let tightest = plan.tightest_stage(costs.cluster());
+    runners_up(&module, &training.segments, costs, decision, groups, (tightest, step_ns)).ok().flatten()
 }
 
 /// The fastest that fits with what it costs more, and the fastest that is faster than that and the plan and does not fit, with
 /// what it would save.
 ///
 /// What takes the time and the memory of the plan is the plan itself under another name.
-fn instead(others: &[RunnerUp], (step_ns, peak_bytes): (u64, u64), limit: u64) -> (Option<Slower>, Option<Faster>) {
-    let fits = |other: &&RunnerUp| other.peak_bytes <= limit;
-    let is_other = |other: &&RunnerUp| (other.step_ns, other.peak_bytes) != (step_ns, peak_bytes);
+fn instead(others: &[RunnerUp], (step_ns, peak_bytes): (u64, u64)) -> (Option<Slower>, Option<Faster>) {
+    let fits = |other: &&RunnerUp| other.memory.fits();
+    let is_other = |other: &&RunnerUp| (other.step_ns, other.memory.peak_bytes) != (step_ns, peak_bytes);
     let runner_up = others.iter().filter(is_other).find(fits);
     let fastest_ns = runner_up.map_or(step_ns, |other| other.step_ns.min(step_ns));
     let barred = others.iter().find(|other| !fits(other) && other.step_ns < fastest_ns);
@@ -306,14 +337,12 @@ fn instead(others: &[RunnerUp], (step_ns, peak_bytes): (u64, u64), limit: u64) -
 
 /// What the search saves with more memory.
 fn saved(training: &Training, inputs: &Inputs<'_>, found: &Found) -> Result<Saved, CompileFault> {
-    let with = |memory_bytes: u64| {
-        let mut cluster = inputs.cluster.clone();
-        cluster.device.memory_bytes = memory_bytes;
+    let with = |cluster: Cluster| {
         let more = training.plan(&training.costs(&cluster, inputs.profile), inputs.pins)?;
         Ok::<u64, CompileFault>(found.cost.step_ns.saturating_sub(more.cost.step_ns))
     };
-    let without_limit_ns = with(NO_LIMIT)?;
-    let more_bytes = inputs.cluster.device.memory_bytes + GIB;
-    let by_one_gib_ns = if without_limit_ns == 0 { 0 } else { with(more_bytes)? };
+    let without_limit_ns = with(inputs.cluster.with_memory(|_| NO_LIMIT))?;
+    let more = || inputs.cluster.with_memory(|bytes| bytes + GIB);
+    let by_one_gib_ns = if without_limit_ns == 0 { 0 } else { with(more())? };
     Ok(Saved { without_limit_ns, by_one_gib_ns })
 }

@@ -165,7 +165,7 @@ fn planned(training: &Training, inputs: &Inputs<'_>, devices: u32) -> Result<Pla
         Err(CompileFault::Input(faults)) => {
             Err(faults.iter().map(|f| format!("{}: {}", f.code, f.message)).collect::<Vec<_>>().join("; "))
         }
-        Err(CompileFault::NoPlan { least_bytes, limit, .. }) => Err(no_plan_message(least_bytes, limit)),
+        Err(CompileFault::NoPlan { stages, .. }) => Err(no_plan_message(&stages)),
         Err(CompileFault::Bug(fault)) => Err(fault.to_string()),
     }
 }

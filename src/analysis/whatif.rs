@@ -2,9 +2,10 @@
 
 use super::table::Table;
 use crate::driver::{CompileFault, Training, relocated};
-use crate::report::{amount, ms, no_plan_message};
+use crate::report::{amount, limits_of, memory_json, ms, no_plan_message, peaks_of};
 use galvatron_ir::Module;
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::profile::Profile;
 use galvatron_passes::cost::plan_cost;
 use galvatron_passes::recognize::recognize;
@@ -45,8 +46,8 @@ pub struct Case {
     pub samples: u64,
     /// Bytes of the largest arena.
     pub peak_bytes: u64,
-    /// Bytes of a device; `None` where the machine is not recorded.
-    pub memory_bytes: Option<u64>,
+    /// The memory of each stage; `None` where the machine is not recorded.
+    pub stages: Option<Vec<StageMemory>>,
 }
 
 impl Case {
@@ -56,7 +57,7 @@ impl Case {
             step_ns,
             samples: plan.train.as_ref().map_or(1, |train| train.global_batch),
             peak_bytes: plan.peak_bytes(),
-            memory_bytes: cluster.map(|cluster| cluster.device.memory_bytes),
+            stages: cluster.map(|cluster| plan.memory_by_stage(cluster)),
         }
     }
 
@@ -67,7 +68,12 @@ impl Case {
 
     /// Whether it fits the devices, as far as these are known.
     pub fn fits(&self) -> Option<bool> {
-        self.memory_bytes.map(|bytes| self.peak_bytes <= bytes)
+        self.stages.as_ref().map(|stages| stages.iter().all(StageMemory::fits))
+    }
+
+    /// Bytes of the smallest device.
+    fn memory_bytes(&self) -> Option<u64> {
+        self.stages.as_ref()?.iter().map(|stage| stage.memory_bytes).min()
     }
 
     fn samples_per_s(&self) -> f64 {
@@ -89,8 +95,7 @@ impl WhatIf {
         let same = match inputs.training {
             // The program is another one: the decisions are pinned.
             Some(training) => {
-                let mut roomy = inputs.cluster.clone();
-                roomy.device.memory_bytes = u64::MAX / 4;
+                let roomy = inputs.cluster.with_memory(|_| u64::MAX / 4);
                 let pins = decision.pins(&training.segments);
                 let found = training.plan(&training.costs(&roomy, inputs.profile), &pins);
                 found.map(|found| Case::of(&found, training, inputs.cluster)).map_err(why)
@@ -127,13 +132,15 @@ impl WhatIf {
                 table.row([name, "—", "—", "—", "—", case.err().map_or("", String::as_str)].map(String::from));
                 continue;
             };
-            let fits = match (case.fits(), case.memory_bytes) {
-                (Some(true), Some(bytes)) => format!("{}: yes", amount(bytes)),
-                (Some(false), Some(bytes)) => format!("{}: no", amount(bytes)),
-                _ => "not known".into(),
+            let (peak, fits) = match &case.stages {
+                None => (amount(case.peak_bytes), "not known".into()),
+                Some(stages) => {
+                    let fits = if case.fits() == Some(true) { "yes" } else { "no" };
+                    (peaks_of(stages), format!("{}: {fits}", limits_of(stages)))
+                }
             };
             let speed = format!("{:.2}", case.samples_per_s());
-            table.row([name.into(), ms(case.step_ns), speed, amount(case.peak_bytes), fits, case.strategy.clone()]);
+            table.row([name.into(), ms(case.step_ns), speed, peak, fits, case.strategy.clone()]);
         }
         table.text()
     }
@@ -143,7 +150,8 @@ impl WhatIf {
         let case = |case: Result<&Case, &String>| match case {
             Ok(c) => json!({
                 "strategy": c.strategy, "step_ns": c.step_ns, "samples_per_s": c.samples_per_s(),
-                "peak_bytes": c.peak_bytes, "memory_bytes": c.memory_bytes, "fits": c.fits(),
+                "peak_bytes": c.peak_bytes, "memory_bytes": c.memory_bytes(), "fits": c.fits(),
+                "stages": c.stages.as_deref().map(memory_json),
             }),
             Err(why) => json!({"infeasible": why}),
         };
@@ -157,7 +165,7 @@ fn why(fault: CompileFault) -> String {
         CompileFault::Input(faults) => {
             faults.iter().map(|f| format!("{}: {}", f.code, f.message)).collect::<Vec<_>>().join("; ")
         }
-        CompileFault::NoPlan { least_bytes, limit, .. } => no_plan_message(least_bytes, limit),
+        CompileFault::NoPlan { stages, .. } => no_plan_message(&stages),
         CompileFault::Bug(fault) => fault.to_string(),
     }
 }

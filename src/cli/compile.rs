@@ -9,6 +9,7 @@ use crate::driver::{galvatron_config, is_galvatron_config};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::{Checked, Diagnostic, Level, Module};
@@ -174,7 +175,7 @@ fn run(args: &CompileArgs) -> i32 {
 pub(super) fn fault_status(fault: CompileFault) -> i32 {
     match fault {
         CompileFault::Input(faults) => complain(&faults, None),
-        CompileFault::NoPlan { least_bytes, limit, name } => no_plan(least_bytes, limit, &name),
+        CompileFault::NoPlan { stages, name } => no_plan(&stages, &name),
         CompileFault::Bug(fault) => {
             complain(&[fault], None);
             BUG
@@ -182,11 +183,9 @@ pub(super) fn fault_status(fault: CompileFault) -> i32 {
     }
 }
 
-fn no_plan(least_bytes: u64, limit: u64, name: &str) -> i32 {
-    let gib = least_bytes as f64 / f64::from(1 << 30);
-    let message = report::no_plan_message(least_bytes, limit);
-    let fault = Diagnostic::new("no-plan", message);
-    let help = format!("the cheapest fix: memory_gib = {:.4} ({name}), or more devices", gib + 5e-5);
+fn no_plan(stages: &[StageMemory], name: &str) -> i32 {
+    let fault = Diagnostic::new("no-plan", report::no_plan_message(stages));
+    let help = format!("the cheapest fix: {} ({name}), or more devices", report::enough_memory(stages));
     complain(&[fault.help(help)], None);
     NO_PLAN
 }

@@ -3,12 +3,16 @@
 use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel, MAX_WORLD};
 use galvatron_ir::diagnostic::Checked;
 
+use super::groups::{read_groups, write_group};
 use super::levels::read_levels;
 use super::set::{apply_overrides, parse_file, quoted};
 use super::{Faults, Fields, Item, Wrong, integer_in, non_negative, number, one_of, positive, text};
 
 /// Bytes or operations a second in one giga of them.
 const GIGA: f64 = 1e9;
+
+/// Bytes of a GiB.
+pub(super) const GIB: f64 = (1u64 << 30) as f64;
 
 /// Name of the links between nodes.
 pub(super) const INTER_NODE: &str = "inter_node";
@@ -41,7 +45,7 @@ pub(super) struct Tier {
 ///
 /// GB/s are 1e9 bytes a second, GiB are 2³⁰ bytes. The bandwidth of `[links.inter_node]`, per direction and node in the
 /// file, is divided by the devices of a node. `[[level]]` says the same of any number of levels. A level of one member is left
-/// out, unless nothing would be left. All
+/// out, unless nothing would be left. `[[group]]` says in what devices differ. All
 /// faults are reported: syntax, unknown, missing and reserved keys, values out of range.
 pub fn parse_cluster(text: &str) -> Checked<Cluster> {
     parse_cluster_with(text, &[])
@@ -59,30 +63,33 @@ pub fn parse_cluster_with(text: &str, overrides: &[String]) -> Checked<Cluster> 
     let name = root.read("name", self::text);
     let tiers = if root.has("level") { read_levels(&mut root) } else { read_nodes(&mut root) };
     let device = root.require_section("device").and_then(read_device);
-    for key in ["group", "host", "efficiency"] {
+    let world = tiers.as_ref().map(|tiers| tiers.iter().map(|tier| u64::from(tier.size)).product());
+    let groups = read_groups(&mut root, world, device.as_ref());
+    for key in ["host", "efficiency"] {
         root.reserve(key);
     }
     root.finish();
-    let cluster = tiers.zip(device).map(|(tiers, device)| {
+    let cluster = tiers.zip(device).zip(groups).map(|((tiers, device), groups)| {
         let sizes: Vec<String> = tiers.iter().map(|tier| tier.size.to_string()).collect();
         let name = name.unwrap_or_else(|| format!("{} devices", sizes.join(" x ")));
         let levels = levels(tiers, &device);
-        Cluster { name, device, levels }
+        Cluster { name, device, groups, levels }
     });
     faults.check(cluster)
 }
 
 /// Keys of `hw.toml` that an override may name, up to their first dot.
-pub const KEYS: [&str; 5] = ["name", "nodes", "devices_per_node", "device", "links"];
+pub const KEYS: [&str; 6] = ["name", "nodes", "devices_per_node", "device", "group", "links"];
 
-/// The text of a cluster, its links as `[[level]]`.
+/// The text of a cluster, its links as `[[level]]`. A group says in what it differs from the device.
 pub fn to_toml(cluster: &Cluster) -> String {
     let device = &cluster.device;
     let mut out = format!("name = {}\n[device]\nkind = \"{}\"\n", quoted(&cluster.name), device.kind.name());
     let (f32, bf16) = (device.f32_flops / 1e12, device.bf16_flops / 1e12);
-    out += &format!("memory_gib = {:?}\n", device.memory_bytes as f64 / (1u64 << 30) as f64);
+    out += &format!("memory_gib = {:?}\n", device.memory_bytes as f64 / GIB);
     out += &format!("peak_tflops = {{ f32 = {f32:?}, bf16 = {bf16:?} }}\n");
     out += &format!("memory_bandwidth_gbps = {:?}\n", device.memory_bandwidth / GIGA);
+    cluster.groups.iter().for_each(|group| out += &write_group(group, device));
     let mut sharers = 1.0;
     for LinkLevel { name, size, bandwidth, latency_ns } in cluster.levels.iter().rev() {
         let (gbps, latency_us) = (bandwidth * sharers / GIGA, latency_ns / 1e3);
@@ -116,20 +123,21 @@ fn check_world(root: &Fields<'_>, nodes: Option<u64>, per_node: Option<u64>) {
 fn read_device(mut fields: Fields<'_>) -> Option<DeviceSpec> {
     let kinds = [("cpu", Some(DeviceKind::Cpu)), ("cuda", Some(DeviceKind::Cuda))];
     let kind = fields.require("kind", one_of(&kinds));
-    let memory_gib = fields.require("memory_gib", memory);
+    let memory_bytes = fields.require("memory_gib", memory);
     let peak = fields.require_section("peak_tflops").and_then(read_peak);
     let memory_bandwidth = fields.require("memory_bandwidth_gbps", positive);
     fields.reserve("efficiency");
     fields.finish();
     let (f32_flops, bf16_flops) = peak?;
-    let memory_bytes = (memory_gib? * (1u64 << 30) as f64) as u64;
-    Some(DeviceSpec { kind: kind?, memory_bytes, f32_flops, bf16_flops, memory_bandwidth: memory_bandwidth? * GIGA })
+    let memory_bandwidth = memory_bandwidth? * GIGA;
+    Some(DeviceSpec { kind: kind?, memory_bytes: memory_bytes?, f32_flops, bf16_flops, memory_bandwidth })
 }
 
-/// GiB, at least one byte and at most 2²⁰.
-fn memory(item: &Item) -> Result<f64, Wrong> {
-    let (least, most) = (1.0 / (1u64 << 30) as f64, (1u64 << 20) as f64);
-    number(item, "a positive number of GiB, at most 1048576", |value| (least..=most).contains(&value))
+/// Bytes of a number of GiB, at least one byte and at most 2²⁰ GiB.
+pub(super) fn memory(item: &Item) -> Result<u64, Wrong> {
+    let (least, most) = (1.0 / GIB, (1u64 << 20) as f64);
+    let gib = number(item, "a positive number of GiB, at most 1048576", |value| (least..=most).contains(&value))?;
+    Ok((gib * GIB) as u64)
 }
 
 /// Peak floating-point operations a second in f32 and bf16.
@@ -288,14 +296,6 @@ latency_us = 8.0
         assert_eq!(
             faults(&text),
             ["bad-value|65536|524288 devices (`nodes` x `devices_per_node`): expected at most 65536"]
-        );
-    }
-
-    #[test]
-    fn reserved_arrays_of_tables_are_named() {
-        assert_eq!(
-            faults(&format!("{ONE}[[group]]\nname = \"rack\"\n")),
-            ["unsupported|group|`group` is not supported yet"]
         );
     }
 }

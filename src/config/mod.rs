@@ -4,6 +4,7 @@
 //! `unknown-key`, `missing-key`, `duplicate-key`, `bad-value` and `unsupported`.
 
 pub mod cluster;
+mod groups;
 mod json;
 mod levels;
 pub mod profile;

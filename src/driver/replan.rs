@@ -69,7 +69,7 @@ impl Training {
     /// Pins that cannot be met, or that nothing fits.
     pub fn plan(&self, costs: &CostModel, pins: &Pins) -> Result<Found, CompileFault> {
         let module = self.on(costs.cluster());
-        search(&module, &self.segments, costs, pins).map_err(|fault| no_plan_fault(fault, costs.cluster()))
+        search(&module, &self.segments, costs, pins).map_err(no_plan_fault)
     }
 
     /// The module that is searched on a machine.

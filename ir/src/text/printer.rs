@@ -3,7 +3,7 @@
 use super::VERSION;
 use super::lexer::quote;
 use super::literals::{Literals, in_quotes};
-use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
+use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, LinkLevel};
 use crate::graph::{Graph, Node, Value};
 use crate::id::{AxisId, NodeId, ValueId};
 use crate::mesh::Mesh;
@@ -97,6 +97,10 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> Result {
     let DeviceSpec { kind, memory_bytes, f32_flops, bf16_flops, memory_bandwidth } = &cluster.device;
     write!(out, "  cluster {{name={}, kind=\"{}\", memory_bytes={memory_bytes}, ", quote(&cluster.name), kind.name())?;
     write!(out, "f32_flops={f32_flops:?}, bf16_flops={bf16_flops:?}, memory_bandwidth={memory_bandwidth:?}}}")?;
+    for DeviceGroup { name, count, memory_bytes, speed } in &cluster.groups {
+        let name = quote(name);
+        write!(out, " group {{name={name}, count={count}, memory_bytes={memory_bytes}, speed={speed:?}}}")?;
+    }
     for LinkLevel { name, size, bandwidth, latency_ns } in &cluster.levels {
         let name = quote(name);
         write!(out, " level {{name={name}, size={size}, bandwidth={bandwidth:?}, latency_ns={latency_ns:?}}}")?;

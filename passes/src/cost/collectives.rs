@@ -66,7 +66,12 @@ mod tests {
             memory_bandwidth: 2e12,
         };
         let level = |name: &str, size, bandwidth| LinkLevel { name: name.into(), size, bandwidth, latency_ns: 0.0 };
-        Cluster { name: "c".into(), device, levels: vec![level("inter", 2, 25e9), level("intra", 8, 300e9)] }
+        Cluster {
+            name: "c".into(),
+            device,
+            groups: Vec::new(),
+            levels: vec![level("inter", 2, 25e9), level("intra", 8, 300e9)],
+        }
     }
 
     #[test]

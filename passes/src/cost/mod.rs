@@ -1,6 +1,7 @@
 //! What things cost: time of ops and collectives on a cluster, from profiles where there are any, analytic otherwise.
 //!
-//! [`CostModel`] is the only way to a cost; it knows no search.
+//! [`CostModel`] is the only way to a cost; it knows no search. It is one of ranks that run one program: their ops go at the speed of the slowest
+//! device, collectives and messages at that of the links.
 
 mod calibrate;
 mod collectives;
@@ -22,29 +23,39 @@ pub use timeline::timeline;
 use crate::segment::Segment;
 use calibrate::Calibration;
 use galvatron_ir::Module;
-use galvatron_ir::cluster::{Cluster, DeviceKind};
+use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec};
 use galvatron_ir::mesh::{Mesh, ReshardStep, Sharding, reshard_steps};
 use galvatron_ir::op::Op;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::types::{DType, TensorType};
 use measured::Measured;
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// Looks up the time of ops and collectives.
 #[derive(Clone, Debug)]
 pub struct CostModel {
     cluster: Cluster,
+    /// What ops run on.
+    device: DeviceSpec,
     measured: Option<Measured>,
     calibration: Calibration,
 }
 
 impl CostModel {
-    /// A model of this cluster from its data sheet alone.
+    /// A model of this cluster, all of whose ranks run one program, from its data sheet alone.
     pub fn analytic(cluster: &Cluster) -> CostModel {
-        CostModel { cluster: cluster.clone(), measured: None, calibration: Calibration::default() }
+        CostModel {
+            cluster: cluster.clone(),
+            device: device_of(cluster, &all_ranks(cluster)),
+            measured: None,
+            calibration: Calibration::default(),
+        }
     }
 
     /// A model of this cluster with what was measured in the place of what is analytic: collectives, overlap, and the layers of a
-    /// module at level `training` that computes in `compute`. What the profile lacks stays analytic.
+    /// module at level `training` that computes in `compute`. What the profile lacks stays analytic. Layers were measured on the cluster's
+    /// device, at speed 1.
     pub fn measured(
         cluster: &Cluster,
         profile: &Profile,
@@ -53,11 +64,14 @@ impl CostModel {
         segments: &[Segment],
     ) -> CostModel {
         let calibration = Calibration::new(&cluster.device, profile, compute, module, segments);
-        CostModel {
-            cluster: cluster.clone(),
-            measured: Some(Measured::new(profile, cluster.levels.len())),
-            calibration,
-        }
+        let measured = Some(Measured::new(profile, cluster.levels.len()));
+        CostModel { measured, calibration, ..CostModel::analytic(cluster) }
+    }
+
+    /// The model of some ranks of the cluster that run one program.
+    pub fn on(&self, ranks: &Range<u64>) -> Cow<'_, CostModel> {
+        let device = device_of(&self.cluster, ranks);
+        if device == self.device { Cow::Borrowed(self) } else { Cow::Owned(CostModel { device, ..self.clone() }) }
     }
 
     /// What of the profile does not fit the model.
@@ -72,7 +86,7 @@ impl CostModel {
 
     /// Nanoseconds of one op on local types.
     pub fn op_ns(&self, op: &Op, args: &[&TensorType], results: &[&TensorType]) -> u64 {
-        compute::op_ns(&self.cluster.device, op, args, results)
+        compute::op_ns(&self.device, op, args, results)
     }
 
     /// Nanoseconds of one op of a segment of the program, from its types in the whole program and on one rank.
@@ -122,13 +136,13 @@ impl CostModel {
         let bytes = from_bytes.max(to_bytes);
         match prices::kind_of(step) {
             Some(kind) => self.collective_ns(kind, mesh, step.axes(), bytes),
-            None => compute::copy_ns(&self.cluster.device, 2 * to_bytes),
+            None => compute::copy_ns(&self.device, 2 * to_bytes),
         }
     }
 
     /// Nanoseconds to move some bytes through memory.
     pub fn copy_ns(&self, bytes: u64) -> u64 {
-        compute::copy_ns(&self.cluster.device, bytes)
+        compute::copy_ns(&self.device, bytes)
     }
 
     /// Nanoseconds of a layer's gradient reduction that hide behind its backward pass.
@@ -146,6 +160,15 @@ impl CostModel {
         };
         reduce_ns.min((backward_ns as f64 * share) as u64)
     }
+}
+
+/// The slowest device of some ranks.
+fn device_of(cluster: &Cluster, ranks: &Range<u64>) -> DeviceSpec {
+    cluster.device.at_speed(cluster.speed(ranks))
+}
+
+fn all_ranks(cluster: &Cluster) -> Range<u64> {
+    0..u64::from(cluster.world())
 }
 
 fn local_bytes(sharding: &Sharding, ty: &TensorType, mesh: &Mesh) -> Option<u64> {

@@ -1,8 +1,8 @@
 //! How long a step of several stages takes: all schedules run against each other, message by message.
 //!
-//! A stage computes one phase at a time. A message leaves when its send is reached and arrives after its transfer, beside which the
-//! sender goes on; who receives it waits. Contention between messages is not counted. What of a gradient reduction hides behind the
-//! backward pass is taken from the first collectives of the reduce phase.
+//! A stage computes one phase at a time, at the speed of its slowest device. A message leaves when its send is reached and arrives after its
+//! transfer, beside which the sender goes on; who receives it waits. Contention between messages is not counted. What of a gradient
+//! reduction hides behind the backward pass is taken from the first collectives of the reduce phase.
 
 use super::CostModel;
 use super::plan::{PhaseTimes, node_cost};
@@ -85,6 +85,7 @@ type Legs = BTreeMap<PhaseKind, Vec<Leg>>;
 
 fn legs_of(model: &CostModel, module: &Module, chunk: &Chunk) -> Legs {
     let mesh = module.mesh_of(chunk);
+    let own = &*model.on(&module.stage_of(chunk).ranks());
     let phase = |kind: PhaseKind| {
         let (mut legs, mut nodes) = (Vec::new(), Vec::new());
         for &node in chunk.phase(kind) {
@@ -95,7 +96,7 @@ fn legs_of(model: &CostModel, module: &Module, chunk: &Chunk) -> Legs {
                 }
                 Op::Recv(op) => Event::Recv(node, op.channel),
                 _ => {
-                    nodes.push((node, node_cost(model, chunk, mesh, node)));
+                    nodes.push((node, node_cost(own, chunk, mesh, node)));
                     continue;
                 }
             };

@@ -34,7 +34,7 @@ pub struct PlanCost {
     pub hidden_ns: u64,
 }
 
-/// Nanoseconds of one node of a chunk, and the bytes that it sends.
+/// Nanoseconds of one node of a chunk, and the bytes that it sends, by the model of its ranks.
 pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) -> PhaseTimes {
     let n = chunk.graph.node(node);
     if is_in_place(chunk, node) {
@@ -75,7 +75,7 @@ fn is_in_place(chunk: &Chunk, node: NodeId) -> bool {
     matches!(n.op, Op::Update(_)) && place(0).is_some() && place(0) == place(1)
 }
 
-/// Prices every node of the plan.
+/// Prices every node of the plan, each on the devices of its stage.
 pub fn plan_cost(model: &CostModel, module: &Module) -> PlanCost {
     let mut cost = PlanCost::default();
     let hidden: Vec<u64> = module.chunks.iter().map(|chunk| add_chunk(&mut cost, model, module, chunk)).collect();
@@ -101,6 +101,7 @@ pub(super) fn hidden_by_chunk(model: &CostModel, module: &Module) -> Vec<u64> {
 /// Adds the times of a chunk; returns how much of its gradient reduction hides.
 fn add_chunk(cost: &mut PlanCost, model: &CostModel, module: &Module, chunk: &Chunk) -> u64 {
     let mut layers: BTreeMap<Option<u32>, BTreeMap<PhaseKind, PhaseTimes>> = BTreeMap::new();
+    let model = &*model.on(&module.stage_of(chunk).ranks());
     for (phase, node) in chunk.nodes() {
         let times = node_cost(model, chunk, module.mesh_of(chunk), node);
         add(cost.phases.entry(phase).or_default(), times);

@@ -8,7 +8,6 @@ use super::recompute::Recompute;
 use super::solver::Cost;
 use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
-use crate::cost::CostModel;
 use crate::rules::Rules;
 use crate::segment::Segment;
 use crate::strategy::{ScheduleKind, Strategy, WeightPlacement};
@@ -137,7 +136,7 @@ impl Decision {
 }
 
 /// Reads what pricing needs; segments that are not joined by one value each become one piece.
-pub fn read_program<'a>(program: &'a Program, segments: &[Segment], model: &'a CostModel) -> (Facts<'a>, Vec<Piece>) {
+pub fn read_program<'a>(program: &'a Program, segments: &[Segment]) -> (Facts<'a>, Vec<Piece>) {
     let forward: Vec<NodeId> = segments.iter().flat_map(|s| s.nodes.iter().copied()).collect();
     let (saved, has_gradient, backward) = saved_and_gradients(program, &forward);
     let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
@@ -153,7 +152,6 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment], model: &'a C
     let facts = Facts {
         program,
         rules: Rules::of(program),
-        model,
         batch: BatchFactors::of(program, &forward),
         backward,
         saved,

@@ -3,6 +3,7 @@
 use super::assemble::SegmentChoice;
 use super::boundary::{BoundaryKind, boundary_placements};
 use super::experts::{self, expert_degree};
+use super::flows::{Border, Flows};
 use super::options::{NodeOption, Split};
 use super::pins::{ContextKind, LayerPins, PinFault, Pins, SequenceMode};
 use super::price::{Facts, Piece, Priced};
@@ -56,11 +57,21 @@ pub struct Choice {
     pub mode: Mode,
     /// Option of each group of the class's ops.
     pub assignment: Vec<usize>,
-    /// Surrogate cost, with the activations of one micro-batch.
+    /// Surrogate cost on the fastest stage, with the activations of one micro-batch.
     pub cost: Cost,
+    /// Nanoseconds at each slower speed that a stage has, fastest first.
+    slower_ns: Vec<u64>,
     /// Bytes of the activations of one more micro-batch.
     pub saved_bytes: u64,
     state: u16,
+}
+
+impl Choice {
+    /// Surrogate cost at one of the speeds that stages have, fastest first.
+    pub fn cost_at(&self, speed: usize) -> Cost {
+        let time_ns = speed.checked_sub(1).map_or(self.cost.time_ns, |slower| self.slower_ns[slower]);
+        Cost { time_ns, ..self.cost }
+    }
 }
 
 /// Which assignments of options to a segment's ops become candidates.
@@ -77,6 +88,8 @@ pub struct SpaceBuilder<'a> {
     /// What pricing reads of the program.
     pub facts: Facts<'a>,
     pub(super) module: &'a Module,
+    /// What things cost, on the whole cluster.
+    pub(super) model: &'a CostModel,
     /// The segments with their boundaries.
     pub pieces: Vec<Piece>,
     /// For each segment whether it is a repeated layer.
@@ -107,10 +120,10 @@ impl<'a> SpaceBuilder<'a> {
         pins: &'a Pins,
         listing: Listing,
     ) -> Result<SpaceBuilder<'a>, PinFault> {
-        let (facts, pieces) = super::assemble::read_program(&module.program, segments, model);
+        let (facts, pieces) = super::assemble::read_program(&module.program, segments);
         let is_layer = segments.iter().map(|s| s.is_layer).collect();
         let (variant_of, variants) = (Vec::new(), Vec::new());
-        let mut builder = SpaceBuilder { facts, module, pieces, is_layer, variant_of, variants, pins, listing };
+        let mut builder = SpaceBuilder { facts, module, model, pieces, is_layer, variant_of, variants, pins, listing };
         builder.find_variants(segments)?;
         Ok(builder)
     }
@@ -165,33 +178,58 @@ impl<'a> SpaceBuilder<'a> {
         }
     }
 
-    /// The candidates of every variant on a mesh, where up to `in_flight` micro-batches are kept at one time, and the path over them.
+    /// The candidates of every variant, and the path over them.
     ///
     /// # Errors
     /// When a variant has none: the pin or the extent that leaves none.
-    pub(super) fn candidates(&self, mesh: &Mesh, in_flight: u64) -> Result<Candidates, PinFault> {
+    pub(super) fn candidates(&self, setting: &Setting<'_>) -> Result<Candidates, PinFault> {
         let (mut states, mut choices, mut width) = (Vec::new(), Vec::new(), 0);
         for (first, pins) in &self.variants {
             let piece = &self.pieces[*first];
-            let found = self.choices(piece, pins, (mesh, in_flight), &mut states, &mut width);
+            let found = self.choices(piece, pins, setting, &mut states, &mut width);
             if found.is_empty() {
-                return Err(self.why_none(piece, pins, mesh));
+                return Err(self.why_none(piece, pins, setting.mesh));
             }
             choices.push(found);
         }
-        let chain = self.chain(&choices, &states, mesh);
-        Ok(Candidates { choices, chain, width })
+        let chains = (0..setting.models.len()).map(|speed| self.chain(&choices, &states, setting, speed)).collect();
+        Ok(Candidates { choices, chains, width })
     }
+}
+
+/// What candidates are priced for.
+pub(super) struct Setting<'a> {
+    /// The mesh of a stage.
+    pub mesh: &'a Mesh,
+    /// Micro-batches that are kept at one time, at most.
+    pub in_flight: u64,
+    /// Costs at each speed that a stage has, fastest first.
+    pub models: &'a [CostModel],
+}
+
+/// A piece under one split of the mesh, at one speed.
+struct AtSpeed<'a> {
+    priced: Priced<'a>,
+    flows: Vec<Flows>,
+    /// By recomputation mode what flows cost.
+    edges: Vec<Vec<Edge>>,
 }
 
 /// What each segment may be, whatever the order in which stages run it.
 pub struct Candidates {
     /// By variant (class and pins).
     pub choices: Vec<Vec<Choice>>,
-    /// The path of the segments.
-    pub chain: Chain,
+    /// The path of the segments at each speed that a stage has, fastest first; at all speeds with the same candidates.
+    pub chains: Vec<Chain>,
     /// Largest elimination width of a segment.
     pub width: usize,
+}
+
+impl Candidates {
+    /// The variant of each segment.
+    pub fn path(&self) -> &[usize] {
+        &self.chains[0].layers
+    }
 }
 
 impl SpaceBuilder<'_> {
@@ -200,60 +238,66 @@ impl SpaceBuilder<'_> {
         &self,
         piece: &Piece,
         pins: &LayerPins,
-        (mesh, in_flight): (&Mesh, u64),
+        setting: &Setting<'_>,
         states: &mut Vec<Sharding>,
         width: &mut usize,
     ) -> Vec<Choice> {
+        let mesh = setting.mesh;
         let mut all = Vec::new();
         let recomputes: Vec<(Mode, Recompute)> =
             modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
         for split in self.splits(pins, mesh) {
-            let Some(priced) = self.priced(piece, pins, mesh, &split) else { continue };
-            let flows = priced.flows();
+            let at_speed = |model| {
+                let priced = self.priced(piece, pins, (mesh, model), &split)?;
+                let flows = priced.flows();
+                let edges = recomputes.iter().map(|(_, r)| priced.edges(&flows, r)).collect();
+                Some(AtSpeed { priced, flows, edges })
+            };
+            let Some(speeds) = setting.models.iter().map(at_speed).collect::<Option<Vec<_>>>() else { continue };
+            let priced = &speeds[0].priced;
             let degrees = if self.listing == Listing::Best { priced.expert_degrees() } else { vec![None] };
-            let tables: Vec<Vec<Edge>> = recomputes.iter().map(|(_, r)| priced.edges(&flows, r)).collect();
             for (boundary, placed) in self.boundaries(piece, pins, &split, mesh) {
                 let state = placed.as_ref().map_or(0, |p| intern(states, p));
                 let input = placed.as_ref().filter(|_| piece.input.is_some());
-                let border = priced.border(input, placed.as_ref().filter(|_| piece.output.is_some()));
-                for ((mode, recompute), edges) in recomputes.iter().zip(&tables) {
-                    let border = priced.border_costs(&border, recompute);
+                let output = placed.as_ref().filter(|_| piece.output.is_some());
+                let borders: Vec<Border> = speeds.iter().map(|at| at.priced.border(input, output)).collect();
+                for (i, (mode, recompute)) in recomputes.iter().enumerate() {
+                    let costs = speeds.iter().zip(&borders).map(|(at, b)| at.priced.border_costs(b, recompute));
+                    let costs: Vec<_> = costs.collect();
                     for zero in zero_levels(pins, mesh) {
+                        let problem = |degree: Option<u64>, speed: usize, n| {
+                            let AtSpeed { priced, edges, .. } = &speeds[speed];
+                            let problem = priced.problem((&costs[speed], &edges[i]), recompute, zero, n);
+                            match degree {
+                                Some(degree) => priced.with_degree(problem, degree),
+                                None => problem,
+                            }
+                        };
                         // What another degree of experts beats by the surrogate may still take less memory while it runs.
                         let points = degrees.iter().flat_map(|&degree| {
-                            let problem = |n| {
-                                let problem = priced.problem((&border, edges), recompute, zero, n);
-                                match degree {
-                                    Some(degree) => priced.with_degree(problem, degree),
-                                    None => problem,
-                                }
-                            };
-                            kept_points(problem, in_flight, self.listing)
+                            let problem = |speed, n| problem(degree, speed, n);
+                            kept_points(problem, speeds.len(), setting.in_flight, self.listing)
                         });
-                        for Point { cost, saved_bytes, assignment } in points {
-                            let (split, mode) = (split.clone(), *mode);
-                            let ep = priced.expert_degree(&assignment);
-                            let tensor = match boundary {
+                        all.extend(points.map(|Point { cost, slower_ns, saved_bytes, assignment }| Choice {
+                            split: split.clone(),
+                            boundary,
+                            tensor: match boundary {
                                 BoundaryKind::Sequence => priced.tensor_kind(&assignment),
                                 _ => TensorKind::Weights,
-                            };
-                            all.push(Choice {
-                                split,
-                                boundary,
-                                tensor,
-                                ep,
-                                zero,
-                                mode,
-                                assignment,
-                                cost,
-                                saved_bytes,
-                                state,
-                            });
-                        }
+                            },
+                            ep: priced.expert_degree(&assignment),
+                            zero,
+                            mode: *mode,
+                            assignment,
+                            cost,
+                            slower_ns,
+                            saved_bytes,
+                            state,
+                        }));
                     }
                 }
             }
-            *width = (*width).max(priced.width(&flows));
+            *width = (*width).max(priced.width(&speeds[0].flows));
         }
         // Those that another one beats stay: a uniform plan may be made of them.
         all.sort_by_key(|c| (c.state, c.cost));
@@ -270,11 +314,11 @@ impl SpaceBuilder<'_> {
         &'p self,
         piece: &'p Piece,
         pins: &LayerPins,
-        mesh: &'p Mesh,
+        (mesh, model): (&'p Mesh, &'p CostModel),
         split: &Split,
     ) -> Option<Priced<'p>> {
         let filter = |node: NodeId, option: &NodeOption| self.obeys_tensor_pin(node, option, split, pins, mesh);
-        Priced::new(&self.facts, piece, mesh, split, &filter)
+        Priced::new((&self.facts, model), piece, mesh, split, &filter)
     }
 
     /// Boundary placements that the pins allow; one without a placement for a segment that is the whole model.
@@ -358,12 +402,14 @@ impl SpaceBuilder<'_> {
         }
     }
 
-    fn chain(&self, choices: &[Vec<Choice>], states: &[Sharding], mesh: &Mesh) -> Chain {
-        let candidate = |&Choice { state, cost, saved_bytes, .. }: &Choice| Candidate {
-            in_state: state,
-            out_state: state,
-            cost,
-            saved_bytes,
+    /// The path of the segments at a speed.
+    fn chain(&self, choices: &[Vec<Choice>], states: &[Sharding], setting: &Setting<'_>, speed: usize) -> Chain {
+        let (mesh, model) = (setting.mesh, &setting.models[speed]);
+        let candidate = |choice: &Choice| Candidate {
+            in_state: choice.state,
+            out_state: choice.state,
+            cost: choice.cost_at(speed),
+            saved_bytes: choice.saved_bytes,
         };
         let classes = choices.iter().map(|c| c.iter().map(candidate).collect()).collect();
         let n = states.len().max(1);
@@ -371,7 +417,7 @@ impl SpaceBuilder<'_> {
         let mut switch = vec![Cost::ZERO; n * n];
         if let Some(value) = boundary {
             let ty = &self.facts.program.graph.value(value).ty;
-            let ns = |a: &Sharding, b: &Sharding| self.facts.model.reshard_ns(a, b, ty, mesh);
+            let ns = |a: &Sharding, b: &Sharding| model.reshard_ns(a, b, ty, mesh);
             for (i, from) in states.iter().enumerate() {
                 for (j, to) in states.iter().enumerate() {
                     switch[i * n + j] = match (ns(from, to), ns(to, from)) {
@@ -397,25 +443,39 @@ pub(super) fn modes(piece: &Piece, pins: &LayerPins) -> Vec<Mode> {
 /// An assignment of options with what it costs.
 struct Point {
     cost: Cost,
+    slower_ns: Vec<u64>,
     saved_bytes: u64,
     assignment: Assignment,
 }
 
-/// The allowed candidates of a problem that depends on how many micro-batches are kept: those for one, and for the most.
-fn kept_points(problem: impl Fn(u64) -> Problem, in_flight: u64, listing: Listing) -> Vec<Point> {
-    let one = problem(1);
-    let mut found = points(&one, listing);
-    let mut saved_bytes = vec![0; found.len()];
-    if in_flight > 1 {
-        let most = problem(in_flight);
-        let known: BTreeSet<Assignment> = found.iter().map(|(_, a)| a.clone()).collect();
-        let more = points(&most, listing).into_iter().map(|(_, a)| a).filter(|a| !known.contains(a));
-        found.extend(more.map(|a| (one.cost(&a), a)));
-        let saved = |(cost, a): &(Cost, Assignment)| (most.cost(a).bytes.saturating_sub(cost.bytes)) / (in_flight - 1);
-        saved_bytes = found.iter().map(saved).collect();
+/// The allowed candidates of a problem that depends on the speed of a stage, and on how many micro-batches are kept: at each speed those
+/// for one, and for the most.
+fn kept_points(
+    problem: impl Fn(usize, u64) -> Problem,
+    n_speeds: usize,
+    in_flight: u64,
+    listing: Listing,
+) -> Vec<Point> {
+    let ones: Vec<Problem> = (0..n_speeds).map(|speed| problem(speed, 1)).collect();
+    let most: Vec<Problem> = (0..n_speeds).filter(|_| in_flight > 1).map(|speed| problem(speed, in_flight)).collect();
+    let mut found = points(&ones[0], listing);
+    let others: Vec<&Problem> = most.iter().chain(&ones[1..]).filter(|_| listing != Listing::All).collect();
+    if !others.is_empty() {
+        let mut known: BTreeSet<Assignment> = found.iter().map(|(_, a)| a.clone()).collect();
+        for other in others {
+            let more = points(other, listing).into_iter().map(|(_, a)| a).filter(|a| known.insert(a.clone()));
+            found.extend(more.map(|a| (ones[0].cost(&a), a)));
+        }
     }
-    let all = found.into_iter().zip(saved_bytes).filter(|((cost, _), _)| !cost.is_forbidden());
-    all.map(|((cost, assignment), saved_bytes)| Point { cost, saved_bytes, assignment }).collect()
+    let saved = |cost: Cost, a: &Assignment| {
+        most.first().map_or(0, |most| most.cost(a).bytes.saturating_sub(cost.bytes) / (in_flight - 1))
+    };
+    let allowed = found.into_iter().filter(|(cost, _)| !cost.is_forbidden());
+    let point = |(cost, assignment): (Cost, Assignment)| {
+        let slower_ns = ones[1..].iter().map(|slower| slower.cost(&assignment).time_ns).collect();
+        Point { cost, slower_ns, saved_bytes: saved(cost, &assignment), assignment }
+    };
+    allowed.map(point).collect()
 }
 
 /// The candidates of a problem.

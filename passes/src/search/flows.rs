@@ -113,12 +113,12 @@ impl Priced<'_> {
         let (facts, ty) = (self.facts, &self.facts.program.graph.value(value).ty);
         let choice = &group.options[option];
         let wanted = &choice.operands[operand];
-        let forward_ns = facts.model.reshard_ns(from, wanted, ty, self.mesh)?;
+        let forward_ns = self.model.reshard_ns(from, wanted, ty, self.mesh)?;
         let grows = forward_ns > 0 && !from.is_partial() && self.bytes(value, wanted) > self.bytes(value, from);
         let mut backward_ns = 0;
         if facts.has_gradient.contains(&value) {
             let gradient = Sharding { dims: wanted.dims.clone(), partial: gradient_partial(wanted, &choice.map) };
-            backward_ns = facts.model.reshard_ns(&gradient, &from.resolved(), ty, self.mesh)?;
+            backward_ns = self.model.reshard_ns(&gradient, &from.resolved(), ty, self.mesh)?;
             backward_ns += self.share_of_sum_ns(value, wanted, group.members.len() as u64);
         }
         Some(Flow { forward_ns, backward_ns, twice: grows && facts.saved.contains(&value) })
@@ -132,8 +132,8 @@ impl Priced<'_> {
         let ty = &graph.value(output).ty;
         let group = self.group_of[&producer];
         let cost = |made: &Sharding| {
-            let forward_ns = self.facts.model.reshard_ns(made, placed, ty, self.mesh)?;
-            let backward_ns = self.facts.model.reshard_ns(placed, &made.resolved(), ty, self.mesh)?;
+            let forward_ns = self.model.reshard_ns(made, placed, ty, self.mesh)?;
+            let backward_ns = self.model.reshard_ns(placed, &made.resolved(), ty, self.mesh)?;
             Some(Cost::new(self.mesh.micro_batches() * (forward_ns + backward_ns), 0))
         };
         let options = self.groups[group].options.iter();

@@ -67,19 +67,14 @@ impl<'a> Kind<'a> {
 
 /// The kinds of a likeness that may take less than `most_ns` and fit by the surrogate, fastest first; of more than `n_most` those are left out that
 /// would be slower with enough memory.
-pub fn promising_kinds<'a>(
-    spaces: &'a Spaces<'_>,
-    likeness: Likeness,
-    (limit, most_ns): (u64, u64),
-    n_most: usize,
-) -> Kinds<'a> {
+pub fn promising_kinds<'a>(spaces: &'a Spaces<'_>, likeness: Likeness, most_ns: u64, n_most: usize) -> Kinds<'a> {
     let layers = spaces.layer_variants();
-    let most_bytes = limit.saturating_add(limit / MARGIN_PARTS);
     let mut promising = Vec::new();
     for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns) {
         let Some(space) = spaces.open(i) else { continue };
-        let costs =
-            kinds(space, likeness, &layers).into_iter().map(|kind| (least(spaces, space, &layers, kind), i, kind));
+        let most_bytes = spaces.limit(i).saturating_add(spaces.limit(i) / MARGIN_PARTS);
+        let kinds = kinds(space, likeness, &layers).into_iter();
+        let costs = kinds.map(|kind| (least(spaces, space, &layers, kind), i, kind));
         promising.extend(costs.filter(|(least, ..)| least.time_ns < most_ns && least.bytes <= most_bytes));
     }
     promising.sort();
@@ -102,19 +97,22 @@ fn kinds<'a>(space: &'a Space, likeness: Likeness, layers: &[bool]) -> Vec<Kind<
 
 /// What a plan of the kind takes at least: nanoseconds, and bytes of the largest stage.
 fn least(spaces: &Spaces<'_>, space: &Space, layers: &[bool], kind: Kind<'_>) -> Cost {
-    let of = |(choices, &is_layer): (&Vec<Choice>, &bool)| {
-        let allowed = choices.iter().filter(|c| kind.allows(c, is_layer));
-        let both =
-            |least: Cost, c: &Choice| Cost::new(least.time_ns.min(c.cost.time_ns), least.bytes.min(c.cost.bytes));
+    let of = |speed: usize, (choices, &is_layer): (&Vec<Choice>, &bool)| {
+        let allowed = choices.iter().filter(|c| kind.allows(c, is_layer)).map(|c| c.cost_at(speed));
+        let both = |least: Cost, c: Cost| Cost::new(least.time_ns.min(c.time_ns), least.bytes.min(c.bytes));
         allowed.fold(Cost::FORBIDDEN, both)
     };
-    let by_variant: Vec<Cost> = space.candidates.choices.iter().zip(layers).map(of).collect();
-    let all = space.candidates.chain.layers.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(by_variant[variant]));
+    let by_variant = |speed| space.candidates.choices.iter().zip(layers).map(|choices| of(speed, choices)).collect();
+    let speeds: Vec<Vec<Cost>> = (0..space.candidates.chains.len()).map(by_variant).collect();
+    let path = space.candidates.path();
+    let all = path.iter().fold(Cost::ZERO, |sum, &variant| sum.plus(speeds[0][variant]));
     let Some(pipe) = space.pipe.as_ref().filter(|_| !all.is_forbidden()) else { return all };
-    let times: Vec<u64> = by_variant.iter().map(|cost| cost.time_ns).collect();
+    let times = |costs: &Vec<Cost>| costs.iter().map(|cost| cost.time_ns).collect();
+    let times: Vec<Vec<u64>> = speeds.iter().map(times).collect();
     // The largest stage has at least its share.
+    let missing: u64 = (0..space.devices.n_stages()).map(|stage| space.devices.missing_bytes(stage)).sum();
     Cost::new(
-        pipe.least_ns(&spaces.builder.is_layer, &space.candidates.chain.layers, &times),
-        all.bytes / pipe.n_stages(),
+        pipe.least_ns(&spaces.builder.is_layer, path, &times),
+        all.bytes.saturating_add(missing) / pipe.n_stages(),
     )
 }

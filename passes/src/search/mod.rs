@@ -4,7 +4,7 @@
 //! ([`outlines`]); it is opened when no other one promises more. Then every class of segments gets candidates ([`candidates`]): for each
 //! split of the mesh into data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops'
 //! placements. A chain over the segments ([`solver::chain`]), which may be cut into stages ([`pipe`]), picks one candidate a segment
-//! under the memory limit. The best plans are lowered and replayed; what does not fit tightens the budget of its space.
+//! under the memory of the devices ([`devices`]). The best plans are lowered and replayed; what does not fit tightens the budget of its space.
 
 mod assemble;
 mod balance;
@@ -12,6 +12,7 @@ mod boundary;
 mod candidates;
 mod cut;
 mod decided;
+mod devices;
 mod experts;
 mod flows;
 mod kinds;
@@ -49,6 +50,7 @@ use crate::segment::Segment;
 use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
+use galvatron_ir::headroom::StageMemory;
 use kinds::{Likeness, promising_kinds};
 use queue::Queue;
 use replays::Replays;
@@ -110,10 +112,10 @@ pub struct Effort {
 pub enum NoPlan {
     /// Pins that cannot be met.
     Pin(PinFault),
-    /// Nothing fits: the least bytes a rank needs, and the plan's name that needs them.
+    /// Nothing fits.
     Memory {
-        /// Bytes of the smallest plan.
-        least_bytes: u64,
+        /// The memory of the stages of the smallest plan; of none where no plan was small enough to be lowered.
+        stages: Vec<StageMemory>,
         /// Its name.
         name: String,
     },
@@ -149,30 +151,29 @@ pub fn spaces(
     }
 }
 
-/// Searches the fastest plan that fits `cluster.device.memory_bytes`.
+/// Searches the fastest plan whose every stage fits the memory of its devices.
 ///
 /// # Errors
 /// Pins that cannot be met, or a model that does not fit.
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
-    let limit = model.cluster().device.memory_bytes;
     let builder = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?;
     let spaces = Spaces::new(builder)?;
-    let mut queue = Queue::new(&spaces, limit);
+    let mut queue = Queue::new(&spaces);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
     while let Some((part, pick)) = queue.pop() {
         if replays.is_better(pick.cost.time_ns) || replays.is_spent() || fitting.len() == MAX_FITTING {
             break;
         }
-        let bytes = replays.run(&pick);
-        queue.note(part, &pick, bytes);
-        if bytes <= limit {
+        let memory = replays.run(&pick);
+        queue.note(part, &pick, memory);
+        if memory.fits() {
             fitting.insert(pick.space);
         }
     }
-    replay_kinds(&mut replays, &spaces, &queue, limit, Likeness::Alike);
+    replay_kinds(&mut replays, &spaces, &queue, Likeness::Alike);
     replays.allow_more();
-    replay_kinds(&mut replays, &spaces, &queue, limit, Likeness::CutAlike);
+    replay_kinds(&mut replays, &spaces, &queue, Likeness::CutAlike);
     if replays.best.is_none() {
         replays.run_smallest();
     }
@@ -180,7 +181,7 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     let Some((mut found, pick)) = replays.best.take() else {
         return Err(spaces.fault().map_or_else(|| replays.no_plan(), NoPlan::Pin));
     };
-    found.rejected = spaces.rejected(&pick, limit);
+    found.rejected = spaces.rejected(&pick);
     found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
     found.effort = effort;
     write_prediction(&mut found);
@@ -188,22 +189,22 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
 }
 
 /// Replays the plans of kinds that may be faster than the best one.
-fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, all: &Queue<'_>, limit: u64, likeness: Likeness) {
+fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, all: &Queue<'_>, likeness: Likeness) {
     let Some((best, _)) = &replays.best else { return };
     let most_ns = best.cost.step_ns + replays.margin_ns();
-    let kinds = promising_kinds(spaces, likeness, (limit, most_ns), MAX_KINDS);
-    let mut queue = Queue::of_kinds(spaces, limit, kinds, |space| all.budget(space));
+    let kinds = promising_kinds(spaces, likeness, most_ns, MAX_KINDS);
+    let mut queue = Queue::of_kinds(spaces, kinds, |space| all.budget(space));
     let most = replays.n_plans() + MAX_REPLAYS_OF_KINDS;
     // Splits that differ in nothing but which axes are called data give the same plan under several names.
-    let mut known: BTreeMap<(usize, Cost), u64> = BTreeMap::new();
+    let mut known: BTreeMap<(usize, Cost), StageMemory> = BTreeMap::new();
     while let Some((part, pick)) = queue.pop() {
         if replays.is_spent() || replays.n_plans() == most {
             return;
         }
         // Those that seem too large come last, and may be fast.
         if !replays.is_beyond(pick.cost.time_ns) {
-            let bytes = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
-            queue.note(part, &pick, bytes);
+            let memory = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
+            queue.note(part, &pick, memory);
         }
     }
 }

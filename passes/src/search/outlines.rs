@@ -1,14 +1,18 @@
 //! What a whole space costs at least, without its candidates: so that only those spaces are built that may hold the best plan.
 //!
 //! The flow of values costs something or nothing, so no plan is faster than the sum over its ops of the least that each costs by
-//! itself. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short.
+//! itself. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short. Where stages differ
+//! in speed, an op that may run on any of them takes the least that it takes on one.
 
 use super::candidates::{SpaceBuilder, modes, zero_levels};
+use super::devices::Devices;
 use super::pins::{LayerPins, PinFault};
 use super::price::Piece;
 use super::recompute::Recompute;
 use super::solver::Cost;
+use super::spaces::MARGIN_PARTS;
 use super::stages::Stages;
+use crate::cost::CostModel;
 use galvatron_ir::mesh::Mesh;
 
 /// Binary digits of a price on bytes, in nanoseconds per byte, after the point.
@@ -26,20 +30,20 @@ pub struct Least {
 }
 
 impl SpaceBuilder<'_> {
-    /// What every variant costs at least on a mesh.
+    /// What every variant costs at least on a mesh, by the costs of a stage.
     ///
     /// # Errors
     /// When a variant has no candidate: the pin or the extent that leaves none.
-    pub(super) fn least(&self, mesh: &Mesh) -> Result<Least, PinFault> {
+    pub(super) fn least(&self, mesh: &Mesh, model: &CostModel) -> Result<Least, PinFault> {
         let of = |(first, pins): &(usize, LayerPins)| {
             let piece = &self.pieces[*first];
-            let found = self.least_of(piece, pins, mesh);
+            let found = self.least_of(piece, pins, (mesh, model));
             if found.is_empty() { Err(self.why_none(piece, pins, mesh)) } else { Ok(found) }
         };
         Ok(Least { variants: self.variants.iter().map(of).collect::<Result<_, _>>()? })
     }
 
-    fn least_of(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> Vec<Vec<Group>> {
+    fn least_of(&self, piece: &Piece, pins: &LayerPins, (mesh, model): (&Mesh, &CostModel)) -> Vec<Vec<Group>> {
         let recomputes: Vec<Recompute> =
             modes(piece, pins).into_iter().map(|mode| Recompute::of(&self.facts, piece, mode)).collect();
         let mut all = Vec::new();
@@ -47,7 +51,7 @@ impl SpaceBuilder<'_> {
             if self.boundaries(piece, pins, &split, mesh).is_empty() {
                 continue;
             }
-            let Some(priced) = self.priced(piece, pins, mesh, &split) else { continue };
+            let Some(priced) = self.priced(piece, pins, (mesh, model), &split) else { continue };
             for recompute in &recomputes {
                 for zero in zero_levels(pins, mesh) {
                     let group = |g| unbeaten(priced.unaries(g, recompute, zero, 1));
@@ -58,24 +62,32 @@ impl SpaceBuilder<'_> {
         all
     }
 
-    /// Nanoseconds that all stages together compute at least, where there are so many and each has `limit` bytes.
-    pub(super) fn all_ns(&self, least: &Least, n_stages: u32, limit: u64) -> u64 {
+    /// Nanoseconds that all stages together compute at least, where each has its memory and a margin; `least` at each of their speeds.
+    pub(super) fn all_ns(&self, least: &[Least], devices: &Devices) -> u64 {
         let total = |times: &[u64]| self.variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add);
-        let mut all_ns = total(&least.times(0));
-        let room = u128::from(limit) * u128::from(n_stages);
+        let times = |price| fastest(least.iter().map(|least| least.times(price)));
+        let mut all_ns = total(&times(0));
+        let limit = devices.most_bytes.saturating_add(devices.most_bytes / MARGIN_PARTS);
+        let room: u128 = (0..devices.n_stages()).map(|stage| u128::from(limit - devices.missing_bytes(stage))).sum();
         let middle = (u128::from(all_ns) << PRICE_BITS) / room.max(1);
         for i in 0..N_PRICES {
             let price = (middle << i) >> (N_PRICES / 2);
-            let paid = u128::from(total(&least.times(price)));
+            let paid = u128::from(total(&times(price)));
             let rest = paid.saturating_sub((room * price) >> PRICE_BITS);
             all_ns = all_ns.max(u64::try_from(rest).unwrap_or(u64::MAX));
         }
         all_ns
     }
 
-    /// Nanoseconds that a step takes at least, whose stages together take `all_ns`.
-    pub(super) fn bound_ns(&self, free: &[u64], all_ns: u64, stages: &Stages, micro_batches: u32) -> u64 {
-        let slowest_ns = stages.slowest_ns(&self.is_layer, &self.variant_of, free);
+    /// Nanoseconds that a step takes at least, whose stages together take `all_ns`, where each segment of a variant takes `free` at each speed.
+    pub(super) fn bound_ns(
+        &self,
+        free: &[Vec<u64>],
+        all_ns: u64,
+        (stages, devices): (&Stages, &Devices),
+        micro_batches: u32,
+    ) -> u64 {
+        let slowest_ns = stages.slowest_ns(&self.is_layer, &self.variant_of, free, &devices.speed_of);
         let slowest_ns = slowest_ns.max(all_ns / u64::from(stages.n_stages()));
         stages.step_ns(slowest_ns, all_ns, u64::from(micro_batches))
     }
@@ -92,6 +104,12 @@ impl Least {
         let sum = |groups: &Vec<Group>| groups.iter().map(group).fold(0, u64::saturating_add);
         self.variants.iter().map(|all| all.iter().map(sum).min().unwrap_or(u64::MAX)).collect()
     }
+}
+
+/// The least time of each variant at any of some speeds.
+pub(super) fn fastest(mut speeds: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
+    let first = speeds.next().unwrap_or_default();
+    speeds.fold(first, |least, times| least.into_iter().zip(times).map(|(a, b)| a.min(b)).collect())
 }
 
 /// The costs that no other one beats in time and bytes, fastest first.

@@ -17,6 +17,10 @@ const FEW_CUTS: usize = 64;
 /// Nanoseconds of the candidates that were found for a stage, and the least that any take.
 type Times = (u64, u64);
 
+/// What decides the path of a stage of one chunk, and what it is solved to: micro-batches that are kept, the speed and the missing bytes of
+/// its devices, and the classes of its segments.
+type Key<'a> = (u64, (usize, u64), &'a [usize]);
+
 /// The chunks of a stage with their segments.
 type Ranges = Vec<(usize, Range<usize>)>;
 
@@ -24,9 +28,9 @@ type Ranges = Vec<(usize, Range<usize>)>;
 pub struct Paths<'a> {
     /// How paths are cut.
     pub pipe: &'a Pipe,
-    /// The whole path.
-    pub chain: &'a Chain,
-    /// Bytes that a stage may have.
+    /// The whole path at each speed of a stage.
+    pub chains: &'a [Chain],
+    /// Counted bytes that a stage may have.
     pub budget: Option<u64>,
 }
 
@@ -46,7 +50,7 @@ impl Paths<'_> {
     /// The candidates under a cut.
     pub fn at(&self, starts: &[usize], solver: Solver<'_>) -> Result<Solved, Infeasible> {
         let stages = self.stages(starts, solver)?;
-        let mut assignment = vec![0; self.chain.layers.len()];
+        let mut assignment = vec![0; self.layers().len()];
         for (stage, found) in stages.iter().enumerate() {
             let segments = self.ranges(starts, stage).into_iter().flat_map(|(_, range)| range);
             segments.zip(&found.chosen).for_each(|(segment, &choice)| assignment[segment] = choice);
@@ -65,36 +69,44 @@ impl Paths<'_> {
         }
     }
 
-    /// The candidates of each stage. Of stages of the same classes those that keep fewer micro-batches are solved first: what is best there,
-    /// and fits with more of them, is best there too.
+    /// The candidates of each stage. Of stages of the same classes and the same speed those that have more memory or keep fewer micro-batches are
+    /// solved first: what is best there, and fits where there is less room, is best there too.
     fn stages(&self, starts: &[usize], solver: Solver<'_>) -> Result<Vec<OfStage>, Infeasible> {
         let n_stages = self.pipe.n_stages() as usize;
         let ranges: Vec<Ranges> = (0..n_stages).map(|stage| self.ranges(starts, stage)).collect();
-        let classes = |r: &Ranges| r.iter().map(|(_, range)| &self.chain.layers[range.clone()]).collect::<Vec<_>>();
+        let classes = |r: &Ranges| r.iter().map(|(_, range)| &self.layers()[range.clone()]).collect::<Vec<_>>();
         let kept = |r: &Ranges| r.iter().map(|&(chunk, _)| self.pipe.in_flight[chunk]).collect::<Vec<u64>>();
+        let devices = &self.pipe.devices;
+        let like = |stage: usize| (classes(&ranges[stage]), devices.speed_of[stage]);
         let mut order: Vec<usize> = (0..n_stages).collect();
-        order.sort_by_cached_key(|&stage| (classes(&ranges[stage]), kept(&ranges[stage]), stage));
+        let key = |&stage: &usize| (like(stage), devices.missing_bytes(stage), kept(&ranges[stage]), stage);
+        order.sort_by_cached_key(key);
         let mut solved: Vec<Option<OfStage>> = vec![None; n_stages];
         for (i, &stage) in order.iter().enumerate() {
             let own = &ranges[stage];
-            let before = i.checked_sub(1).map(|i| order[i]).filter(|&b| classes(&ranges[b]) == classes(own));
+            let before = i.checked_sub(1).map(|i| order[i]).filter(|&b| like(b) == like(stage));
             let looser = before.filter(|&b| no_more(&kept(&ranges[b]), &kept(own)));
-            let reused = looser.and_then(|b| self.reused(solved[b].as_ref()?, own));
-            solved[stage] = Some(reused.map_or_else(|| self.solved(own, solver), Ok)?);
+            let reused = looser.and_then(|b| self.reused(solved[b].as_ref()?, stage, own));
+            solved[stage] = Some(reused.map_or_else(|| self.solved(stage, own, solver), Ok)?);
         }
         Ok(solved.into_iter().flatten().collect())
     }
 
-    /// The candidates of a stage that keeps fewer micro-batches, where they fit.
-    fn reused(&self, looser: &OfStage, ranges: &[(usize, Range<usize>)]) -> Option<OfStage> {
-        let cost = self.cost(ranges, &looser.chosen);
+    /// The candidates of a stage that has more room, where they fit.
+    fn reused(&self, looser: &OfStage, stage: usize, ranges: &[(usize, Range<usize>)]) -> Option<OfStage> {
+        let cost = self.cost(stage, ranges, &looser.chosen);
         let fits = looser.fits && self.budget.is_none_or(|budget| cost.bytes <= budget);
         fits.then(|| OfStage { cost, ..looser.clone() })
     }
 
     /// The candidates of a stage; the smallest where none fit.
-    fn solved(&self, ranges: &[(usize, Range<usize>)], solver: Solver<'_>) -> Result<OfStage, Infeasible> {
-        match solver(&self.path(ranges)) {
+    fn solved(
+        &self,
+        stage: usize,
+        ranges: &[(usize, Range<usize>)],
+        solver: Solver<'_>,
+    ) -> Result<OfStage, Infeasible> {
+        match self.solution(stage, ranges, solver) {
             Ok(Solution { assignment: chosen, cost, lower_bound_ns, width, proven }) => {
                 Ok(OfStage { cost, lower_bound_ns, chosen, width, proven, fits: true })
             }
@@ -105,41 +117,63 @@ impl Paths<'_> {
         }
     }
 
+    fn solution(
+        &self,
+        stage: usize,
+        ranges: &[(usize, Range<usize>)],
+        solver: Solver<'_>,
+    ) -> Result<Solution, Infeasible> {
+        let path = self.path(stage, ranges);
+        self.pipe.devices.solve(stage, self.budget, |budget| solver(&path, budget))
+    }
+
+    /// The class of each segment.
+    fn layers(&self) -> &[usize] {
+        &self.chains[0].layers
+    }
+
+    /// The whole path at the speed of a stage.
+    fn chain(&self, stage: usize) -> &Chain {
+        &self.chains[self.pipe.devices.speed_of[stage]]
+    }
+
     /// The chunks of a stage with their segments.
     pub fn ranges(&self, starts: &[usize], stage: usize) -> Ranges {
         let chunks = (stage..starts.len()).step_by(self.pipe.n_stages() as usize);
-        chunks.map(|chunk| (chunk, segments(starts, chunk, self.chain.layers.len()))).collect()
+        chunks.map(|chunk| (chunk, segments(starts, chunk, self.layers().len()))).collect()
     }
 
     /// The path of a stage of some chunks.
-    fn path(&self, ranges: &[(usize, Range<usize>)]) -> Chain {
+    fn path(&self, stage: usize, ranges: &[(usize, Range<usize>)]) -> Chain {
+        let whole = self.chain(stage);
         let (mut layers, mut classes) = (Vec::new(), Vec::new());
         let mut known: BTreeMap<(usize, u64), usize> = BTreeMap::new();
         for (chunk, range) in ranges {
             let in_flight = self.pipe.in_flight[*chunk];
-            for &class in &self.chain.layers[range.clone()] {
+            for &class in &whole.layers[range.clone()] {
                 let own = *known.entry((class, in_flight)).or_insert_with(|| {
                     let kept = |candidate: &Candidate| Candidate { cost: of_kept(candidate, in_flight), ..*candidate };
-                    classes.push(self.chain.classes[class].iter().map(kept).collect());
+                    classes.push(whole.classes[class].iter().map(kept).collect());
                     classes.len() - 1
                 });
                 layers.push(own);
             }
         }
-        Chain { classes, layers, n_states: self.chain.n_states, switch: self.chain.switch.clone() }
+        Chain { classes, layers, n_states: whole.n_states, switch: whole.switch.clone() }
     }
 
-    /// What candidates cost on the path of a stage.
-    pub fn cost(&self, ranges: &[(usize, Range<usize>)], chosen: &[usize]) -> Cost {
+    /// What candidates cost on the path of a stage, with counted bytes.
+    pub fn cost(&self, stage: usize, ranges: &[(usize, Range<usize>)], chosen: &[usize]) -> Cost {
+        let chain = self.chain(stage);
         let segments = ranges.iter().flat_map(|(chunk, range)| range.clone().map(move |s| (*chunk, s)));
         let (mut cost, mut last) = (Cost::ZERO, None);
         for ((chunk, segment), &choice) in segments.zip(chosen) {
-            let candidate = &self.chain.classes[self.chain.layers[segment]][choice];
-            let switch = last.map_or(Cost::ZERO, |last| self.chain.switch_cost(last, *candidate));
+            let candidate = &chain.classes[chain.layers[segment]][choice];
+            let switch = last.map_or(Cost::ZERO, |last| chain.switch_cost(last, *candidate));
             cost = cost.plus(switch).plus(of_kept(candidate, self.pipe.in_flight[chunk]));
             last = Some(*candidate);
         }
-        cost
+        self.pipe.devices.counted(stage, cost)
     }
 
     /// The best of all cuts where these are few; otherwise the one that is known, whose gap is that to the bound of all.
@@ -173,16 +207,22 @@ impl Paths<'_> {
         })
     }
 
-    /// The best cut with one chunk a stage, from one that is known.
-    pub fn best(&self, balance: &Balance, first: Solved, solver: Solver<'_>) -> Result<Solved, Infeasible> {
-        let known_ns = first.solution.cost.time_ns;
-        let ends = [&[0], &self.pipe.cuts[..], &[self.chain.layers.len()]].concat();
+    /// The best cut with one chunk a stage, from one that is known, or that is known not to fit.
+    pub fn best(
+        &self,
+        balance: &Balance,
+        first: Result<Solved, Infeasible>,
+        solver: Solver<'_>,
+    ) -> Result<Solved, Infeasible> {
+        let known_ns = first.as_ref().map_or(u64::MAX, |first| first.solution.cost.time_ns);
+        let ends = [&[0], &self.pipe.cuts[..], &[self.layers().len()]].concat();
         let promising = self.promising(balance, &ends, known_ns);
-        let mut solved: BTreeMap<(u64, &[usize]), Option<Times>> = BTreeMap::new();
+        let mut solved: BTreeMap<Key<'_>, Option<Times>> = BTreeMap::new();
         for (stage, from, to) in promising.iter().copied() {
             solved.insert(self.key(stage, ends[from]..ends[to]), None);
         }
         if solved.len() > MAX_PATHS {
+            let first = first?;
             let lower_bound_ns = self.pipe.bound_ns.min(first.solution.lower_bound_ns);
             let proven = lower_bound_ns == known_ns;
             return Ok(Solved { solution: Solution { lower_bound_ns, proven, ..first.solution }, ..first });
@@ -191,7 +231,7 @@ impl Paths<'_> {
             let range = ends[from]..ends[to];
             let times = solved.get_mut(&self.key(stage, range.clone())).expect("invariant: every key was entered");
             if times.is_none() {
-                let found = solver(&self.path(&[(stage, range)]));
+                let found = self.solution(stage, &[(stage, range)], solver);
                 // What does not fit takes for ever.
                 *times = Some(found.map_or((u64::MAX, u64::MAX), |s| (s.cost.time_ns, s.lower_bound_ns)));
             }
@@ -212,26 +252,26 @@ impl Paths<'_> {
         let best = best_cut(&spans(|times| times.0), ends.len() - 1, step).filter(|(ns, _)| *ns < known_ns);
         let found = match best {
             Some((_, starts)) => self.at(&starts.iter().map(|&at| ends[at]).collect::<Vec<_>>(), solver)?,
-            None => first,
+            None => first?,
         };
         let proven = lower_bound_ns >= found.solution.cost.time_ns;
         let lower_bound_ns = lower_bound_ns.min(found.solution.cost.time_ns);
         Ok(Solved { solution: Solution { lower_bound_ns, proven, ..found.solution }, ..found })
     }
 
-    /// What decides the path of a stage: micro-batches that are kept, and the classes of its segments.
-    fn key(&self, stage: usize, range: Range<usize>) -> (u64, &[usize]) {
-        (self.pipe.in_flight[stage], &self.chain.layers[range])
+    fn key(&self, stage: usize, range: Range<usize>) -> Key<'_> {
+        let devices = &self.pipe.devices;
+        let of_devices = (devices.speed_of[stage], devices.missing_bytes(stage));
+        (self.pipe.in_flight[stage], of_devices, &self.layers()[range])
     }
 
     /// The stages with their first and last cut that may be part of a pipeline that takes less than `known_ns`: by the least times of
     /// their segments, and reached from both ends.
     fn promising(&self, balance: &Balance, ends: &[usize], known_ns: u64) -> Vec<(usize, usize, usize)> {
         let (n_stages, last) = (self.pipe.n_chunks(), ends.len() - 1);
-        let (_, all_ns) = balance.cost(0, 0, ends[last]);
         let can_win = |stage: usize, from: usize, to: usize| {
             let (_, ns) = balance.cost(stage, ends[from], ends[to]);
-            self.pipe.kind.step_ns(ns, all_ns.max(ns), self.pipe.micro_batches) < known_ns
+            self.pipe.kind.step_ns(ns, balance.all_ns.max(ns), self.pipe.micro_batches) < known_ns
         };
         let mut reached = vec![vec![false; ends.len()]; n_stages + 1];
         reached[0][0] = true;

@@ -28,8 +28,6 @@ pub struct Facts<'a> {
     pub program: &'a Program,
     /// The rules of its nodes.
     pub rules: Rules,
-    /// Costs.
-    pub model: &'a CostModel,
     /// Batch factors of the forward nodes.
     pub batch: BatchFactors,
     /// Backward nodes by forward node.
@@ -139,6 +137,8 @@ struct WeightPrice {
 /// A segment priced under one split, ready to be made into problems.
 pub struct Priced<'a> {
     pub(super) facts: &'a Facts<'a>,
+    /// Costs on the devices of a stage.
+    pub(super) model: &'a CostModel,
     pub(super) piece: &'a Piece,
     pub(super) mesh: &'a Mesh,
     /// The data and tensor axes of the split.
@@ -153,7 +153,7 @@ pub struct Priced<'a> {
 impl<'a> Priced<'a> {
     /// Prices every option; `None` where some op has none (the batch does not divide).
     pub fn new(
-        facts: &'a Facts<'a>,
+        (facts, model): (&'a Facts<'a>, &'a CostModel),
         piece: &'a Piece,
         mesh: &'a Mesh,
         split: &Split,
@@ -162,7 +162,7 @@ impl<'a> Priced<'a> {
         let groups = groups(facts, piece, mesh, split, filter)?;
         let Split { data, tensor } = split.clone();
         let (groups_so_far, prices, group_of) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut priced = Priced { facts, piece, mesh, data, tensor, groups: groups_so_far, prices, group_of };
+        let mut priced = Priced { facts, model, piece, mesh, data, tensor, groups: groups_so_far, prices, group_of };
         for (i, group) in groups.iter().enumerate() {
             let nodes = group.members.iter().map(|&m| piece.nodes[m]);
             priced
@@ -233,7 +233,7 @@ impl<'a> Priced<'a> {
 
     fn op_ns(&self, node: NodeId, operands: &[Sharding], results: &[Sharding]) -> u64 {
         let n = self.facts.program.graph.node(node);
-        self.with_types(node, operands, results, |whole, local| self.facts.model.node_ns(n.layer, &n.op, whole, local))
+        self.with_types(node, operands, results, |whole, local| self.model.node_ns(n.layer, &n.op, whole, local))
     }
 
     /// Time of an attention, or of its gradient, as a ring over the axes of its sequence.
@@ -242,7 +242,7 @@ impl<'a> Priced<'a> {
         self.with_types(node, operands, results, |whole, local| {
             let zigzag = kind == RingKind::Zigzag;
             let ring = Ring { op: &n.op, axes: &operands[0].dims[1], mesh: self.mesh, zigzag };
-            let times = self.facts.model.ring_times(n.layer, &ring, whole, local);
+            let times = self.model.ring_times(n.layer, &ring, whole, local);
             times.compute_ns + times.communication_ns
         })
     }
@@ -292,7 +292,7 @@ impl<'a> Priced<'a> {
         let placed = self.weight_placement(weight, operand, used.map, zero);
         let ty = &self.facts.program.graph.value(weight).ty;
         let reshard_as = |from: &Sharding, to: &Sharding, ty: &TensorType| {
-            self.facts.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0)
+            self.model.reshard_ns(from, to, ty, self.mesh).unwrap_or(0)
         };
         let reshard = |from: &Sharding, to: &Sharding| reshard_as(from, to, ty);
         let wide = TensorType::f32(ty.shape.clone());
@@ -316,7 +316,7 @@ impl<'a> Priced<'a> {
         let n_states = self.facts.program.graph.node(optimizer).results.len() as u64 - 1 + has_master;
         let accumulator = self.wide(weight, &placed.accumulator).bytes();
         if self.mesh.micro_batches() > 1 {
-            price.micro_batch_ns += self.facts.model.copy_ns(3 * accumulator);
+            price.micro_batch_ns += self.model.copy_ns(3 * accumulator);
         }
         // With one micro-batch the gradient is a temporary of the backward pass, whose activations it replaces.
         let kept = if self.mesh.micro_batches() > 1 { accumulator } else { 0 };
@@ -330,13 +330,13 @@ impl<'a> Priced<'a> {
             // A master copy already lies where the optimizer reads it.
             let read = if has_master > 0 { 0 } else { reshard(&placed.parameter, &placed.state) };
             price.step_ns += read + reshard(&placed.state, &placed.parameter);
-            price.step_ns += self.facts.model.op_ns(&copy, &[&whole, &whole], &[]);
+            price.step_ns += self.model.op_ns(&copy, &[&whole, &whole], &[]);
         }
     }
 
     /// Time to reduce an accumulated gradient once a step. A small one shares the latency of its bucket.
     fn reduce_ns(&self, weight: ValueId, placed: &WeightPlacement) -> u64 {
-        let model = self.facts.model;
+        let model = self.model;
         let ty = TensorType::f32(self.facts.program.graph.value(weight).ty.shape.clone());
         let all = model.reshard_ns(&placed.accumulator, &placed.state, &ty, self.mesh).unwrap_or(0);
         let bytes = self.wide(weight, &placed.accumulator).bytes();
@@ -355,7 +355,7 @@ impl<'a> Priced<'a> {
         let args: Vec<&TensorType> = n.args.iter().map(|a| if is_tensor(a) { &local } else { &scalar }).collect();
         let results = vec![&local; n.results.len()];
         let squares: Op = SumSquares.into();
-        self.facts.model.op_ns(&n.op, &args, &results) + self.facts.model.op_ns(&squares, &[&local], &[&scalar])
+        self.model.op_ns(&n.op, &args, &results) + self.model.op_ns(&squares, &[&local], &[&scalar])
     }
 
     /// The groups of siblings.
@@ -449,7 +449,7 @@ impl<'a> Priced<'a> {
         (0..self.groups[group].options.len()).map(move |option| {
             members.iter().fold(Cost::ZERO, |sum, (prices, m, n_forward, n_kept)| {
                 let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
-                let hidden = facts.model.hidden_ns(price.backward_ns, weights.reduce_ns);
+                let hidden = self.model.hidden_ns(price.backward_ns, weights.reduce_ns);
                 let per_micro_batch = n_forward * price.forward_ns + price.backward_ns + weights.micro_batch_ns;
                 let time_ns = m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
                 sum.plus(Cost::new(time_ns, weights.bytes + n_kept * price.saved_bytes))

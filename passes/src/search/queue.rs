@@ -9,6 +9,7 @@ use super::line::{Line, State};
 use super::part::Part;
 use super::solver::Cost;
 use super::spaces::{Pick, Spaces};
+use galvatron_ir::headroom::StageMemory;
 use std::collections::BTreeMap;
 
 /// A part before it is opened.
@@ -17,7 +18,7 @@ struct Source<'a> {
     kind: Option<Kind<'a>>,
 }
 
-/// Parts of the plans under a memory limit.
+/// Parts of the plans under the memory of their devices. Bytes are those that [`super::devices`] counts.
 pub struct Queue<'a> {
     spaces: &'a Spaces<'a>,
     /// For each variant whether its segments are layers.
@@ -28,33 +29,32 @@ pub struct Queue<'a> {
     lines: Vec<Line>,
     /// Whether gaps of relaxations are closed.
     exact: bool,
-    limit: u64,
     /// By how many bytes the last plan that was lowered of a space and a kind of cuts exceeds its surrogate.
     beyond: BTreeMap<(usize, Option<Kind<'a>>), i128>,
 }
 
 impl<'a> Queue<'a> {
-    /// All spaces with the whole limit as budget.
-    pub fn new(spaces: &'a Spaces<'a>, limit: u64) -> Queue<'a> {
+    /// All spaces with the whole memory of their devices as budget.
+    pub fn new(spaces: &'a Spaces<'a>) -> Queue<'a> {
         let all = (0..spaces.len()).map(|space| (spaces.bound_ns(space), Source { space, kind: None }));
-        Queue::of(spaces, limit, true, all.collect())
+        Queue::of(spaces, true, all.collect())
     }
 
     /// The plans of some kinds, with the budgets that their spaces came to.
-    pub fn of_kinds(spaces: &'a Spaces<'a>, limit: u64, kinds: Kinds<'a>, budget: impl Fn(usize) -> u64) -> Queue<'a> {
+    pub fn of_kinds(spaces: &'a Spaces<'a>, kinds: Kinds<'a>, budget: impl Fn(usize) -> u64) -> Queue<'a> {
         let all = kinds.into_iter().map(|(least, space, kind)| (least.time_ns, Source { space, kind: Some(kind) }));
-        let mut queue = Queue::of(spaces, limit, false, all.collect());
+        let mut queue = Queue::of(spaces, false, all.collect());
         for (line, source) in queue.lines.iter_mut().zip(&queue.sources) {
             line.budget = budget(source.space);
         }
         queue
     }
 
-    fn of(spaces: &'a Spaces<'a>, limit: u64, exact: bool, all: Vec<(u64, Source<'a>)>) -> Queue<'a> {
-        let lines = all.iter().map(|&(bound_ns, _)| Line::new(limit, bound_ns)).collect();
+    fn of(spaces: &'a Spaces<'a>, exact: bool, all: Vec<(u64, Source<'a>)>) -> Queue<'a> {
+        let lines = all.iter().map(|(bound_ns, source)| Line::new(spaces.limit(source.space), *bound_ns)).collect();
         let parts = all.iter().map(|_| None).collect();
         let sources = all.into_iter().map(|(_, source)| source).collect();
-        Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, limit, beyond: BTreeMap::new() }
+        Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, beyond: BTreeMap::new() }
     }
 
     /// Takes the plan with the least surrogate time of all that are left, with the number of its part; those of kinds that seem too large by
@@ -88,19 +88,20 @@ impl<'a> Queue<'a> {
     fn seems_too_large(&self, i: usize, bytes: u64) -> bool {
         let Source { space, kind } = &self.sources[i];
         let beyond = kind.and_then(|kind| self.beyond.get(&(*space, Some(kind.cuts()))));
-        beyond.is_some_and(|beyond| i128::from(bytes) + beyond > i128::from(self.limit))
+        beyond.is_some_and(|beyond| i128::from(bytes) + beyond > i128::from(self.spaces.limit(*space)))
     }
 
-    /// Notes the bytes of a plan of a part as it was lowered. The part comes back with less to spend where it is too large, with more where
-    /// much is left.
-    pub fn note(&mut self, part: usize, pick: &Pick, bytes: u64) {
+    /// Notes the memory of a plan of a part as it was lowered. The part comes back with less to spend where a stage is too large, with more
+    /// where every stage leaves much.
+    pub fn note(&mut self, part: usize, pick: &Pick, memory: StageMemory) {
         let Source { space, kind } = &self.sources[part];
-        let cuts = kind.map(|kind| kind.cuts());
-        self.beyond.insert((*space, cuts), i128::from(bytes) - i128::from(pick.cost.bytes));
+        let counted =
+            i128::from(self.spaces.limit(*space)) + i128::from(memory.excess_bytes()) - i128::from(memory.left_bytes());
+        self.beyond.insert((*space, kind.map(|kind| kind.cuts())), counted - i128::from(pick.cost.bytes));
         let Some(found) = &self.parts[part] else { return };
-        match bytes.checked_sub(self.limit) {
-            Some(excess) if excess > 0 => self.lines[part].exceeds(found, pick, excess),
-            _ => self.lines[part].fits(found, pick, self.limit - bytes),
+        match memory.fits() {
+            true => self.lines[part].fits(found, pick, memory.left_bytes()),
+            false => self.lines[part].exceeds(found, pick, memory.excess_bytes()),
         }
     }
 

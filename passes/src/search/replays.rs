@@ -5,6 +5,7 @@ use super::{Effort, Found, NoPlan};
 use crate::cost::{CostModel, plan_cost};
 use crate::strategy::Strategy;
 use galvatron_ir::Module;
+use galvatron_ir::headroom::StageMemory;
 
 /// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
 const REPLAYED_NODES: usize = 1 << 17;
@@ -25,13 +26,12 @@ pub struct Replays<'a> {
     module: &'a Module,
     model: &'a CostModel,
     spaces: &'a Spaces<'a>,
-    limit: u64,
     /// The fastest plan that fits.
     pub best: Option<(Found, Pick)>,
-    /// Bytes of the smallest plan that does not fit.
-    smallest: Option<(u64, Pick)>,
-    /// What was lowered, with the bytes of one rank.
-    known: Vec<(Strategy, u64)>,
+    /// The plan that lacks fewest bytes, with the memory of its stages.
+    smallest: Option<(Vec<StageMemory>, Pick)>,
+    /// What was lowered, with the memory of the stage that lacks most or leaves least.
+    known: Vec<(Strategy, StageMemory)>,
     n_nodes: usize,
     most_nodes: usize,
     /// The largest difference between a replayed and a surrogate time, in parts per million.
@@ -41,19 +41,9 @@ pub struct Replays<'a> {
 impl<'a> Replays<'a> {
     /// None yet, under the memory of the model's cluster.
     pub fn new(module: &'a Module, model: &'a CostModel, spaces: &'a Spaces<'a>) -> Replays<'a> {
-        let limit = model.cluster().device.memory_bytes;
-        Replays {
-            module,
-            model,
-            spaces,
-            limit,
-            best: None,
-            smallest: None,
-            known: Vec::new(),
-            n_nodes: 0,
-            most_nodes: REPLAYED_NODES,
-            deviation_ppm: 0,
-        }
+        let (best, smallest, known) = (None, None, Vec::new());
+        let most_nodes = REPLAYED_NODES;
+        Replays { module, model, spaces, best, smallest, known, n_nodes: 0, most_nodes, deviation_ppm: 0 }
     }
 
     /// Plans that were lowered.
@@ -61,22 +51,23 @@ impl<'a> Replays<'a> {
         self.known.len()
     }
 
-    /// Lowers a pick unless the same strategy was lowered before; returns the bytes of one rank.
-    pub fn run(&mut self, pick: &Pick) -> u64 {
+    /// Lowers a pick unless the same strategy was lowered before; returns the memory of the stage that lacks most or leaves least.
+    pub fn run(&mut self, pick: &Pick) -> StageMemory {
         let (strategy, decision) = self.spaces.assemble(pick);
-        if let Some((_, bytes)) = self.known.iter().find(|(s, _)| *s == strategy) {
-            return *bytes;
+        if let Some((_, memory)) = self.known.iter().find(|(s, _)| *s == strategy) {
+            return *memory;
         }
         let mut plan = self.module.clone();
         crate::apply::apply(&mut plan, &strategy, &self.spaces.builder.facts.rules);
-        let bytes = plan.peak_bytes();
+        let memory = plan.tightest_stage(self.model.cluster());
         self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
-        self.known.push((strategy.clone(), bytes));
-        if bytes > self.limit {
-            if self.smallest.as_ref().is_none_or(|(least, _)| bytes < *least) {
-                self.smallest = Some((bytes, pick.clone()));
+        self.known.push((strategy.clone(), memory));
+        if !memory.fits() {
+            let lacks = |stages: &[StageMemory]| stages.iter().map(StageMemory::excess_bytes).max().unwrap_or(0);
+            if self.smallest.as_ref().is_none_or(|(least, _)| memory.excess_bytes() < lacks(least)) {
+                self.smallest = Some((plan.memory_by_stage(self.model.cluster()), pick.clone()));
             }
-            return bytes;
+            return memory;
         }
         let cost = plan_cost(self.model, &plan);
         let difference = u128::from(cost.step_ns.abs_diff(pick.cost.time_ns));
@@ -88,7 +79,7 @@ impl<'a> Replays<'a> {
             let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
             self.best = Some((found, pick.clone()));
         }
-        bytes
+        memory
     }
 
     /// Lowers the smallest plans of the smallest spaces.
@@ -107,8 +98,8 @@ impl<'a> Replays<'a> {
     /// Why nothing fits: the smallest plan that was lowered.
     pub fn no_plan(self) -> NoPlan {
         match self.smallest {
-            Some((least_bytes, pick)) => NoPlan::Memory { least_bytes, name: self.spaces.name(&pick) },
-            None => NoPlan::Memory { least_bytes: u64::MAX, name: String::new() },
+            Some((stages, pick)) => NoPlan::Memory { stages, name: self.spaces.name(&pick) },
+            None => NoPlan::Memory { stages: Vec::new(), name: String::new() },
         }
     }
 

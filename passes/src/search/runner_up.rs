@@ -11,6 +11,7 @@ use crate::cost::{CostModel, plan_cost};
 use crate::segment::Segment;
 use crate::strategy::Strategy;
 use galvatron_ir::Module;
+use galvatron_ir::headroom::StageMemory;
 use std::ops::Range;
 
 /// Strategies of a group that are replayed, of those that fit by the surrogate, and of all.
@@ -26,8 +27,8 @@ pub struct RunnerUp {
     pub name: String,
     /// Nanoseconds of a step, replayed.
     pub step_ns: u64,
-    /// Bytes of the largest arena.
-    pub peak_bytes: u64,
+    /// The memory of the stage that lacks most or leaves least.
+    pub memory: StageMemory,
 }
 
 /// A plan, and what groups of its segments could do instead.
@@ -42,7 +43,7 @@ pub struct RunnersUp {
 /// For each of `groups` of segments other plans than `decision`. `None` where the declared space has no plan whose segments are named
 /// so.
 ///
-/// `plan` is the largest arena of the plan and the nanoseconds of its step.
+/// `plan` is the memory of the stage of the plan that lacks most or leaves least, and the nanoseconds of its step.
 ///
 /// # Errors
 /// A decision that the model or the cluster cannot take.
@@ -52,7 +53,7 @@ pub fn runners_up(
     model: &CostModel,
     decision: &Decision,
     groups: &[Range<usize>],
-    plan: (u64, u64),
+    plan: (StageMemory, u64),
 ) -> Result<Option<RunnersUp>, NoPlan> {
     let pins = decision.outer_pins();
     let spaces = Spaces::new(SpaceBuilder::new(module, segments, model, &pins, Listing::Best).map_err(NoPlan::Pin)?)?;
@@ -64,8 +65,7 @@ pub fn runners_up(
     let Some((fastest, menu)) = priced.min_by_key(|(pick, _)| pick.cost) else { return Ok(None) };
     let (pick, strategy, own) = menu.nearest(plan, fastest, &decision.name());
     // What the surrogate does not count of a plan it does not count of a similar one either.
-    let limit = model.cluster().device.memory_bytes;
-    let budget = limit.saturating_add(pick.cost.bytes).saturating_sub(own.peak_bytes);
+    let budget = own.memory.memory_bytes.saturating_add(pick.cost.bytes).saturating_sub(own.memory.peak_bytes);
     let others = (0..groups.len()).map(|group| menu.others(group, budget, &strategy)).collect();
     Ok(Some(RunnersUp { own, others }))
 }
@@ -82,8 +82,8 @@ struct Menu<'a> {
 }
 
 impl Menu<'_> {
-    /// The plan of these names that takes most nearly `step_ns`: from the fastest on, smaller ones until one fits `peak_bytes`.
-    fn nearest(&self, (peak_bytes, step_ns): (u64, u64), fastest: Pick, name: &str) -> (Pick, Strategy, RunnerUp) {
+    /// The plan of these names that takes most nearly `step_ns`: from the fastest on, smaller ones until one leaves as much memory as `plan`.
+    fn nearest(&self, (plan, step_ns): (StageMemory, u64), fastest: Pick, name: &str) -> (Pick, Strategy, RunnerUp) {
         let lowered = |pick: Pick| {
             let strategy = self.spaces.assemble(&pick).0;
             let own = self.replay(&strategy, name);
@@ -92,7 +92,8 @@ impl Menu<'_> {
         let mut all = vec![lowered(fastest)];
         while all.len() < MOST_ROUNDS {
             let (pick, _, own) = &all[all.len() - 1];
-            let excess = own.peak_bytes.saturating_sub(peak_bytes);
+            let needs = own.memory.peak_bytes.saturating_add(plan.memory_bytes);
+            let excess = needs.saturating_sub(plan.peak_bytes.saturating_add(own.memory.memory_bytes));
             match self.pick(None, Some(pick.cost.bytes.saturating_sub(excess))).filter(|_| excess > 0) {
                 Some(smaller) => all.push(lowered(smaller)),
                 None => break,
@@ -125,14 +126,16 @@ impl Menu<'_> {
             }
         }
         let mut found: Vec<RunnerUp> = plans.iter().map(|(strategy, name)| self.replay(strategy, name)).collect();
-        found.sort_by(|a, b| (a.step_ns, a.peak_bytes, &a.name).cmp(&(b.step_ns, b.peak_bytes, &b.name)));
+        let key = |r: &RunnerUp| (r.step_ns, r.memory.peak_bytes);
+        found.sort_by(|a, b| (key(a), &a.name).cmp(&(key(b), &b.name)));
         found
     }
 
     fn replay(&self, strategy: &Strategy, name: &str) -> RunnerUp {
         let mut plan = self.module.clone();
         crate::apply::apply(&mut plan, strategy, &self.spaces.builder.facts.rules);
-        RunnerUp { name: name.into(), step_ns: plan_cost(self.model, &plan).step_ns, peak_bytes: plan.peak_bytes() }
+        let memory = plan.tightest_stage(self.model.cluster());
+        RunnerUp { name: name.into(), step_ns: plan_cost(self.model, &plan).step_ns, memory }
     }
 
     fn choices(&self, segment: usize) -> &[Choice] {
@@ -145,32 +148,36 @@ impl Menu<'_> {
 
     /// The fastest plan by the surrogate whose segments have their names, those of one group another one.
     fn pick(&self, replaced: Option<(usize, &str)>, budget: Option<u64>) -> Option<Pick> {
-        let chain = &self.space.candidates.chain;
-        let (mut classes, mut layers, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let path = self.space.candidates.path();
+        let (mut layers, mut numbers) = (Vec::new(), Vec::new());
         let mut last: Option<(usize, &str)> = None;
-        for segment in 0..chain.layers.len() {
+        for (segment, &variant) in path.iter().enumerate() {
             let wanted = match replaced {
                 Some((group, name)) if self.groups[group].contains(&segment) => name,
                 _ => &self.names[segment],
             };
             // Equal neighbours share a class, which the solver takes together.
-            if last != Some((chain.layers[segment], wanted)) {
+            if last != Some((variant, wanted)) {
                 let of_class = self.choices(segment);
                 let kept: Vec<usize> =
                     (0..of_class.len()).filter(|&c| self.name(segment, &of_class[c]) == wanted).collect();
                 if kept.is_empty() {
                     return None;
                 }
-                classes.push(kept.iter().map(|&c| chain.classes[chain.layers[segment]][c]).collect());
-                numbers.push(kept);
-                last = Some((chain.layers[segment], wanted));
+                numbers.push((variant, kept));
+                last = Some((variant, wanted));
             }
-            layers.push(classes.len() - 1);
+            layers.push(numbers.len() - 1);
         }
-        let restricted = Chain { classes, layers, ..chain.clone() };
-        let solved = self.space.solve_chain(&restricted, budget, true).ok()?;
+        let restricted = |chain: &Chain| {
+            let class =
+                |(variant, kept): &(usize, Vec<usize>)| kept.iter().map(|&c| chain.classes[*variant][c]).collect();
+            Chain { classes: numbers.iter().map(class).collect(), layers: layers.clone(), ..chain.clone() }
+        };
+        let chains: Vec<Chain> = self.space.candidates.chains.iter().map(restricted).collect();
+        let solved = self.space.solve_chains(&chains, budget, true).ok()?;
         let solution = &solved.solution;
-        let chosen = solution.assignment.iter().zip(&restricted.layers).map(|(&choice, &class)| numbers[class][choice]);
+        let chosen = solution.assignment.iter().zip(&layers).map(|(&choice, &class)| numbers[class].1[choice]);
         let (chosen, cost) = (chosen.collect(), solution.cost);
         (cost < Cost::FORBIDDEN).then_some(Pick { chosen, cost, starts: solved.starts, space: self.at })
     }

@@ -2,8 +2,10 @@
 //! what its plans cost; its candidates are made when it is opened.
 
 use super::assemble::{Chosen, Decision, SegmentChoice};
-use super::candidates::{Candidates, SpaceBuilder};
+use super::candidates::{Candidates, Setting, SpaceBuilder};
+use super::devices::Devices;
 use super::options::NodeOption;
+use super::outlines::Least;
 use super::pins::PinFault;
 use super::pipe::{Pipe, Solved};
 use super::price::{Group, groups};
@@ -13,6 +15,7 @@ use super::stages::Stages;
 use super::{Effort, NoPlan, Rejected};
 use crate::strategy::Strategy;
 use galvatron_ir::NodeId;
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::mesh::Mesh;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -26,6 +29,8 @@ pub struct Space {
     pub mesh: Mesh,
     /// What each segment may be.
     pub candidates: Rc<Candidates>,
+    /// What the stages run on.
+    pub devices: Rc<Devices>,
     /// How the path is cut into stages, if it is.
     pub pipe: Option<Pipe>,
 }
@@ -42,6 +47,7 @@ struct Outline {
 struct Family {
     micro_batches: u32,
     mesh: Mesh,
+    devices: Rc<Devices>,
     candidates: OnceCell<Result<Rc<Candidates>, PinFault>>,
 }
 
@@ -59,7 +65,7 @@ pub struct Spaces<'a> {
 pub struct Pick {
     /// Candidate of each segment.
     pub chosen: Vec<usize>,
-    /// Surrogate cost.
+    /// Surrogate cost, with bytes as [`Devices`] counts them.
     pub cost: Cost,
     /// First segment of each chunk.
     pub starts: Vec<usize>,
@@ -83,18 +89,21 @@ impl Pick {
 const CHAIN_SUMS: u64 = 1 << 22;
 
 impl Space {
-    /// The fastest candidates within a budget; with `exact` the gap of the relaxation is closed as far as the effort goes.
+    /// The fastest candidates within a budget of counted bytes; with `exact` the gap of the relaxation is closed as far as the effort goes.
     pub fn solve(&self, budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
-        self.solve_chain(&self.candidates.chain, budget, exact)
+        self.solve_chains(&self.candidates.chains, budget, exact)
     }
 
-    /// The same for another chain over the same segments.
-    pub fn solve_chain(&self, chain: &Chain, budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
+    /// The same for other chains over the same segments, one at each speed.
+    pub fn solve_chains(&self, chains: &[Chain], budget: Option<u64>, exact: bool) -> Result<Solved, Infeasible> {
         let limits = Limits { point_sums: CHAIN_SUMS, ..Limits::default() };
-        let solver = |chain: &Chain| if exact { chain.solve(budget, &limits) } else { chain.relax(budget, &limits) };
+        let solver = |chain: &Chain, budget: Option<u64>| match exact {
+            true => chain.solve(budget, &limits),
+            false => chain.relax(budget, &limits),
+        };
         match &self.pipe {
-            None => solver(chain).map(|solution| Solved { solution, starts: vec![0] }),
-            Some(pipe) => pipe.solve(chain, budget, &solver),
+            None => solver(&chains[0], budget).map(|solution| Solved { solution, starts: vec![0] }),
+            Some(pipe) => pipe.solve(chains, budget, &solver),
         }
     }
 
@@ -103,16 +112,27 @@ impl Space {
         self.pipe.as_ref().map_or(vec![vec![0]], Pipe::all_cuts)
     }
 
-    /// The surrogate cost of a cut and a candidate a segment: the time of a step and the bytes of the largest stage.
+    /// The surrogate cost of a cut and a candidate a segment: the time of a step and the counted bytes of the largest stage.
     pub fn cost(&self, starts: &[usize], chosen: &[usize]) -> Cost {
-        let chain = &self.candidates.chain;
+        let chains = &self.candidates.chains;
         match &self.pipe {
-            None => chain.cost(chosen),
-            Some(pipe) => pipe.cost(chain, starts, chosen),
+            None => chains[0].cost(chosen),
+            Some(pipe) => pipe.cost(chains, starts, chosen),
         }
     }
 
-    /// Surrogate bytes of the smallest plan.
+    /// The stage of a pick that leaves least of its memory, by the surrogate.
+    fn tightest_stage(&self, pick: &Pick) -> StageMemory {
+        let stages = match &self.pipe {
+            None => vec![pick.cost],
+            Some(pipe) => pipe.stage_costs(&self.candidates.chains, &pick.starts, &pick.chosen),
+        };
+        let largest = (0..stages.len()).rev().max_by_key(|&stage| stages[stage].bytes).unwrap_or(0);
+        let peak_bytes = stages[largest].bytes - self.devices.missing_bytes(largest);
+        StageMemory { stage: largest, peak_bytes, memory_bytes: self.devices.memory_bytes[largest] }
+    }
+
+    /// Counted surrogate bytes of the smallest plan.
     pub fn least_bytes(&self) -> u64 {
         self.solve(Some(0), false).map_or_else(|none| none.least.bytes, |_| 0)
     }
@@ -128,11 +148,14 @@ impl<'a> Spaces<'a> {
     /// Pins that no space meets: the first one that is broken.
     pub fn new(builder: SpaceBuilder<'a>) -> Result<Spaces<'a>, NoPlan> {
         let kinds = Stages::all(&builder).map_err(NoPlan::Pin)?;
+        let devices = kinds.chunk_by(|a, b| a.mesh == b.mesh);
+        let devices = devices.map(|kinds| Rc::new(Devices::of(builder.model, kinds[0].n_stages())));
+        let devices: Vec<Rc<Devices>> = devices.collect();
         let mut spaces = Spaces { builder, families: Vec::new(), outlines: Vec::new() };
         let mut fault = None;
         for m in spaces.builder.micro_batch_counts() {
-            for kinds in kinds.chunk_by(|a, b| a.mesh == b.mesh) {
-                if let Err(found) = spaces.add_family(m, kinds) {
+            for (kinds, devices) in kinds.chunk_by(|a, b| a.mesh == b.mesh).zip(&devices) {
+                if let Err(found) = spaces.add_family(m, kinds, devices) {
                     fault = fault.or(Some(found));
                 }
             }
@@ -144,20 +167,20 @@ impl<'a> Spaces<'a> {
     }
 
     /// Adds a space for each kind of pipeline of equal stages.
-    fn add_family(&mut self, micro_batches: u32, kinds: &[Stages]) -> Result<(), PinFault> {
+    fn add_family(&mut self, micro_batches: u32, kinds: &[Stages], devices: &Rc<Devices>) -> Result<(), PinFault> {
         let fitting: Vec<&Stages> = kinds.iter().filter(|stages| stages.check(micro_batches).is_ok()).collect();
         let Some(first) = fitting.first() else { return kinds[0].check(micro_batches) };
         let mesh = first.mesh.with_micro_batches(micro_batches);
-        let least = self.builder.least(&mesh)?;
-        let limit = self.builder.facts.model.cluster().device.memory_bytes;
-        let limit = limit.saturating_add(limit / MARGIN_PARTS);
-        let (free, all_ns) = (least.times(0), self.builder.all_ns(&least, first.n_stages(), limit));
+        let least = devices.models.iter().map(|model| self.builder.least(&mesh, model));
+        let least = least.collect::<Result<Vec<Least>, PinFault>>()?;
+        let free: Vec<Vec<u64>> = least.iter().map(|least| least.times(0)).collect();
+        let all_ns = self.builder.all_ns(&least, devices);
         for kind in fitting {
-            let bound_ns = self.builder.bound_ns(&free, all_ns, kind, micro_batches);
+            let bound_ns = self.builder.bound_ns(&free, all_ns, (kind, devices), micro_batches);
             let (kind, family, space) = (kind.clone(), self.families.len(), OnceCell::new());
             self.outlines.push(Outline { kind, family, bound_ns, space });
         }
-        self.families.push(Family { micro_batches, mesh, candidates: OnceCell::new() });
+        self.families.push(Family { micro_batches, mesh, devices: devices.clone(), candidates: OnceCell::new() });
         Ok(())
     }
 
@@ -171,17 +194,25 @@ impl<'a> Spaces<'a> {
         self.outlines[space].bound_ns
     }
 
+    /// Counted bytes that plans of a space may have.
+    pub fn limit(&self, space: usize) -> u64 {
+        self.families[self.outlines[space].family].devices.most_bytes
+    }
+
     /// A space with its candidates, which are made at the first call; `None` where it turns out to have none.
     pub fn open(&self, space: usize) -> Option<&Space> {
         let outline = &self.outlines[space];
         let family = &self.families[outline.family];
         let make = || {
-            let in_flight = || self.most_in_flight(outline.family);
-            let candidates =
-                family.candidates.get_or_init(|| self.builder.candidates(&family.mesh, in_flight()).map(Rc::new));
-            let pipe = self.builder.pipe(&outline.kind, family.micro_batches, outline.bound_ns);
+            let candidates = family.candidates.get_or_init(|| {
+                let (mesh, models) = (&family.mesh, &family.devices.models[..]);
+                let setting = Setting { mesh, in_flight: self.most_in_flight(outline.family), models };
+                self.builder.candidates(&setting).map(Rc::new)
+            });
+            let devices = family.devices.clone();
+            let pipe = self.builder.pipe(&outline.kind, &devices, family.micro_batches, outline.bound_ns);
             let (micro_batches, mesh) = (family.micro_batches, family.mesh.clone());
-            Some(Space { micro_batches, mesh, candidates: candidates.as_ref().ok()?.clone(), pipe })
+            Some(Space { micro_batches, mesh, candidates: candidates.as_ref().ok()?.clone(), devices, pipe })
         };
         outline.space.get_or_init(make).as_ref()
     }
@@ -282,7 +313,7 @@ impl<'a> Spaces<'a> {
     }
 
     /// The fastest plan without the memory limit of each space that was opened, but for the one that was taken.
-    pub fn rejected(&self, taken: &Pick, limit: u64) -> Vec<Rejected> {
+    pub fn rejected(&self, taken: &Pick) -> Vec<Rejected> {
         let mut all = Vec::new();
         for (i, space) in self.opened() {
             let Ok(solved) = space.solve(None, false) else { continue };
@@ -290,11 +321,13 @@ impl<'a> Spaces<'a> {
             if pick.is_same(taken) {
                 continue;
             }
-            let why = match pick.cost.bytes > limit {
-                true => format!("needs {:.3} GiB of {:.3}", gib(pick.cost.bytes), gib(limit)),
-                false => format!("slower by {:.1} %", slower(pick.cost.time_ns, taken.cost.time_ns)),
+            let (time_ns, StageMemory { stage, peak_bytes: bytes, memory_bytes }) =
+                (pick.cost.time_ns, space.tightest_stage(&pick));
+            let stage = if space.devices.differ_in_memory() { format!(" on stage {stage}") } else { String::new() };
+            let why = match bytes > memory_bytes {
+                true => format!("needs {:.3} GiB of {:.3}{stage}", gib(bytes), gib(memory_bytes)),
+                false => format!("slower by {:.1} %", slower(time_ns, taken.cost.time_ns)),
             };
-            let (time_ns, bytes) = (pick.cost.time_ns, pick.cost.bytes);
             all.push(Rejected { name: self.name(&pick), time_ns, bytes, why });
         }
         all.sort_by_key(|r| r.time_ns);

@@ -130,11 +130,6 @@ impl Stages {
         self.n_stages
     }
 
-    /// Number of chunks of all stages together.
-    pub fn n_chunks(&self) -> u32 {
-        self.n_chunks
-    }
-
     /// Nanoseconds of a step whose slowest stage and whose stages together take so long for all micro-batches.
     pub fn step_ns(&self, slowest_ns: u64, all_ns: u64, micro_batches: u64) -> u64 {
         let rest = u128::from(all_ns.saturating_sub(slowest_ns));
@@ -158,19 +153,24 @@ impl Stages {
         }
     }
 
-    /// Nanoseconds that the slowest stage takes at least, whatever the cut, where each segment of a variant takes `times`.
-    pub fn slowest_ns(&self, is_layer: &[bool], variant_of: &[usize], times: &[u64]) -> u64 {
-        let total = variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add);
+    /// Nanoseconds that the slowest stage takes at least, whatever the cut, where each segment of a variant takes `times` at each speed, and
+    /// each stage has the speed `speed_of`.
+    pub fn slowest_ns(&self, is_layer: &[bool], variant_of: &[usize], times: &[Vec<u64>], speed_of: &[usize]) -> u64 {
+        let sum =
+            |run: Range<usize>, times: &[u64]| variant_of[run].iter().map(|&v| times[v]).fold(0, u64::saturating_add);
+        let n_segments = is_layer.len();
         match (self.n_stages, self.n_chunks) {
-            (1, _) => total,
+            (1, _) => sum(0..n_segments, &times[speed_of[0]]),
             (stages, chunks) if stages == chunks => {
                 let cuts = cuts(is_layer);
-                let parts = runs(&cuts, is_layer.len())
-                    .map(|run| variant_of[run].iter().map(|&v| times[v]).fold(0, u64::saturating_add));
-                least_bottleneck(&parts.collect::<Vec<u64>>(), stages as usize)
+                let parts = |times: &Vec<u64>| runs(&cuts, n_segments).map(|run| sum(run, times)).collect();
+                least_bottleneck(&times.iter().map(parts).collect::<Vec<Vec<u64>>>(), speed_of)
             }
             // The chunks of a stage may lie anywhere.
-            _ => total / u64::from(self.n_stages),
+            _ => {
+                let segments = |times: &Vec<u64>| variant_of.iter().map(|&v| times[v]).collect();
+                least_share(&times.iter().map(segments).collect::<Vec<Vec<u64>>>(), speed_of)
+            }
         }
     }
 
@@ -224,20 +224,23 @@ pub fn starts_of(layers: &[u32], is_layer: &[bool]) -> Vec<usize> {
     layers.iter().enumerate().map(start).collect()
 }
 
-/// The least that the largest of `n` runs of neighbours can sum up to.
-fn least_bottleneck(parts: &[u64], n: usize) -> u64 {
+/// The least that the slowest stage can take, where each takes a run of neighbours or nothing, and part i takes `times[speed][i]`.
+fn least_bottleneck(times: &[Vec<u64>], speed_of: &[usize]) -> u64 {
+    let n_parts = times[0].len();
     let fits = |most: u64| {
-        let (mut runs, mut sum) = (1, 0u64);
-        for &part in parts {
-            sum = sum.saturating_add(part);
-            if sum > most {
-                (runs, sum) = (runs + 1, part);
+        let mut next = 0;
+        for times in speed_of.iter().map(|&speed| &times[speed]) {
+            let mut sum = 0u64;
+            while next < n_parts && sum.saturating_add(times[next]) <= most {
+                sum = sum.saturating_add(times[next]);
+                next += 1;
             }
         }
-        runs <= n
+        next == n_parts
     };
-    let (mut low, mut high) =
-        (parts.iter().copied().max().unwrap_or(0), parts.iter().copied().fold(0, u64::saturating_add));
+    let least = |part: usize| times.iter().map(|times| times[part]).min().unwrap_or(0);
+    let mut low = (0..n_parts).map(least).max().unwrap_or(0);
+    let mut high = times[speed_of[0]].iter().copied().fold(0, u64::saturating_add);
     while low < high {
         let middle = low.midpoint(high);
         if fits(middle) { high = middle } else { low = middle + 1 }
@@ -245,15 +248,38 @@ fn least_bottleneck(parts: &[u64], n: usize) -> u64 {
     high
 }
 
+/// What the slowest stage takes at least, where every segment may run on any, and segment i takes `times[speed][i]`: no weighted mean
+/// of what stages take is above the slowest. The weights are the stages' speeds, over all segments.
+fn least_share(times: &[Vec<u64>], speed_of: &[usize]) -> u64 {
+    let total = |times: &Vec<u64>| times.iter().copied().fold(0, u64::saturating_add).max(1);
+    let weights: Vec<u128> = times.iter().map(|times| (1 << 64) / u128::from(total(times))).collect();
+    let weighed = |segment: usize| weights.iter().zip(times).map(|(w, times)| w * u128::from(times[segment])).min();
+    let all: u128 = (0..times[0].len()).filter_map(weighed).sum();
+    let share = all / speed_of.iter().map(|&speed| weights[speed]).sum::<u128>();
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_run_is_as_small_as_it_can_be() {
-        assert_eq!(least_bottleneck(&[1, 4, 4, 4, 4, 9], 3), 9);
-        assert_eq!(least_bottleneck(&[1, 4, 4, 4, 4, 2], 3), 8);
-        assert_eq!(least_bottleneck(&[5, 5], 1), 10);
+    fn the_slowest_stage_is_as_fast_as_it_can_be() {
+        let equal = |times: &[u64], n| least_bottleneck(&[times.to_vec()], &vec![0; n]);
+        assert_eq!(equal(&[1, 4, 4, 4, 4, 9], 3), 9);
+        assert_eq!(equal(&[1, 4, 4, 4, 4, 2], 3), 8);
+        assert_eq!(equal(&[5, 5], 1), 10);
+        let slow = [vec![2; 8], vec![6; 8]];
+        assert_eq!(least_bottleneck(&slow, &[0, 1, 0]), 8);
+        assert_eq!(least_bottleneck(&slow, &[1, 1]), 24);
+        assert_eq!(least_bottleneck(&slow, &[1, 0]), 12);
+    }
+
+    #[test]
+    fn stages_share_by_their_speed() {
+        assert_eq!(least_share(&[vec![5, 6, 7]], &[0, 0]), 9);
+        assert_eq!(least_share(&[vec![2; 8], vec![4; 8]], &[0, 1]), 10);
+        assert_eq!(least_share(&[vec![2; 8], vec![4; 8]], &[1, 0, 0, 0]), 4);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Parser;
 use super::cursor::Parsed;
 use super::fields::Fields;
 use super::types::tensor_type;
-use crate::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel};
+use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, LinkLevel};
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
 use crate::module::{Initializer, Normal, TrainInfo};
@@ -57,7 +57,7 @@ impl<'t> Parser<'t> {
         Err(self.cursor.report(fault::unknown((fault::KEYWORD, "kind of devices"), word, known, token.span())))
     }
 
-    /// `cluster {…} level {…} level {…}`, slowest links first; the first word was taken.
+    /// `cluster {…} group {…} level {…}`, groups in the order of the ranks, slowest links first; the first word was taken.
     pub fn cluster(&mut self, first: Token) -> Parsed<()> {
         let mut fields = Fields::read(&mut self.cursor)?;
         let c = &mut self.cursor;
@@ -70,17 +70,34 @@ impl<'t> Parser<'t> {
             memory_bandwidth: fields.f64(c, "memory_bandwidth")?,
         };
         fields.finish(c)?;
+        let mut groups = Vec::new();
+        while self.cursor.eats_word("group") {
+            groups.push(self.device_group()?);
+        }
         let mut levels = Vec::new();
         while self.cursor.eats_word("level") {
             levels.push(self.link_level()?);
         }
-        let cluster = Cluster { name, device, levels };
+        let cluster = Cluster { name, device, groups, levels };
         if let Err(message) = cluster.check() {
             let span = self.cursor.span_from(first);
             return Err(self.cursor.report(Diagnostic::new(fault::CLUSTER, message).at(span)));
         }
         self.module.cluster = Some(cluster);
         Ok(())
+    }
+
+    fn device_group(&mut self) -> Parsed<DeviceGroup> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        let c = &mut self.cursor;
+        let group = DeviceGroup {
+            name: fields.string(c, "name")?,
+            count: u32::try_from(fields.u64(c, "count")?).unwrap_or(u32::MAX),
+            memory_bytes: fields.u64(c, "memory_bytes")?,
+            speed: fields.f64(c, "speed")?,
+        };
+        fields.finish(c)?;
+        Ok(group)
     }
 
     fn link_level(&mut self) -> Parsed<LinkLevel> {

@@ -135,6 +135,25 @@ fn meshes_are_checked() {
 }
 
 #[test]
+fn groups_of_devices_are_checked() {
+    let cluster = PIPELINE.lines().find(|line| line.contains("cluster {")).unwrap().trim();
+    let bad = |from: &str, to: &str, says| {
+        check(PIPELINE, (from, to), fault::CLUSTER, &cluster.replacen(from, to, 1), says);
+    };
+    bad("count=1", "count=2", "the groups have 3 devices, the cluster has 2");
+    bad("speed=0.5", "speed=0.0", "group `slow`: its count, memory and speed are positive");
+    bad("memory_bytes=512", "memory_bytes=0", "group `slow`");
+    check(
+        PIPELINE,
+        ("speed=0.5", "pace=0.5"),
+        fault::ATTRIBUTE,
+        "{name=\"slow\", count=1, memory_bytes=512, pace=0.5}",
+        "`speed` is missing",
+    );
+    check(PIPELINE, ("group {name=\"slow\"", "groups {name=\"slow\""), fault::SYNTAX, "groups", "expected");
+}
+
+#[test]
 fn numbers_are_in_range() {
     check(
         PLAN,

@@ -121,6 +121,7 @@ pub const ALL: [&str; 6] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING];
 pub const PIPELINE: &str = r#"gir 1
 module @two level=plan {
   mesh [mb=2, a0=2@0]
+  cluster {name="a slow rank", kind="cpu", memory_bytes=1024, f32_flops=1000000000.0, bf16_flops=1000000000.0, memory_bandwidth=1000000000.0} group {name="fast", count=1, memory_bytes=1024, speed=1.0} group {name="slow", count=1, memory_bytes=512, speed=0.5} level {name="node", size=2, bandwidth=1000000000.0, latency_ns=1.0}
   initializer "w" = {file="m.onnx", offset=0} f32[4, 4]
   program {
     input %x = "x": f32[8, 4]
