@@ -4,11 +4,13 @@ mod emit;
 mod galvatron;
 mod pins;
 mod replan;
+mod target;
 
 pub use emit::strategy_file;
 pub use galvatron::{galvatron_config, is_galvatron_config};
 pub use pins::pins_of;
 pub use replan::{Training, relocated};
+pub use target::pins_for_galvatron;
 
 use crate::import::{ImportOptions, import};
 use crate::trace::{MOST_EVENTS, for_all_ranks};

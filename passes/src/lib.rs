@@ -7,6 +7,7 @@ pub mod apply;
 pub mod batch;
 pub mod canonicalize;
 pub mod cost;
+pub mod hetu;
 pub mod manager;
 pub mod precision;
 pub mod rebatch;

@@ -5,7 +5,7 @@ use super::{BAD_INPUT, BUG, NO_PLAN, OK, complain, read_text, shown};
 use crate::config::profile::{self, FileFaults, read_profile};
 use crate::config::{cluster, strategy, train};
 use crate::driver::{Compilation, CompileFault, Compiled, compile, pins_of, strategy_file};
-use crate::driver::{galvatron_config, is_galvatron_config};
+use crate::driver::{galvatron_config, is_galvatron_config, pins_for_galvatron};
 use crate::report;
 use clap::{Args, Parser, Subcommand};
 use galvatron_ir::cluster::Cluster;
@@ -13,6 +13,7 @@ use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::{Checked, Diagnostic, Level, Module};
+use galvatron_passes::hetu::Release;
 use galvatron_passes::manager::check_name;
 use galvatron_passes::search::Pins;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,25 @@ pub enum Command {
     },
 }
 
+/// Releases of Galvatron whose formulas are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum GalvatronRelease {
+    /// v2.4.0.
+    #[value(name = "v2.4.0")]
+    V240,
+    /// The main branch of June 2026.
+    Main,
+}
+
+impl GalvatronRelease {
+    fn formulas(self) -> Release {
+        match self {
+            GalvatronRelease::V240 => Release::V240,
+            GalvatronRelease::Main => Release::Main,
+        }
+    }
+}
+
 /// Flags of planning.
 #[derive(Args, Debug)]
 pub struct CompileArgs {
@@ -94,6 +114,9 @@ pub struct CompileArgs {
     /// Decisions that are fixed: strategy.toml.
     #[arg(long)]
     pub strategy: Option<PathBuf>,
+    /// Plans for the runtime of this release of Galvatron: its strategies, formulas and memory rule, on the profile's measurements.
+    #[arg(long, value_enum, requires = "profile", value_name = "RELEASE")]
+    pub galvatron: Option<GalvatronRelease>,
     /// Keeps weights apart that hold the same elements; without it tied weights that the file stores twice are tied again.
     #[arg(long)]
     pub no_retie: bool,
@@ -164,11 +187,28 @@ fn run(args: &CompileArgs) -> i32 {
         stop_after: args.stop_after.as_deref(),
         verify_each: cfg!(debug_assertions),
     };
+    let pins = match for_runtime(args, &what) {
+        Ok(pins) => pins,
+        Err(fault) => return fault_status(fault),
+    };
+    let what = Compilation { pins: &pins, ..what };
     let mut dumps = Dumps { args, n_passes: 0 };
     match compile(&what, &mut |pass, module| dumps.pass(pass, module)) {
         Ok(compiled) => finish(args, &inputs, &compiled),
         Err(fault) => fault_status(fault),
     }
+}
+
+/// The pins, with what Galvatron's formulas decide for its runtime, if the plan is for that.
+fn for_runtime(args: &CompileArgs, what: &Compilation<'_>) -> Result<Pins, CompileFault> {
+    let Some(release) = args.galvatron else { return Ok(what.pins.clone()) };
+    let (pins, price) = pins_for_galvatron(what, release.formulas())?;
+    let most_mb = price.memory_mb.iter().copied().fold(0.0, f64::max);
+    eprintln!(
+        "note: by Galvatron's formulas {:.3} samples/s, {most_mb:.0} MB on the fullest stage",
+        price.samples_per_s
+    );
+    Ok(pins)
 }
 
 /// Prints why a compilation failed; returns the exit status.

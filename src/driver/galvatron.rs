@@ -216,6 +216,8 @@ fn text(module: &Module, found: &Found, layers: &[Part], outside: &[Part]) -> St
     let stages = found.decision.stages.as_ref();
     let division = stages.map_or(vec![layers.len() as u32], |s| s.layers.clone());
     let is_gpipe = stages.is_some_and(|s| s.schedule == ScheduleKind::Gpipe);
+    // Its search writes `embed_sdp`; the runtime of its main branch reads `vocab_sdp`.
+    let shards_outside = u64::from(outside.first().is_some_and(|p| p.zero == 3));
     let config = serde_json::json!({
         "pp_deg": stages.map_or(1, |s| s.n_stages),
         "tp_sizes_enc": list(&|p| p.tp),
@@ -231,7 +233,8 @@ fn text(module: &Module, found: &Found, layers: &[Part], outside: &[Part]) -> St
         "default_dp_type": default_dp_type,
         "vtp": outside.first().map_or(1, |p| p.tp),
         "vsp": u64::from(outside.iter().any(|p| p.ulysses == Some(true))),
-        "embed_sdp": u64::from(outside.first().is_some_and(|p| p.zero == 3)),
+        "embed_sdp": shards_outside,
+        "vocab_sdp": shards_outside,
     });
     format!("{config:#}\n")
 }

@@ -197,6 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn gpipe_keeps_all_micro_batches() {
+        let kept = |schedule, m| {
+            let pipeline = Pipeline { n_stages: 4, n_chunks: 4, schedule, chunk_of: Default::default() };
+            in_flight(&pipeline, m)
+        };
+        assert_eq!(kept(ScheduleKind::Gpipe, 9), [9; 4]);
+        assert_eq!(kept(ScheduleKind::OneForwardOneBackward, 9), [4, 3, 2, 1]);
+    }
+
+    #[test]
     fn what_chunks_keep_does_not_grow_with_more_micro_batches() {
         let schedules = [
             ScheduleKind::Gpipe,

@@ -418,10 +418,17 @@ impl SpaceBuilder<'_> {
         if let Some(value) = boundary {
             let ty = &self.facts.program.graph.value(value).ty;
             let ns = |a: &Sharding, b: &Sharding| model.reshard_ns(a, b, ty, mesh);
+            // What arrives larger than it is kept moves again in the backward pass that reads it.
+            let elements =
+                |s: &Sharding| s.local_shape(&ty.shape, mesh).map_or(0, |shape| shape.iter().product::<u64>());
+            let is_saved = self.facts.saved.contains(&value);
+            let times = |from: &Sharding, to: &Sharding| 1 + u64::from(is_saved && elements(to) > elements(from));
             for (i, from) in states.iter().enumerate() {
                 for (j, to) in states.iter().enumerate() {
                     switch[i * n + j] = match (ns(from, to), ns(to, from)) {
-                        (Some(a), Some(b)) => Cost { time_ns: mesh.micro_batches() * (a + b), bytes: 0 },
+                        (Some(a), Some(b)) => {
+                            Cost { time_ns: mesh.micro_batches() * (times(from, to) * a + b), bytes: 0 }
+                        }
                         _ => Cost::FORBIDDEN,
                     };
                 }

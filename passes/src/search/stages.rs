@@ -283,6 +283,22 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_stage_in_the_middle_is_counted() {
+        let schedules = [
+            ScheduleKind::Gpipe,
+            ScheduleKind::OneForwardOneBackward,
+            ScheduleKind::ZeroBubble,
+            ScheduleKind::ZeroBubble2p,
+        ];
+        for schedule in schedules {
+            let stages = Stages { mesh: Mesh::from_levels(&[1], 1), n_stages: 3, n_chunks: 3, schedule };
+            // Stages of 1, 10 and 1 ms with 8 micro-batches.
+            let step_ns = stages.step_ns(80_000_000, 96_000_000, 8);
+            assert!((80_000_000..=82_000_000).contains(&step_ns), "{schedule:?}: {step_ns}");
+        }
+    }
+
+    #[test]
     fn cuts_stand_in_front_of_layers_and_behind_the_last_one() {
         let is_layer = [false, true, true, false, true, false, false];
         assert_eq!(cuts(&is_layer), [1, 2, 4, 5]);
