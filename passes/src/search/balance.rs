@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn no_chunk_has_all_that_remains_of_an_uneven_split() {
-        let starts = balance(&[(1, 0); 11], 4, 0).cut(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        let starts = balance(&[(1, 0); 11], &[0; 4], 0).cut(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         let layers: Vec<usize> = starts.iter().zip(starts[1..].iter().chain(&[11])).map(|(a, b)| b - a).collect();
         assert_eq!(layers.iter().max(), Some(&3), "{layers:?}");
     }
