@@ -186,7 +186,7 @@ fn what_galvatrons_runtime_cannot_do_is_refused() {
     let Some(CompileFault::Input(faults)) = fault else { panic!("it is refused") };
     assert_eq!(faults[0].message, "Galvatron's formulas price no plan that the pins allow");
     let least = |gib| with(gib, &Pins::default(), |what| pins_for_galvatron(what, Release::Main)).err();
-    let Some(CompileFault::NoPlan { least_bytes, .. }) = least(8.0) else { panic!("nothing fits") };
-    let enough_gib = least_bytes as f64 / f64::from(1 << 30) + 0.01;
+    let Some(CompileFault::NoPlan { stages, .. }) = least(8.0) else { panic!("nothing fits") };
+    let enough_gib = stages[0].peak_bytes as f64 / f64::from(1 << 30) + 0.01;
     assert!(enough_gib > 8.0 && least(enough_gib).is_none() && least(enough_gib - 0.02).is_some(), "{enough_gib}");
 }

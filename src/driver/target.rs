@@ -1,6 +1,7 @@
 //! Plans for Galvatron's runtime: the pins that its own formulas find fastest, on what was measured there.
 
 use super::{Compilation, CompileFault, compile};
+use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::{Diagnostic, Module};
 use galvatron_passes::hetu::{Costs, NoPlan, PlanPrice, Release, Request, fastest, memory_mb_for, usable_mb};
 use galvatron_passes::search::Pins;
@@ -31,8 +32,11 @@ pub fn pins_for_galvatron(what: &Compilation<'_>, release: Release) -> Result<(P
     match fastest(&request) {
         Ok((plan, price)) => Ok((plan.pins(what.pins), price)),
         Err(NoPlan::Memory(least_mb)) => Err(CompileFault::NoPlan {
-            least_bytes: (memory_mb_for(least_mb) * MIB) as u64,
-            limit: what.cluster.device.memory_bytes,
+            stages: vec![StageMemory {
+                stage: 0,
+                peak_bytes: (memory_mb_for(least_mb) * MIB) as u64,
+                memory_bytes: what.cluster.device.memory_bytes,
+            }],
             name: "the smallest plan of Galvatron's runtime".into(),
         }),
         Err(NoPlan::Unpriced) => Err(fault(
