@@ -288,6 +288,9 @@ fn the_commands_answer_from_files() {
     assert!(larger["same_strategy"]["step_ns"].as_u64() > made["step_time_ns"].as_u64(), "{larger}");
     let swept = json_of(&[&["sweep", MODEL, "--cluster", &cluster, "--devices", "2,4"][..], &sets].concat());
     assert_eq!(swept["points"][1]["step_ns"], made["step_time_ns"]);
+    let lengths = json_of(&[&["sweep", MODEL, "--cluster", &cluster, "--sequences", "8,16,999"][..], &sets].concat());
+    assert_eq!(lengths["points"][1]["sequence"], 16);
+    assert!(lengths["points"][0]["step_ns"].as_u64() < lengths["points"][1]["step_ns"].as_u64(), "{lengths}");
 }
 
 #[test]

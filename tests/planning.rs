@@ -2,8 +2,12 @@
 //!
 //! Two graphs are committed, and the configurations of the examples; the rest lies in the folder that `GALVATRON_FIXTURES` names.
 
+#[path = "support/snapshot.rs"]
+mod snapshot;
+
+use galvatron::analysis::lengths::Lengths;
 use galvatron::config::{cluster::parse_cluster, train::parse_recipe};
-use galvatron::driver::{Compilation, CompileFault, Compiled, compile};
+use galvatron::driver::{Compilation, CompileFault, Compiled, Training, compile};
 use galvatron::report::no_plan_message;
 use galvatron_passes::search::Pins;
 use galvatron_passes::segment::layers as layers_of;
@@ -143,4 +147,36 @@ fn all_graphs_are_planned() {
         Some(folder) => check(&PathBuf::from(folder).join("planning"), &OTHERS),
         None => eprintln!("SKIPPED: GALVATRON_FIXTURES is not set, two graphs of fifteen are planned"),
     }
+}
+
+/// Lengths of the sequences of LLaMA-3 8B on two nodes.
+const LENGTHS: [u64; 6] = [8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10];
+
+/// As sequences grow the activations of one sample outgrow a device: samples over ranks give way to sequences over ranks.
+#[test]
+fn long_sequences_are_cut_over_ranks() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let cluster = std::fs::read_to_string(examples.join("clusters/h100-80gb-16.toml")).expect("it is there");
+    let cluster = parse_cluster(&cluster).expect("the cluster is described well");
+    let program = |sequence| {
+        let sets = ["batch.global=16".into(), format!("batch.sequence={sequence}"), "precision.compute=bf16".into()];
+        let what = Compilation {
+            model: &examples.join("configs/llama3-8b.json"),
+            cluster: &cluster,
+            recipe: &parse_recipe("", &sets).expect("the recipe is right"),
+            pins: &Pins::default(),
+            profile: None,
+            retie: true,
+            stop_after: Some("attach-optimizer"),
+            verify_each: false,
+        };
+        let trained = compile(&what, &mut |_, _| {}).unwrap_or_else(|_| panic!("{sequence} tokens are trained"));
+        (sequence, Training { module: trained.module, segments: trained.segments })
+    };
+    let answer = Lengths::new(&LENGTHS.map(program), &cluster, None, &Pins::default());
+    let strategy = |i: usize| answer.points[i].outcome.as_ref().map_or("none", |planned| &planned.strategy);
+    let is_cut = |i| ["ulysses", "cp "].iter().any(|word| strategy(i).contains(word));
+    assert!(!is_cut(0) && strategy(0).contains("zero"), "{}", strategy(0));
+    assert!(is_cut(LENGTHS.len() - 1), "{}", strategy(LENGTHS.len() - 1));
+    snapshot::check("lengths.llama3-8b", &answer.text());
 }

@@ -5,6 +5,7 @@
 pub mod diff;
 pub mod explain;
 pub mod figures;
+pub mod lengths;
 pub mod sweep;
 mod table;
 pub mod whatif;

@@ -50,6 +50,8 @@ pub struct Planned {
     pub samples: u64,
     /// Bytes of the largest arena.
     pub peak_bytes: u64,
+    /// The fastest plan that needs too much memory, if it would be faster.
+    pub barred: Option<String>,
     /// Throughput a device, as a part of that at the smallest size that has a plan.
     pub efficiency: f64,
 }
@@ -61,6 +63,7 @@ impl Planned {
             step_ns: found.cost.step_ns,
             samples: found.plan.train.as_ref().map_or(1, |train| train.global_batch),
             peak_bytes: found.plan.peak_bytes(),
+            barred: barred(found),
             efficiency: 1.0,
         }
     }
@@ -157,10 +160,25 @@ fn significant(value: f64) -> String {
     format!("{value:.digits$}", digits = (3 - magnitude).clamp(0, 12) as usize)
 }
 
+/// The fastest of the rejected plans that are faster by the search's own cost; it is memory that bars them.
+fn barred(found: &Found) -> Option<String> {
+    let first = found.rejected.iter().find(|r| r.time_ns < found.surrogate_ns && r.why.starts_with("needs"))?;
+    Some(format!("{}: {}", first.name, first.why))
+}
+
 /// The plan for one size, or why there is none.
 fn planned(training: &Training, inputs: &Inputs<'_>, devices: u32) -> Result<Planned, String> {
-    let cluster = inputs.cluster.resized(devices)?;
-    match training.plan(&training.costs(&cluster, inputs.profile), inputs.pins) {
+    planned_on(training, &inputs.cluster.resized(devices)?, inputs.profile, inputs.pins)
+}
+
+/// The plan for a cluster, or why there is none.
+pub(super) fn planned_on(
+    training: &Training,
+    cluster: &Cluster,
+    profile: Option<&Profile>,
+    pins: &Pins,
+) -> Result<Planned, String> {
+    match training.plan(&training.costs(cluster, profile), pins) {
         Ok(found) => Ok(Planned::new(&found)),
         Err(CompileFault::Input(faults)) => {
             Err(faults.iter().map(|f| format!("{}: {}", f.code, f.message)).collect::<Vec<_>>().join("; "))

@@ -2,7 +2,7 @@
 
 use super::compile::{Format, fault_status, parse, read_measured, read_pins};
 use super::{OK, complain, shown};
-use crate::analysis::{cluster_of, diff, explain, sweep, whatif};
+use crate::analysis::{cluster_of, diff, explain, lengths, sweep, whatif};
 use crate::config::cluster::{self, KEYS, to_toml};
 use crate::config::train;
 use crate::driver::{Compilation, Training, compile};
@@ -84,8 +84,11 @@ pub struct SweepArgs {
     #[command(flatten)]
     pub machine: Machine,
     /// Numbers of devices.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', required_unless_present = "sequences")]
     pub devices: Vec<u32>,
+    /// Lengths of the sequences, on the machine as it is.
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',', conflicts_with = "devices")]
+    pub sequences: Vec<u64>,
     /// What a device costs an hour.
     #[arg(long, value_name = "PRICE", value_parser = price)]
     pub price: Option<f64>,
@@ -159,12 +162,27 @@ pub fn sweep(args: &SweepArgs) -> i32 {
         let cluster = parse(path, cluster::parse_cluster)?;
         let recipe = recipe(args.train.as_deref(), &args.set)?;
         let (profile, pins) = searched_with(&args.machine, &cluster, recipe.compute)?;
+        if !args.sequences.is_empty() {
+            let programs = programs(args, &cluster)?;
+            let answer = lengths::Lengths::new(&programs, &cluster, profile.as_ref(), &pins);
+            return Ok(show(args.machine.format, || answer.text(), || answer.json()));
+        }
         let training = trained(&args.model, &recipe, &cluster, !args.no_retie)?;
         let (profile, devices) = (profile.as_ref(), &args.devices[..]);
         let inputs = sweep::Inputs { cluster: &cluster, profile, pins: &pins, devices, price: args.price };
         let answer = sweep::Sweep::new(&training, &inputs);
         Ok(show(args.machine.format, || answer.text(), || answer.json()))
     })())
+}
+
+/// The training program for each length of the sequences.
+fn programs(args: &SweepArgs, cluster: &Cluster) -> Result<Vec<(u64, Training)>, i32> {
+    let program = |&sequence: &u64| {
+        let sets = [&args.set[..], &[format!("batch.sequence={sequence}")]].concat();
+        let recipe = recipe(args.train.as_deref(), &sets)?;
+        Ok((sequence, trained(&args.model, &recipe, cluster, !args.no_retie)?))
+    };
+    args.sequences.iter().map(program).collect()
 }
 
 /// An exit status, whatever became of it.
