@@ -288,7 +288,8 @@ fn the_commands_answer_from_files() {
     assert!(larger["same_strategy"]["step_ns"].as_u64() > made["step_time_ns"].as_u64(), "{larger}");
     let swept = json_of(&[&["sweep", MODEL, "--cluster", &cluster, "--devices", "2,4"][..], &sets].concat());
     assert_eq!(swept["points"][1]["step_ns"], made["step_time_ns"]);
-    let lengths = json_of(&[&["sweep", MODEL, "--cluster", &cluster, "--sequences", "8,16,999"][..], &sets].concat());
+    let open = "tests/fixtures/gpt2/gpt2.dyn18.onnx";
+    let lengths = json_of(&["sweep", open, "--cluster", &cluster, "--sequences", "8,16", sets[0], sets[1]]);
     assert_eq!(lengths["points"][1]["sequence"], 16);
     assert!(lengths["points"][0]["step_ns"].as_u64() < lengths["points"][1]["step_ns"].as_u64(), "{lengths}");
 }
@@ -300,11 +301,13 @@ fn questions_that_cannot_be_answered_are_refused() {
     bare.cluster = None;
     let bare = folder.write("bare.gir", &text::print(&bare));
     let whole = folder.write("whole.gir", &text::print(&plan("")));
-    let cases: [(&[&str], &str); 6] = [
+    let (model, cluster) = ("tests/fixtures/gpt2/gpt2.keep20.onnx", "examples/clusters/cpu-4.toml");
+    let cases: [(&[&str], &str); 7] = [
         (&["explain", &bare], "error[no-cluster]"),
         (&["whatif", &whole, "--set", "batch.global=8"], "error[usage]"),
         (&["whatif", &whole, "--set", "device.memory=8"], "error[unknown-key]"),
-        (&["sweep", "tests/fixtures/gpt2/gpt2.keep20.onnx", "--devices", "2"], "error[usage]"),
+        (&["sweep", model, "--devices", "2"], "error[usage]"),
+        (&["sweep", model, "--cluster", cluster, "--sequences", "8,16", "--set", "batch.global=4"], "error[batch]"),
         (&["diff", &whole, "no-such-file.gir"], "error[plan-file]"),
         (&["explain", "tests/filetests/verify"], "error[plan-file]"),
     ];
@@ -313,6 +316,17 @@ fn questions_that_cannot_be_answered_are_refused() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && said.contains(code), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn a_length_that_the_file_does_not_have_is_said() {
+    let (model, cluster) = ("tests/fixtures/gpt2/gpt2.keep20.onnx", "examples/clusters/cpu-2.toml");
+    let warned = |sequence: &str| {
+        let output = galvatronc(&[model, "--cluster", cluster, "--set", "batch.global=4", "--set", sequence]);
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8_lossy(&output.stderr).contains("but the file has sequences of 16")
+    };
+    assert_eq!(["batch.sequence=16", "batch.sequence=8"].map(warned), [false, true]);
 }
 
 #[test]

@@ -180,7 +180,15 @@ fn programs(args: &SweepArgs, cluster: &Cluster) -> Result<Vec<(u64, Training)>,
     let program = |&sequence: &u64| {
         let sets = [&args.set[..], &[format!("batch.sequence={sequence}")]].concat();
         let recipe = recipe(args.train.as_deref(), &sets)?;
-        Ok((sequence, trained(&args.model, &recipe, cluster, !args.no_retie)?))
+        let training = trained(&args.model, &recipe, cluster, !args.no_retie)?;
+        match training.module.train.as_ref().map_or(0, |train| train.sequence) {
+            own if own == sequence => Ok((sequence, training)),
+            0 => Err(fault(Diagnostic::new("batch", "the model reads no sequences").help("use `--devices`"))),
+            own => {
+                let message = format!("the model has sequences of {own}, not of {sequence}");
+                Err(fault(Diagnostic::new("batch", message).help("export it with an open length of sequences")))
+            }
+        }
     };
     args.sequences.iter().map(program).collect()
 }

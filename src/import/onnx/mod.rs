@@ -54,7 +54,17 @@ pub fn import_model(model: &OnnxModel, options: &ImportOptions<'_>) -> Checked<I
         0 => {}
         n => notes.push(format!("dropout is on: the file has {n} that train")),
     }
+    warnings.extend(fixed_sequence(&bindings, options.recipe));
     Ok(Imported { module, notes, warnings, global_batch: bindings.global_batch, sequence: bindings.sequence })
+}
+
+/// A length of sequences that is asked for, and that the file does not have.
+fn fixed_sequence(bindings: &bind::Bindings, recipe: &Recipe) -> Option<String> {
+    let asked = recipe.sequence.filter(|&asked| bindings.sequence > 0 && asked != bindings.sequence)?;
+    Some(format!(
+        "`batch.sequence` is {asked}, but the file has sequences of {}: it must be exported with an open length for others",
+        bindings.sequence
+    ))
 }
 
 /// Lowers a model that is to be evaluated and not trained: the extents of its inputs are numbers, and none is the batch.
