@@ -25,7 +25,7 @@ use dialects::{dialects, follows};
 use fixture::Fixture;
 use galvatron_ir::types::DType;
 use obedience::disobeyed;
-use pins::{EXPERTS, MIXED, WHOLE_LAYERS};
+use pins::{EVERYWHERE, EXPERTS, MIXED, WHOLE_LAYERS};
 use plan::Order;
 use safetensors::{Dtype, SafeTensors};
 use table::name;
@@ -105,7 +105,7 @@ fn orders(fixture: &Fixture) -> Vec<Order<'_>> {
     orders
 }
 
-/// Of the whole set everything, but for [`ARCHITECTURES`], which have the plans without pins in each dialect and all pins in one.
+/// Of the whole set everything, but for [`ARCHITECTURES`], which have all pins in one dialect and the usual ones in each.
 /// Without the whole set only a part of the table is run: of all dialects but one the plans without pins and a few others.
 fn is_run(order: &Order<'_>) -> bool {
     let is_first = order.dialect == "keep20" && order.optimizer == "adamw";
@@ -114,7 +114,7 @@ fn is_run(order: &Order<'_>) -> bool {
         return is_first;
     }
     if ARCHITECTURES.contains(&order.fixture.model.as_str()) {
-        return is_first || (order.strategy.is_empty() && order.ranks <= 2);
+        return is_first || (EVERYWHERE.contains(&order.strategy) && order.ranks <= 4);
     }
     let is_short = ["", MIXED].contains(&order.strategy) || order.strategy.contains("zero = 3");
     is_whole_set() || order.dialect == "keep20" || (order.optimizer == "adamw" && is_short)

@@ -59,6 +59,17 @@ pub const WHOLE_LAYERS: [(&str, &[u32]); 50] = [
     ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
 ];
 
+/// The usual ones, under which every model trains from every exporter and with every optimizer.
+pub const EVERYWHERE: [&str; 7] = [
+    "",
+    "dp = 2",
+    "tp = 2",
+    "dp = 2\ntp = 2",
+    "dp = 2\nzero = 3",
+    "tp = 2\nsequence = \"megatron\"",
+    "recompute = \"full\"",
+];
+
 /// The same for models with mixtures of experts.
 pub const EXPERTS: [(&str, &[u32]); 10] = [
     ("ep = 1", &[2, 4]),
