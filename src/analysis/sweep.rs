@@ -162,7 +162,7 @@ fn significant(value: f64) -> String {
 
 /// The fastest of the rejected plans that are faster by the search's own cost; it is memory that bars them.
 fn barred(found: &Found) -> Option<String> {
-    let first = found.rejected.iter().find(|r| r.time_ns < found.surrogate_ns && r.why.starts_with("needs"))?;
+    let first = found.rejected.iter().find(|r| r.time_ns < found.surrogate_ns && r.is_too_large)?;
     Some(format!("{}: {}", first.name, first.why))
 }
 

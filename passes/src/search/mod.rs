@@ -88,6 +88,8 @@ pub struct Rejected {
     pub time_ns: u64,
     /// Bytes of the surrogate's memory.
     pub bytes: u64,
+    /// Whether it needs more than the memory of its stages.
+    pub is_too_large: bool,
     /// Why it was not taken.
     pub why: String,
 }

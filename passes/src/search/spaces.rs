@@ -324,11 +324,12 @@ impl<'a> Spaces<'a> {
             let (time_ns, StageMemory { stage, peak_bytes: bytes, memory_bytes }) =
                 (pick.cost.time_ns, space.tightest_stage(&pick));
             let stage = if space.devices.differ_in_memory() { format!(" on stage {stage}") } else { String::new() };
-            let why = match bytes > memory_bytes {
+            let is_too_large = bytes > memory_bytes;
+            let why = match is_too_large {
                 true => format!("needs {:.3} GiB of {:.3}{stage}", gib(bytes), gib(memory_bytes)),
                 false => format!("slower by {:.1} %", slower(time_ns, taken.cost.time_ns)),
             };
-            all.push(Rejected { name: self.name(&pick), time_ns, bytes, why });
+            all.push(Rejected { name: self.name(&pick), time_ns, bytes, is_too_large, why });
         }
         all.sort_by_key(|r| r.time_ns);
         all.extend(self.unopened(taken));
@@ -345,7 +346,7 @@ impl<'a> Spaces<'a> {
             percent if percent >= 0.0 => format!("at least {percent:.1} % slower"),
             percent => format!("not looked into, at most {:.1} % faster", -percent),
         };
-        Some(Rejected { name, time_ns, bytes: 0, why })
+        Some(Rejected { name, time_ns, bytes: 0, is_too_large: false, why })
     }
 }
 
