@@ -240,6 +240,10 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Res
         apply::schedule(module, &found.strategy);
         Ok(())
     })?;
+    passes.run("overlap", module, |module| {
+        apply::overlap(module, &found.strategy);
+        Ok(())
+    })?;
     passes.run("assign-buffers", module, |module| {
         apply::assign_buffers(module);
         module.predicted = found.plan.predicted;

@@ -224,9 +224,9 @@ fn a_sum_read_before_its_last_micro_batch_is_refused() {
     refused("G0208", |l| {
         let line = l.find("reduce", &["= comm.reduce_scatter"]);
         let moved = l.remove(line);
-        let end = l.find("reduce", &[]) - 2;
-        l.0.insert(end, moved);
-        end
+        let first = l.find("backward", &[]);
+        l.0.insert(first, moved);
+        first
     });
 }
 

@@ -97,7 +97,8 @@ fn sums_of_bf16_are_added_on_the_stream_of_the_exchanges() {
     let (_, logs) = record_in(DType::Bf16, "tp = 4", 1, false);
     let on = |wanted: &'static str| work(&logs[0]).filter(move |(s, n, _)| *s == Stream::Communication && *n == wanted);
     assert!(on("all_to_all").count() > 0 && on("all_gather").count() > 0);
-    assert_eq!(on("move").count(), on("all_to_all").count());
+    assert!(on("move").count() >= on("all_to_all").count());
+    assert_eq!(work(&logs[0]).filter(|(s, n, _)| *s == Stream::Compute && *n == "move").count(), 0);
     let is_activation = |(_, _, accesses): &(Stream, &str, &Accesses)| accesses.reads[0].bytes > 1 << 10;
     assert_eq!(on("all_reduce").filter(is_activation).count(), 0);
 }

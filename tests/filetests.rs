@@ -7,10 +7,12 @@
 use galvatron_ir::recipe::{LossKind, Recipe};
 use galvatron_ir::text::{parse_with_spans, print};
 use galvatron_ir::{Diagnostic, Module, verify};
+use galvatron_passes::apply::overlap;
 use galvatron_passes::canonicalize::canonicalize;
 use galvatron_passes::rewrite::rewrite;
 use galvatron_passes::rewrite::rules::{RuleSample, rule_misses, rule_names, rule_samples};
 use galvatron_passes::segment::segment;
+use galvatron_passes::strategy::Strategy;
 use galvatron_passes::train::{attach_loss, differentiate};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,7 @@ impl Case {
             "rewrite" => self.check_rules(&rewrite(module).applied.into_keys().collect()),
             "segment" => drop(segment(&mut module.program)),
             "attach-loss" => attach_loss(module, &self.recipe().loss).map_err(|fault| vec![fault])?,
+            "overlap" => overlap(module, &Strategy::default()),
             "differentiate" => drop(differentiate(&mut module.program)?),
             other => panic!("{}: no pass `{other}` in these tests", self.path.display()),
         }

@@ -63,13 +63,14 @@ fn order<'a>(fixture: &'a Fixture, strategy: &'a str, ranks: u32, compute: DType
 #[test]
 fn the_kind_of_a_ring_is_written_down() {
     let fixture = Fixture::open("gpt2");
-    for kind in ["gather", "ring", "zigzag"] {
-        let strategy = format!("cp = 2\ncp_kind = \"{kind}\"");
-        let compiled = order(&fixture, &strategy, 2, DType::F32).compile().expect("the pins fit");
+    let kinds = ["gather", "ring", "zigzag"].into_iter();
+    for (kind, (ranks, tp)) in kinds.flat_map(|kind| [(2, ""), (4, "tp = 2\n")].map(|beside| (kind, beside))) {
+        let strategy = format!("cp = 2\n{tp}cp_kind = \"{kind}\"");
+        let compiled = order(&fixture, &strategy, ranks, DType::F32).compile().expect("the pins fit");
         let found = compiled.found.as_ref().expect("the search ran");
         let text = to_toml(&strategy_file(&compiled.module, found, &compiled.segments));
         assert!(text.contains(&format!("cp_kind = \"{kind}\"")), "{text}");
-        let again = order(&fixture, &text, 2, DType::F32).compile().expect("what was decided fits");
+        let again = order(&fixture, &text, ranks, DType::F32).compile().expect("what was decided fits");
         assert_eq!(print(&again.module), print(&compiled.module));
     }
 }

@@ -101,7 +101,7 @@ fn a_timeline_that_is_too_long_shows_the_first_rank_of_each_stage() {
 }
 
 #[test]
-fn gradient_reduction_that_hides_runs_beside_computation() {
+fn what_is_communicated_beside_computation_is_what_hides() {
     let fixture = Fixture::open("gpt2");
     let compiled = order(&fixture, PLANS[3].0, 4).compile_for("cuda").expect("the pins can be met");
     let trace = predicted(&compiled);
@@ -111,13 +111,17 @@ fn gradient_reduction_that_hides_runs_beside_computation() {
         of_rank.map(|e| (time(e, "ts"), time(e, "ts") + time(e, "dur"))).collect()
     };
     let computed = spans(&|e| e["tid"] == 0);
-    let reduced = spans(&|e| e["tid"] != 0 && e["args"]["phase"] == "reduce");
+    let reduced = spans(&|e| e["tid"] != 0);
     let both =
         |(a, b): &(f64, f64)| computed.iter().map(|(from, to)| (b.min(*to) - a.max(*from)).max(0.0)).sum::<f64>();
-    let hidden: f64 = reduced.iter().map(both).sum();
-    let expected = compiled.found.expect("the search ran").cost.hidden_ns;
-    assert!(expected > 0);
-    assert_eq!((hidden * 1e3).round() as u64, expected);
+    let together_ns = 1e3 * reduced.iter().map(both).sum::<f64>();
+    let slowdown = compiled.costs.as_ref().and_then(|costs| costs.slowdown()).expect("GPUs do both at once");
+    let expected = compiled.found.expect("the search ran").cost.hidden_ns as f64;
+    assert!(expected > 0.0);
+    assert!(
+        (together_ns / slowdown * (2.0 - slowdown) - expected).abs() < 1e-3 * expected,
+        "{together_ns}, {expected}"
+    );
 }
 
 #[test]

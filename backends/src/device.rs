@@ -34,7 +34,7 @@ pub trait Device: Send + Sync {
         }
     }
 
-    /// Prepares a move inside the arena.
+    /// Prepares a move inside the arena, a part of an exchange.
     ///
     /// # Errors
     /// When the two tensors of a block, or a sum and its parts, overlap.

@@ -1,8 +1,9 @@
-//! Follows the batch through the forward program: which factor of each node is the batch.
+//! Follows a dimension through the forward program: which factor of each node is the batch, or the sequence.
 
 use crate::rules::rule_of;
 use galvatron_ir::mesh::ShardingRule;
 use galvatron_ir::module::Program;
+use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,24 +26,40 @@ impl BatchFactors {
                 batch.dims.insert(input.value, 0);
             }
         }
+        batch.follow(program, nodes)
+    }
+
+    /// Follows these dimensions of values through `nodes`, in order, and back to what they are made of. Through attention go those of
+    /// queries; keys are another sequence, also where they are as many.
+    pub fn following(program: &Program, nodes: &[NodeId], dims: BTreeMap<ValueId, usize>) -> BatchFactors {
+        BatchFactors { dims, factors: BTreeMap::new() }.follow(program, nodes)
+    }
+
+    fn follow(mut self, program: &Program, nodes: &[NodeId]) -> BatchFactors {
         let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
+        let known: BTreeMap<ValueId, usize> = self.dims.clone();
         loop {
-            let known = batch.factors.len();
+            let n_known = self.factors.len();
             for &node in nodes {
-                if !batch.factors.contains_key(&node) {
-                    batch.visit(program, node);
+                if !self.factors.contains_key(&node) {
+                    self.visit(program, node);
                 }
             }
-            batch.go_back(program, nodes, &weights);
-            if batch.factors.len() == known {
-                return batch;
+            self.go_back(program, nodes, &weights, known.clone());
+            if self.factors.len() == n_known {
+                return self;
             }
         }
     }
 
-    /// What an op with a batch reads has a batch too, where the op that makes it can be cut there.
-    fn go_back(&mut self, program: &Program, nodes: &[NodeId], weights: &BTreeSet<ValueId>) {
-        let mut wanted: BTreeMap<ValueId, usize> = BTreeMap::new();
+    /// What is wanted with a batch, and what an op with a batch reads, has a batch too, where the op that makes it can be cut there.
+    fn go_back(
+        &mut self,
+        program: &Program,
+        nodes: &[NodeId],
+        weights: &BTreeSet<ValueId>,
+        mut wanted: BTreeMap<ValueId, usize>,
+    ) {
         for &id in nodes.iter().rev() {
             let (rule, node) = (rule_of(program, id), program.graph.node(id));
             if !self.factors.contains_key(&id) {
@@ -64,7 +81,8 @@ impl BatchFactors {
     fn visit(&mut self, program: &Program, id: NodeId) {
         let rule = rule_of(program, id);
         let node = program.graph.node(id);
-        let factor = node.args.iter().zip(&rule.operands).find_map(|(arg, dims)| {
+        let n_followed = if matches!(node.op, Op::Attention(_)) { 1 } else { node.args.len() };
+        let factor = node.args.iter().zip(&rule.operands).take(n_followed).find_map(|(arg, dims)| {
             let dim = *self.dims.get(arg)?;
             dims[dim].first().copied()
         });

@@ -4,7 +4,7 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 15] = [
+pub const PASSES: [(&str, &str); 16] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
@@ -19,6 +19,7 @@ pub const PASSES: [(&str, &str); 15] = [
     ("lower-reshards", "turns changes of placement into collectives"),
     ("bucket-reductions", "joins small gradient reductions"),
     ("schedule", "writes the order in which each stage runs its phases"),
+    ("overlap", "puts collectives where they can run beside computation"),
     ("assign-buffers", "places every buffer"),
 ];
 

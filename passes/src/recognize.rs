@@ -121,17 +121,27 @@ impl<'a> Reader<'a> {
             batch.extend(at_boundary);
         }
         let product = |axes: &BTreeSet<AxisId>| axes.iter().map(|&axis| mesh.size(axis)).product::<u64>();
-        let besides = |axes: &BTreeSet<AxisId>| product(&axes.difference(&batch).copied().collect());
-        let tp = besides(&weights);
+        let besides = |axes: &BTreeSet<AxisId>, others: &[&BTreeSet<AxisId>]| {
+            product(&axes.iter().copied().filter(|axis| !others.iter().any(|other| other.contains(axis))).collect())
+        };
+        let tp = besides(&weights, &[&batch]);
+        let ulysses = besides(&heads, &[&batch, &weights]);
+        let mut cp = besides(&queries, &[&batch, &weights]);
+        let along_sequence = besides(&sequence, &[&batch]);
+        if tp > 1 && heads.is_empty() && queries.is_empty() {
+            // Without attention axes of the sequence alone are like those of queries.
+            cp = besides(&sequence, &[&batch, &weights]);
+        }
+        let of_weights = if tp > 1 { along_sequence > ulysses * cp } else { along_sequence > 1 };
         SegmentChoice {
             nodes: segment.nodes.clone(),
             dp: product(&batch),
             tp,
-            ulysses: if tp == 1 { besides(&heads) } else { 1 },
-            cp: if tp == 1 { besides(&queries) } else { 1 },
+            ulysses,
+            cp,
             cp_kind: context,
             ep: product(&experts),
-            boundary: if besides(&sequence) > 1 { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
+            boundary: if of_weights { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
             zero,
             mode,
             cost: Cost::ZERO,

@@ -3,18 +3,20 @@
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
-use galvatron_ir::plan::PhaseKind;
+use galvatron_ir::plan::{PhaseKind, with_last_micro_batch};
 use galvatron_ir::{Level, Module};
 use galvatron_passes::cost::{CostModel, plan_cost};
 use std::collections::BTreeMap;
 
-/// Bytes that one rank of each stage puts into collectives and messages in one step, of all stages together, by phase.
+/// Bytes that one rank of each stage puts into collectives and messages in one step, of all stages together, by phase; what
+/// runs with the last micro-batch only counts as of the reduce phase.
 pub fn sent_bytes(plan: &Module) -> BTreeMap<PhaseKind, u64> {
     let mut sent = BTreeMap::new();
     for chunk in &plan.chunks {
-        let mesh = plan.mesh_of(chunk);
-        for (phase, node) in chunk.nodes() {
-            let node = chunk.graph.node(node);
+        let (mesh, late) = (plan.mesh_of(chunk), with_last_micro_batch(chunk));
+        for (phase, id) in chunk.nodes() {
+            let node = chunk.graph.node(id);
+            let phase = if late.contains(&id) { PhaseKind::Reduce } else { phase };
             let sends = matches!(node.op, Op::Send(_)) || step_of_op(&node.op).is_some_and(|s| s.communicates());
             if sends {
                 let bytes: u64 = chunk.local_types(&node.args, mesh).iter().map(|ty| ty.bytes()).sum();

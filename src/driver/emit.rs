@@ -99,7 +99,8 @@ fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -
     let map = &found.strategy.maps[&node];
     let factor = map.axes.iter().position(|axes| tensor.iter().all(|a| axes.contains(a)));
     let label = match factor {
-        Some(factor) => match found.strategy.rings.get(&node) {
+        // A ring over context axes is said by the layer's own keys.
+        Some(factor) => match found.strategy.rings.get(&node).filter(|_| choice.tp == 1) {
             Some(RingKind::Blocks) => RING.to_string(),
             Some(RingKind::Zigzag) => ZIGZAG.to_string(),
             None => rule.factors[factor].label.clone(),

@@ -114,6 +114,9 @@ impl Writer<'_> {
                 self.check_ops(name, choice, "its weights", cuts);
             }
         }
+        if choice.cp > 1 || (choice.tp > 1 && choice.ulysses > 1) {
+            self.fault(name, "a sequence cut over other ranks than weights, for which the format has no key".into());
+        }
         if choice.ep > 1 {
             self.fault(name, format!("experts over {} ranks, for which the format has no key", choice.ep));
         }

@@ -64,10 +64,9 @@ fn schedule(schedule: file::PipelineSchedule) -> ScheduleKind {
 }
 
 fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins {
-    let degrees = [("tp", &pins.tp), ("ulysses", &pins.ulysses), ("cp", &pins.cp)];
-    let mut above_one = degrees.iter().filter_map(|(key, pin)| Some((key, pin.as_ref().filter(|p| *p.get_ref() > 1)?)));
-    if let (Some((first, _)), Some((second, pin))) = (above_one.next(), above_one.next()) {
-        let message = format!("`{first}` and `{second}` above 1 in one layer are not supported yet");
+    let above_one = |pin: &file::Pinned<u32>| pin.as_ref().is_some_and(|p| *p.get_ref() > 1);
+    if let Some(pin) = pins.cp.as_ref().filter(|_| above_one(&pins.ulysses) && above_one(&pins.cp)) {
+        let message = "`ulysses` and `cp` above 1 in one layer are not supported yet";
         faults.push(Diagnostic::new("unsupported", message).help("choose one of them").at(pin.span()));
     }
     LayerPins {

@@ -23,12 +23,21 @@ pub fn disobeyed(compiled: &Compiled, pins: &Pins) -> Vec<String> {
             continue;
         }
         let mut own = pins.layers.get(&layer).map_or(pins.all.clone(), |own| own.over(&pins.all));
-        own.dp = own.dp.or(own.tensor_degree().map(|n| compiled.module.stages[0].mesh.world() as u32 / n));
+        own.dp = own.dp.or(inner_degree(&own).map(|n| compiled.module.stages[0].mesh.world() as u32 / n));
         layer += 1;
         let view = LayerView::new(compiled, choice, &own);
         faults.extend(view.faults(&own).into_iter().map(|fault| format!("segment {i}: {fault}")));
     }
     faults
+}
+
+/// The ranks of a layer that share a part of the batch, where the pins say how many.
+fn inner_degree(pins: &LayerPins) -> Option<u32> {
+    match (pins.sequence_degree(), pins.tp) {
+        (Some(sequence), Some(tp)) => Some(sequence * tp),
+        (None, tp) => tp,
+        (Some(_), None) => None,
+    }
 }
 
 /// The plan has the pinned stages, and each the pinned chunks.
@@ -68,6 +77,8 @@ struct LayerView<'a> {
     weights: BTreeSet<ValueId>,
     /// Spatial axes over which the batch lies.
     data: Vec<AxisId>,
+    /// Those over which the sequence is pinned to lie and no weight.
+    along_sequence: Vec<AxisId>,
 }
 
 impl<'a> LayerView<'a> {
@@ -84,10 +95,12 @@ impl<'a> LayerView<'a> {
         let chunk = strategy.pipeline.as_ref().map_or(0, |p| p.chunk_of[&choice.nodes[0]]);
         let chunk = &module.chunks[chunk as usize];
         let mesh = module.mesh_of(chunk);
-        let mut data = Vec::new();
+        let (mut data, mut along_sequence) = (Vec::new(), Vec::new());
         for axis in mesh.spatial() {
             if mesh.product(&data) < pins.dp.map_or(choice.dp, u64::from) {
                 data.push(axis);
+            } else if mesh.product(&along_sequence) < pins.sequence_degree().map_or(1, u64::from) {
+                along_sequence.push(axis);
             }
         }
         let constant = constants(&module.program);
@@ -96,11 +109,12 @@ impl<'a> LayerView<'a> {
             module,
             chunk,
             mesh,
-            tp: pins.tensor_degree().map_or(choice.tensor_degree(), u64::from),
+            tp: pins.tp.map_or(choice.tp, u64::from),
             outputs: results.iter().filter(leaves).copied().collect(),
             results,
             weights: trained.filter(|w| read_inside.contains(w) && !read_outside.contains(w)).collect(),
             data,
+            along_sequence,
         }
     }
 
@@ -123,7 +137,7 @@ impl<'a> LayerView<'a> {
             self.check_sequence_kind(pins, &mut faults);
         }
         if pins.sequence == Some(SequenceMode::Megatron) || pins.cuts_sequence() {
-            self.check_sequence(&mut faults);
+            self.check_sequence(pins, &mut faults);
         }
         if let Some(mode) = pins.recompute {
             self.check_recomputation(mode, &mut faults);
@@ -134,7 +148,7 @@ impl<'a> LayerView<'a> {
     /// Attention has its heads or queries over the ranks, and products have whole weights.
     fn check_sequence_kind(&self, pins: &LayerPins, faults: &mut Vec<String>) {
         let dim = if pins.tensor_name() == "ulysses" { 2 } else { 1 };
-        let tensor: Vec<AxisId> = self.mesh.spatial().filter(|axis| !self.data.contains(axis)).collect();
+        let axes = &self.along_sequence;
         for (node, value) in self.forward_copies(&self.results) {
             let placed = |i: usize| placement(self.chunk.graph.value(node.args[i]));
             if let Some(found) = attention_kind(&node.op)
@@ -142,15 +156,13 @@ impl<'a> LayerView<'a> {
             {
                 faults.push(format!("`{}` is no {:?}", value.name, pins.cp_kind));
             }
-            if attention_kind(&node.op).is_some()
-                && self.mesh.product(&placed(0).dims[dim]) != self.mesh.product(&tensor)
-            {
+            if attention_kind(&node.op).is_some() && !axes.iter().all(|axis| placed(0).dims[dim].contains(axis)) {
                 faults.push(format!("`{}` is not cut as {} says", value.name, pins.tensor_name()));
             }
             let is_own =
                 |i: &usize| self.chunk.graph.value(node.args[*i]).of.is_some_and(|of| self.weights.contains(&of));
             let own = (0..node.args.len()).filter(is_own).filter(|_| matches!(node.op, Op::Einsum(_)));
-            if own.into_iter().any(|i| tensor.iter().any(|&axis| placed(i).is_sharded_over(axis))) {
+            if own.into_iter().any(|i| axes.iter().any(|&axis| placed(i).is_sharded_over(axis))) {
                 faults.push(format!("a weight of `{}` is cut under {}", value.name, pins.tensor_name()));
             }
         }
@@ -249,14 +261,20 @@ impl<'a> LayerView<'a> {
         attention.map(|(n, _)| self.chunk.graph.value(n.args[1]).ty.shape[2])
     }
 
-    /// The activations that leave the layer have their sequence over the tensor axes.
-    fn check_sequence(&self, faults: &mut Vec<String>) {
+    /// The activations that leave the layer have their sequence over the ranks that share it, and if so pinned over the tensor ranks.
+    fn check_sequence(&self, pins: &LayerPins, faults: &mut Vec<String>) {
+        let outer = self.mesh.product(&self.along_sequence);
+        let wanted = match pins.sequence {
+            Some(SequenceMode::Megatron) => vec![outer * self.tp],
+            Some(SequenceMode::None) => vec![outer],
+            None => vec![outer, outer * self.tp],
+        };
         for &output in &self.outputs {
             let copies = self.forward_copies(&self.outputs).filter(|(_, v)| v.of == Some(output));
             let parts: Vec<u64> = copies.map(|(_, v)| self.mesh.product(&placement(v).dims[1])).collect();
-            if !parts.contains(&self.tp) {
+            if !wanted.iter().any(|n| parts.contains(n)) {
                 let name = &self.module.program.graph.value(output).name;
-                faults.push(format!("the sequence of `{name}` is over {parts:?} ranks, not {}", self.tp));
+                faults.push(format!("the sequence of `{name}` is over {parts:?} ranks, not {wanted:?}"));
             }
         }
     }

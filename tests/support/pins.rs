@@ -6,7 +6,7 @@
 pub const MIXED: &str = "[[layers]]\nrange = [0, 1]\ntp = 4\n[[layers]]\nrange = [1, 2]\ndp = 4\nzero = 3";
 
 /// Without stages, layer by layer: texts with the numbers of ranks on which they are tried.
-pub const WHOLE_LAYERS: [(&str, &[u32]); 50] = [
+pub const WHOLE_LAYERS: [(&str, &[u32]); 56] = [
     ("", &[1, 2, 4, 8]),
     ("dp = 1", &[1, 2]),
     ("dp = 2", &[2, 4, 8]),
@@ -50,11 +50,17 @@ pub const WHOLE_LAYERS: [(&str, &[u32]); 50] = [
     ("ulysses = 2\nrecompute = \"selective\"", &[4]),
     ("ulysses = 1\ntp = 2", &[2]),
     ("ulysses = 2\ntp = 2", &[4]),
+    ("ulysses = 2\ntp = 2\nsequence = \"megatron\"\nzero = 3\nrecompute = \"full\"", &[4]),
+    ("dp = 2\nulysses = 2\ntp = 2\nzero = 2\nmicro_batches = 2", &[8]),
     ("cp = 2", &[2, 4]),
     ("cp = 4", &[4]),
     ("dp = 2\ncp = 2\nzero = 2\nmicro_batches = 2", &[4]),
     ("cp = 2\nzero = 3\nrecompute = \"full\"", &[2]),
     ("cp = 1\ntp = 2", &[2]),
+    ("cp = 2\ntp = 2", &[4]),
+    ("cp = 2\ntp = 2\nsequence = \"none\"\nzero = 1\nrecompute = \"selective\"", &[4]),
+    ("cp = 2\nulysses = 2", &[4]),
+    ("[[layers]]\nrange = [0, 1]\ncp = 2\ntp = 2\n[[layers]]\nrange = [1, 2]\ntp = 4\nzero = 1", &[4]),
     ("pp = 2", &[4]),
     ("[[layers]]\nrange = [4, 5]\ntp = 1", &[2]),
 ];
@@ -85,7 +91,7 @@ pub const EXPERTS: [(&str, &[u32]); 10] = [
 ];
 
 /// Pipelines: texts with the number of ranks.
-pub const STAGES: [(&str, u32); 44] = [
+pub const STAGES: [(&str, u32); 46] = [
     ("pp = 2\nmicro_batches = 1", 2),
     ("pp = 2\nmicro_batches = 2", 2),
     ("pp = 2\nmicro_batches = 4", 2),
@@ -128,12 +134,14 @@ pub const STAGES: [(&str, u32); 44] = [
     ("pp = 2\nulysses = 2\nmicro_batches = 2", 4),
     ("pp = 2\ncp = 2\nmicro_batches = 2", 4),
     ("pp = 2\ndp = 2\nulysses = 2\nzero = 3\nmicro_batches = 2", 8),
+    ("pp = 2\nulysses = 2\ntp = 2\nsequence = \"megatron\"\nrecompute = \"selective\"\nmicro_batches = 2", 8),
+    ("pp = 2\ncp = 2\ntp = 2\nzero = 2\nmicro_batches = 2", 8),
     ("pp = 3\nmicro_batches = 2", 4),
     ("pp = 2\n[[layers]]\nrange = [0, 1]\ntp = 2\n[[layers]]\nrange = [1, 2]\ndp = 2\nzero = 3", 4),
 ];
 
 /// Context parallelism by its kinds: texts with the number of ranks.
-pub const RINGS: [(&str, u32); 15] = [
+pub const RINGS: [(&str, u32); 26] = [
     ("cp = 2\ncp_kind = \"ring\"", 2),
     ("cp = 2\ncp_kind = \"gather\"", 2),
     ("cp = 4\ncp_kind = \"ring\"", 4),
@@ -148,5 +156,16 @@ pub const RINGS: [(&str, u32); 15] = [
     ("cp = 4\ncp_kind = \"zigzag\"\nrecompute = \"full\"", 4),
     ("dp = 2\ncp = 2\ncp_kind = \"zigzag\"\nzero = 2\nmicro_batches = 2", 4),
     ("pp = 2\ncp = 4\ncp_kind = \"zigzag\"\nmicro_batches = 2", 8),
+    ("cp = 2\ntp = 2\ncp_kind = \"gather\"", 4),
+    ("cp = 2\ntp = 2\ncp_kind = \"ring\"", 4),
+    ("cp = 2\ntp = 2\ncp_kind = \"zigzag\"\nrecompute = \"selective\"", 4),
+    ("cp = 2\ntp = 2\ncp_kind = \"ring\"\nsequence = \"megatron\"\nzero = 3\nmicro_batches = 2", 4),
+    ("cp = 2\ntp = 2\ncp_kind = \"zigzag\"\nsequence = \"megatron\"\nrecompute = \"full\"", 4),
+    ("dp = 2\ncp = 2\ntp = 2\ncp_kind = \"gather\"\nsequence = \"megatron\"\nzero = 2\nmicro_batches = 2", 8),
+    ("dp = 2\ncp = 2\ntp = 2\ncp_kind = \"ring\"\nzero = 1", 8),
+    ("cp = 4\ntp = 2\ncp_kind = \"zigzag\"\nsequence = \"none\"\nzero = 3", 8),
+    ("cp = 2\ntp = 4\ncp_kind = \"ring\"", 8),
+    ("pp = 2\ncp = 2\ntp = 2\ncp_kind = \"zigzag\"\nsequence = \"megatron\"\nzero = 1\nmicro_batches = 2", 8),
+    ("cp = 2\ntp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ndp = 2\ntp = 2", 4),
     ("cp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ncp = 2\ncp_kind = \"gather\"", 2),
 ];

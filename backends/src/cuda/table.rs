@@ -63,7 +63,7 @@ pub fn lower(spec: &NodeSpec<'_>) -> Result<Program, String> {
     Ok(Program { name, stream: Stream::Compute, commands, accesses })
 }
 
-/// The commands of a move inside the arena.
+/// The commands of a move inside the arena, which is a part of an exchange: computing goes on beside it.
 ///
 /// # Errors
 /// When the two sides overlap, or there are more chunks than a kernel permutes.
@@ -73,10 +73,8 @@ pub fn lower_move(spec: &Move) -> Result<Program, String> {
         Move::Permute { at, .. } => (*at, *at),
         Move::Sum { parts, to } => (*parts, *to),
     };
-    // What was received is summed where it was received, so that computing does not wait for it.
-    let stream = if let Move::Sum { .. } = spec { Stream::Communication } else { Stream::Compute };
     let accesses = Accesses { reads: vec![reads], writes: vec![writes] };
-    Ok(Program { name: "move".into(), stream, commands: layout::moved(spec)?, accesses })
+    Ok(Program { name: "move".into(), stream: Stream::Communication, commands: layout::moved(spec)?, accesses })
 }
 
 fn dispatch(op: &Op, cx: &Cx<'_>) -> Lowered {

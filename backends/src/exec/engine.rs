@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use galvatron_ir::ValueId;
 use galvatron_ir::module::{Level, Module};
-use galvatron_ir::plan::ScheduleStep;
+use galvatron_ir::plan::{ScheduleStep, with_last_micro_batch};
 
 use super::beacon::Beacon;
 use super::collect::{Gather, Trained};
@@ -116,6 +116,7 @@ fn entries(module: &Module, stage: usize, hosted: &[u32]) -> Vec<Entry> {
             slot: (step.micro_batch.unwrap_or(0) % slots) as usize,
             micro_batch: step.micro_batch,
             is_first: schedule[..i].iter().all(|earlier| !is_same(earlier, step)),
+            is_last: schedule[i + 1..].iter().all(|later| !is_same(later, step)),
         }
     };
     schedule.iter().enumerate().map(entry).collect()
@@ -201,6 +202,7 @@ fn prepare_chunk(
             optimizers: &optimizers,
             unsupported: Vec::new(),
             first_writes: first_writes(layout.chunk),
+            with_last: with_last_micro_batch(layout.chunk),
             grouped: BTreeMap::new(),
             options: shared.options,
             is_other_slot: slot > 0,

@@ -6,7 +6,7 @@ use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::Module;
 use galvatron_ir::op::comm::step_of_op;
-use galvatron_ir::op::{Op, opt};
+use galvatron_ir::op::{Op, mem, opt};
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{NodeId, ValueId};
 
@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::observe::Ends;
 use super::ring;
 use crate::comm::Collective;
-use crate::device::{BufferSpec, Device, Kernel, Move, NodeSpec, Readout, Span};
+use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
 
 /// One node of one rank.
@@ -27,6 +27,8 @@ pub(super) struct Instr {
     /// What errors call it; the same on every rank.
     pub(super) name: String,
     pub(super) work: Work,
+    /// Whether it runs with the last micro-batch only.
+    pub(super) is_with_last: bool,
     /// Ends of the buffers that it touches.
     pub(super) ends: Ends,
     /// A scalar result that is copied to the host after it, for the report of the step.
@@ -112,6 +114,8 @@ pub(super) struct Builder<'a> {
     pub(super) unsupported: Vec<Unsupported>,
     /// The nodes that are the first in a step to write their accumulator.
     pub(super) first_writes: BTreeSet<NodeId>,
+    /// The nodes that run with the last micro-batch only.
+    pub(super) with_last: BTreeSet<NodeId>,
     /// What nodes do that are prepared in groups.
     pub(super) grouped: BTreeMap<NodeId, Work>,
     /// Whether only what runs once a micro-batch is prepared, for another slot than the first.
@@ -171,7 +175,8 @@ impl Builder<'_> {
         let gradient = self.optimizers.iter().position(|&n| n == Some(id));
         let gradient = gradient.filter(|_| self.layout.is_first_replica(&self.layout.sharding(node.args[1])));
         let gradient = gradient.map(|index| (index, args[1].clone()));
-        Ok(Some(Instr { node: id, name, work, ends, report, gradient }))
+        let is_with_last = self.with_last.contains(&id);
+        Ok(Some(Instr { node: id, name, work, is_with_last, ends, report, gradient }))
     }
 
     fn fault(&self, what: String) -> RunFault {
@@ -242,9 +247,8 @@ impl Builder<'_> {
     }
 
     fn accumulate(&self, id: NodeId, spec: &NodeSpec<'_>) -> Result<Work, String> {
-        let (sum, x) = (&spec.args[0], &spec.args[1]);
         let add = self.device.prepare(spec)?;
-        let copy = self.device.prepare_move(&Move::whole(&x.ty, x.offset, sum.offset))?;
+        let copy = self.device.prepare(&NodeSpec { op: &mem::Update.into(), ..*spec })?;
         let writes_first = self.first_writes.contains(&id);
         Ok(Work::Accumulate { copy, add, writes_first })
     }

@@ -53,6 +53,8 @@ pub(super) struct Entry {
     pub(super) micro_batch: Option<u32>,
     /// Whether no earlier entry of the step runs this phase of the chunk.
     pub(super) is_first: bool,
+    /// Whether no later one does.
+    pub(super) is_last: bool,
 }
 
 /// What rank 0 says about a step.
@@ -188,6 +190,9 @@ impl Worker {
     fn phase(&mut self, device: &dyn Device, shared: &Shared<'_>, number: usize, step: u64) -> Result<(), RunFault> {
         let entry = self.schedule[number];
         for i in 0..self.instrs(entry).len() {
+            if self.instrs(entry)[i].is_with_last && !entry.is_last {
+                continue;
+            }
             self.at = Some((entry, i));
             self.beacon.enter(step, number, i);
             shared.options.hold.as_ref().map_or(Ok(()), |hold| hold.at(&*self.comm, &self.beacon))?;

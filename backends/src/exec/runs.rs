@@ -2,8 +2,8 @@
 //! result is where their operand is.
 //!
 //! A group of a run is one kernel, which its first node runs. Collectives end a run: what is computed before one runs beside
-//! it and is not to wait for it. So do loads and scalars of the host, what is another kernel in each micro-batch, a result that
-//! is reported, and a gradient that is dumped.
+//! it and is not to wait for it. So do loads and scalars of the host, what is another kernel in each micro-batch, what runs with the last
+//! one only, a result that is reported, and a gradient that is dumped.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -129,7 +129,8 @@ impl Builder<'_> {
 
     fn place(&self, id: NodeId) -> Result<Place, RunFault> {
         let node = self.layout.chunk.graph.node(id);
-        if step_of_op(&node.op).is_some()
+        if self.with_last.contains(&id)
+            || step_of_op(&node.op).is_some()
             || node.op.undistributed().is_some()
             || matches!(node.op, Op::Load(_) | Op::RunScalar(_) | Op::Send(_) | Op::Recv(_))
         {

@@ -3,7 +3,7 @@
 //! Positions are indices into [`Chunk::nodes`]. A buffer is a value together with all views of it. The buffer assignment
 //! and the verifier use these same intervals.
 
-use super::{Chunk, PhaseKind, Region, ResidentRole};
+use super::{Chunk, PhaseKind, Region, ResidentRole, with_last_micro_batch};
 use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::op::{Alias, Op};
@@ -85,17 +85,19 @@ pub fn buffer_of_values(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Option<usi
 /// The buffers that may be written over another, at most one choice each, in order of execution.
 ///
 /// A result may take the place of an operand that its op lists for it if that has the same bytes, is no other
-/// operand of the node too, and dies here: no later node reads it. An accumulator dies with its last reader; a parameter or a
+/// operand of the node too, and dies here: no later node reads it. An accumulator dies with its last reader, of the last micro-batch; a parameter or a
 /// state dies here if the result becomes its new value. What an `update` reads is never written over, nor is what lies in a region
 /// that the result would outlive.
 pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
     let buffer_of = buffer_of_values(chunk, lifetimes);
     let updates = updates_of(chunk, &buffer_of, lifetimes.len());
     let micro_batches = micro_batch_positions(chunk);
+    let late = with_last_micro_batch(chunk);
     let mut found = Vec::new();
-    for (position, (_, node)) in chunk.nodes().enumerate() {
-        let node = chunk.graph.node(node);
+    for (position, (_, id)) in chunk.nodes().enumerate() {
+        let node = chunk.graph.node(id);
         let alias = node.op.alias();
+        let again = micro_batches.contains(&position) && !late.contains(&id);
         for (i, &result) in node.results.iter().enumerate() {
             let Some(writer) = buffer_of[result.index()] else { continue };
             let is_free = |&operand: &usize| {
@@ -103,7 +105,8 @@ pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
                 let mut others = node.args.iter().enumerate().filter(|(i, _)| *i != operand);
                 let is_other = others.any(|(_, a)| buffer_of[a.index()] == Some(over));
                 let becomes_content = updates[writer].contains(&over);
-                let dies = dies_at(&lifetimes[over], position, &micro_batches, &updates[over], becomes_content);
+                let again = Again { is_run: again, micro_batches: &micro_batches };
+                let dies = dies_at(&lifetimes[over], position, &again, &updates[over], becomes_content);
                 let lasts = lifetimes[over].region <= lifetimes[writer].region;
                 (dies && lasts && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes).then_some(over)
             };
@@ -115,22 +118,26 @@ pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
     found
 }
 
+/// What of a step runs more than once.
+struct Again<'a> {
+    /// Whether the node in question does: once for each micro-batch.
+    is_run: bool,
+    /// The positions of the micro-batches.
+    micro_batches: &'a Range<usize>,
+}
+
 /// Whether nothing needs a buffer after a position, at which a value is written that may become its new content.
-fn dies_at(
-    buffer: &Lifetime,
-    position: usize,
-    micro_batches: &Range<usize>,
-    updates: &[usize],
-    becomes_content: bool,
-) -> bool {
-    // The next micro-batch reads again what was written before the first one.
-    let again = micro_batches.contains(&position) && buffer.first < micro_batches.start;
+fn dies_at(buffer: &Lifetime, position: usize, again: &Again<'_>, updates: &[usize], becomes_content: bool) -> bool {
     match buffer.owner {
         Owner::Resident(_, role) => {
             let overwritten = role == ResidentRole::Accumulator || becomes_content;
-            overwritten && buffer.last_read == position && !micro_batches.contains(&position)
+            overwritten && buffer.last_read == position && !again.is_run
         }
-        _ => buffer.last == position && !again && updates.is_empty(),
+        // The next micro-batch reads again what was written before the first one.
+        _ => {
+            let is_read_again = again.is_run && buffer.first < again.micro_batches.start;
+            buffer.last == position && !is_read_again && updates.is_empty()
+        }
     }
 }
 
@@ -349,6 +356,23 @@ mod tests {
         b.add(PhaseKind::Backward, Binary::ADD, &[x, y]);
         let lifetimes = lifetimes(&b.0, &Mesh::new(2, vec![]));
         assert_eq!(reuses(&b.0, &lifetimes), []);
+    }
+
+    /// What reads an accumulator runs with the last micro-batch, so it may write over it there.
+    #[test]
+    fn an_accumulator_dies_in_the_last_micro_batch() {
+        let mut b = Builder(Chunk::new());
+        let acc = b.resident(ResidentRole::Accumulator, &[4]);
+        let w = b.resident(ResidentRole::Parameter, &[4]);
+        let x = b.full(PhaseKind::Backward, &[4]);
+        b.add(PhaseKind::Backward, Accumulate, &[acc, x]);
+        let sum = b.add(PhaseKind::Backward, Binary::MUL, &[acc, w]);
+        b.full(PhaseKind::Backward, &[2]);
+        b.add(PhaseKind::Step, Binary::SUB, &[sum, w]);
+        let late: Vec<usize> = with_last_micro_batch(&b.0).iter().map(|n| n.index()).collect();
+        assert_eq!(late, [2]);
+        let lifetimes = lifetimes(&b.0, &Mesh::new(2, vec![]));
+        assert_eq!(reuses(&b.0, &lifetimes), [Reuse { writer: 3, over: 0 }, Reuse { writer: 5, over: 3 }]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a plan adds to a program: chunks with phases, residents, a schedule, arenas and a prediction.
 
+mod last;
 pub mod lifetime;
 mod stage;
 
 pub use crate::place::{ALIGNMENT, Place, Region};
+pub use last::with_last_micro_batch;
 pub use stage::{Arena, Slots, Stage};
 
 use crate::graph::Graph;

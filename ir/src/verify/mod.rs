@@ -15,7 +15,7 @@
 //!   with the other ranks of a ring, and its
 //!   operands are copies of that node's operands; collectives and sums over micro-batches keep what a value is a copy of.
 //! - `G0208` *phases*: what is cut into micro-batches stays in forward and backward; accumulators are read after the last
-//!   micro-batch; parameters and states are not read after their update.
+//!   micro-batch has been added, there too by what runs with that one only; parameters and states are not read after their update.
 //! - `G0209` *residents*: one resident a weight and state in each chunk; one `accumulate` an accumulator, one `update` for each update of
 //!   the program, each with the value and the placement that its resident needs.
 //! - `G0210` *coverage*: the chunks perform every update of the program, each on its own copy, and have its loss and gradient norm.

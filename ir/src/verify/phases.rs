@@ -3,18 +3,20 @@
 use super::context::ChunkCx;
 use super::{Finding, Part};
 use crate::graph::Node;
-use crate::id::NodeId;
+use crate::id::{NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::op::{Alias, Op};
-use crate::plan::{PhaseKind, ResidentRole};
+use crate::plan::{PhaseKind, ResidentRole, with_last_micro_batch};
 
 /// Checks the reads of every node against its phase.
 pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
     let mut memory = Memory::new(cx);
+    let late = with_last_micro_batch(cx.chunk);
     let mut findings = Vec::new();
     for (phase, id) in cx.nodes() {
         let node = cx.chunk.graph.node(id);
         findings.extend(misplaced(cx, phase, id, node));
+        findings.extend(late.contains(&id).then(|| late_fault(cx, id, node)).flatten());
         for i in 0..node.args.len() {
             if is_read(node, i) {
                 findings.extend(temporal(cx, phase, id, i));
@@ -42,6 +44,18 @@ fn misplaced(cx: &ChunkCx<'_>, phase: PhaseKind, id: NodeId, node: &Node) -> Opt
     Some(cx.finding("G0208", id, Part::Whole, message))
 }
 
+/// What runs with the last micro-batch only is of the whole step, and no message, which every micro-batch has.
+fn late_fault(cx: &ChunkCx<'_>, id: NodeId, node: &Node) -> Option<Finding> {
+    let is_cut = |v: &ValueId| cx.sharding(*v).axes().any(|a| a == Mesh::MB);
+    let why = match node.op {
+        Op::Send(_) | Op::Recv(_) => "a message is sent with every micro-batch",
+        _ if node.args.iter().chain(&node.results).any(is_cut) => "another operand or a result is of one micro-batch",
+        _ => return None,
+    };
+    let message = format!("it reads a sum over micro-batches, which is complete with the last one, and {why}");
+    Some(cx.finding("G0208", id, Part::Whole, message).help("move it to phase `reduce`"))
+}
+
 /// What is cut into micro-batches is gone after the last one.
 fn temporal(cx: &ChunkCx<'_>, phase: PhaseKind, id: NodeId, i: usize) -> Option<Finding> {
     let arg = cx.chunk.graph.node(id).args[i];
@@ -54,27 +68,32 @@ fn temporal(cx: &ChunkCx<'_>, phase: PhaseKind, id: NodeId, i: usize) -> Option<
     escapes.then(|| cx.finding("G0208", id, Part::Arg(i), message()).help(help))
 }
 
-/// Which resident's bytes each value is, and which residents have been updated.
+/// Which resident's bytes each value is, and which residents have been updated or added to.
 struct Memory<'c, 'a> {
     cx: &'c ChunkCx<'a>,
     resident_of: Vec<Option<usize>>,
     updated: Vec<bool>,
+    added_to: Vec<bool>,
 }
 
 impl<'c, 'a> Memory<'c, 'a> {
     fn new(cx: &'c ChunkCx<'a>) -> Self {
-        Memory { cx, resident_of: cx.resident.clone(), updated: vec![false; cx.chunk.residents.len()] }
+        let none = vec![false; cx.chunk.residents.len()];
+        Memory { cx, resident_of: cx.resident.clone(), updated: none.clone(), added_to: none }
     }
 
-    /// Follows views and notes updates.
+    /// Follows views and notes updates and sums.
     fn run(&mut self, node: &Node) {
         if let (Alias::View(operand), Some(result)) = (node.op.alias(), node.results.first()) {
             self.resident_of[result.index()] = self.resident_of[node.args[operand].index()];
         }
-        if let Op::Update(_) = node.op
-            && let Some(resident) = self.resident_of[node.args[0].index()]
-        {
-            self.updated[resident] = true;
+        let written = match node.op {
+            Op::Update(_) => &mut self.updated,
+            Op::Accumulate(_) => &mut self.added_to,
+            _ => return,
+        };
+        if let Some(resident) = self.resident_of[node.args[0].index()] {
+            written[resident] = true;
         }
     }
 
@@ -83,8 +102,8 @@ impl<'c, 'a> Memory<'c, 'a> {
         let resident = self.resident_of[arg.index()]?;
         let name = self.cx.name(arg);
         let is_sum = self.cx.chunk.residents[resident].role == ResidentRole::Accumulator;
-        let message = if is_sum && phase < PhaseKind::Reduce {
-            format!("operand {i}, `{name}`, is a sum over micro-batches and complete only in phase `reduce`")
+        let message = if is_sum && phase < PhaseKind::Reduce && !self.added_to[resident] {
+            format!("operand {i}, `{name}`, is a sum over micro-batches and complete only after its `accumulate`")
         } else if self.updated[resident] {
             format!("operand {i}, `{name}`, is read after its resident got its new value")
         } else {

@@ -4,6 +4,7 @@
 //! [`lifetimes`] gives; those of a region are packed in order of time, each into the smallest free gap that holds it.
 //! A result that may be written over a dying operand shares its place.
 
+use super::held::held_until;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::plan::lifetime::{Lifetime, Owner, Reuse, lifetimes, reuses};
 use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
@@ -29,7 +30,8 @@ pub fn assign_buffers(module: &mut Module) {
 fn assign(chunk: &mut Chunk, mesh: &Mesh, arena: &mut Arena) {
     let buffers = lifetimes(chunk, mesh);
     let reuses = reuses(chunk, &buffers);
-    let (places, size) = pack(&buffers, &reuses, arena.persistent.next_multiple_of(ALIGNMENT));
+    let held = held_until(chunk, mesh, &buffers);
+    let (places, size) = pack(&buffers, held, &reuses, arena.persistent.next_multiple_of(ALIGNMENT));
     for (buffer, place) in buffers.iter().zip(places) {
         write_place(chunk, buffer, place);
     }
@@ -51,12 +53,12 @@ fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
     }
 }
 
-/// A place for each buffer, and the ends of the regions; persistent memory starts at `persistent`.
-fn pack(buffers: &[Lifetime], reuses: &[Reuse], mut persistent: u64) -> (Vec<Place>, Arena) {
+/// A place for each buffer, which is given to no other until the last position in `last`, and the ends of the regions; persistent
+/// memory starts at `persistent`.
+fn pack(buffers: &[Lifetime], mut last: Vec<usize>, reuses: &[Reuse], mut persistent: u64) -> (Vec<Place>, Arena) {
     let leader = leaders(buffers.len(), reuses);
-    let mut last: Vec<usize> = buffers.iter().map(|b| b.last).collect();
     for (i, &l) in leader.iter().enumerate() {
-        last[l] = last[l].max(buffers[i].last);
+        last[l] = last[l].max(last[i]);
     }
     let mut places = vec![Place { region: Region::Transient, offset: 0 }; buffers.len()];
     let is_resident = |b: &Lifetime| matches!(b.owner, Owner::Resident(..));

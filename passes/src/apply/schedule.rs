@@ -77,19 +77,27 @@ pub fn passes(pipeline: &Pipeline, micro_batches: u32) -> Vec<Vec<Pass>> {
     }
 }
 
-/// So many micro-batches a stage are enough to see how many each chunk keeps at most: every schedule but GPipe has warmed up by then,
-/// and repeats itself.
+/// So many micro-batches a stage are enough to see how many each chunk keeps at most, and which schedules run alike: every schedule but
+/// GPipe has warmed up by then, and repeats itself.
 const WARM_UPS: u32 = 5;
 
 /// Micro-batches that each chunk is between forward and backward of at one time, at most.
 pub fn in_flight(pipeline: &Pipeline, micro_batches: u32) -> Vec<u32> {
-    let enough = match pipeline.schedule {
-        ScheduleKind::Gpipe => return vec![micro_batches; pipeline.n_chunks as usize],
-        _ => micro_batches.min(WARM_UPS * pipeline.n_stages),
-    };
-    let passes = passes(pipeline, enough);
+    if pipeline.schedule == ScheduleKind::Gpipe {
+        return vec![micro_batches; pipeline.n_chunks as usize];
+    }
+    let passes = warmed_up(pipeline, micro_batches);
     let of = |chunk: u32| most_kept(&passes[(chunk % pipeline.n_stages) as usize], chunk / pipeline.n_stages);
     (0..pipeline.n_chunks).map(of).collect()
+}
+
+/// Whether the stages of two pipelines do the same in the same order.
+pub fn run_alike(a: &Pipeline, b: &Pipeline, micro_batches: u32) -> bool {
+    (a.n_stages, a.n_chunks) == (b.n_stages, b.n_chunks) && warmed_up(a, micro_batches) == warmed_up(b, micro_batches)
+}
+
+fn warmed_up(pipeline: &Pipeline, micro_batches: u32) -> Vec<Vec<Pass>> {
+    passes(pipeline, micro_batches.min(WARM_UPS * pipeline.n_stages))
 }
 
 /// Micro-batches that a chunk of the stage is between forward and backward of at one time, at most.

@@ -6,11 +6,13 @@
 mod calibrate;
 mod collectives;
 mod compute;
+mod legs;
 mod measured;
 mod pipeline;
 mod plan;
 mod prices;
 mod rings;
+mod streams;
 mod timeline;
 
 pub use calibrate::Types;
@@ -145,22 +147,25 @@ impl CostModel {
         compute::copy_ns(&self.device, bytes)
     }
 
-    /// Nanoseconds of a layer's gradient reduction that hide behind its backward pass.
+    /// How many times longer computing and communicating take while both run; `None` where a device does one at a time.
     ///
-    /// Where it was measured that both take k times longer while they run together, as much as fits runs together and costs
-    /// k - 1 of its time. Without that, GPUs, which communicate on a stream of their own, hide what fits in four fifths of the
-    /// backward pass, and CPU ranks, which compute and communicate on the same cores, nothing.
-    pub fn hidden_ns(&self, backward_ns: u64, reduce_ns: u64) -> u64 {
-        if let Some(slowdown) = self.measured.as_ref().and_then(Measured::overlap_slowdown) {
-            return (reduce_ns.min(backward_ns) as f64 * (2.0 - slowdown).max(0.0)) as u64;
-        }
-        let share = match self.cluster.device.kind {
-            DeviceKind::Cuda => 0.8,
-            DeviceKind::Cpu => 0.0,
-        };
-        reduce_ns.min((backward_ns as f64 * share) as u64)
+    /// As it was measured, or else by an assumption: GPUs, which communicate on a stream of their own, slow down by a fifth. CPU ranks
+    /// compute and communicate on the same cores. Where both would take twice as long nothing is gained.
+    pub fn slowdown(&self) -> Option<f64> {
+        let measured = self.measured.as_ref().and_then(Measured::overlap_slowdown);
+        let assumed = (self.cluster.device.kind == DeviceKind::Cuda).then_some(SLOWDOWN);
+        measured.or(assumed).map(|slowdown| slowdown.clamp(1.0, 2.0))
+    }
+
+    /// Nanoseconds of communication that hide behind some computation: as much of it as fits runs beside it, and slows both down.
+    pub fn hidden_ns(&self, compute_ns: u64, communication_ns: u64) -> u64 {
+        let saved = self.slowdown().map_or(0.0, |slowdown| 2.0 - slowdown);
+        (communication_ns.min(compute_ns) as f64 * saved) as u64
     }
 }
+
+/// How many times longer a GPU's computing and communicating take while both run, where it was not measured.
+const SLOWDOWN: f64 = 1.2;
 
 /// The slowest device of some ranks.
 fn device_of(cluster: &Cluster, ranks: &Range<u64>) -> DeviceSpec {

@@ -1,6 +1,6 @@
-//! The predicted time of a plan: its nodes one after the other, gradient reduction hidden behind the backward pass as far as
-//! the device allows.
+//! The predicted time of a plan, and what of it is for which phase and layer.
 
+use super::legs::Legs;
 use super::pipeline::replay;
 use super::{CostModel, Ring};
 use galvatron_ir::mesh::Mesh;
@@ -26,11 +26,11 @@ pub struct PhaseTimes {
 pub struct PlanCost {
     /// Nanoseconds of one optimizer step.
     pub step_ns: u64,
-    /// Each phase, once.
+    /// Each phase, once. What runs with the last micro-batch only counts as of the reduce phase.
     pub phases: BTreeMap<PhaseKind, PhaseTimes>,
     /// Nanoseconds of each layer (`None`: outside of layers) in one step, by phase.
     pub layers: BTreeMap<Option<u32>, BTreeMap<PhaseKind, PhaseTimes>>,
-    /// Nanoseconds of gradient reduction that hide behind the backward pass.
+    /// Nanoseconds in one step by which the stages together take less than if they communicated or computed, one at a time.
     pub hidden_ns: u64,
 }
 
@@ -78,55 +78,21 @@ fn is_in_place(chunk: &Chunk, node: NodeId) -> bool {
 /// Prices every node of the plan, each on the devices of its stage.
 pub fn plan_cost(model: &CostModel, module: &Module) -> PlanCost {
     let mut cost = PlanCost::default();
-    let hidden: Vec<u64> = module.chunks.iter().map(|chunk| add_chunk(&mut cost, model, module, chunk)).collect();
-    cost.hidden_ns = hidden.iter().sum();
-    let micro_batches = module.mesh.micro_batches();
-    let repeats = |phase: PhaseKind| if phase.is_per_micro_batch() { micro_batches } else { 1 };
-    cost.step_ns = match module.stages.len() {
-        1 => {
-            let total: u64 = cost.phases.iter().map(|(&p, t)| repeats(p) * (t.compute_ns + t.communication_ns)).sum();
-            total - cost.hidden_ns
-        }
-        _ => replay(model, module, &hidden, &mut |_| {}),
-    };
-    cost
-}
-
-/// Nanoseconds by chunk of gradient reduction that hide behind its backward pass.
-pub(super) fn hidden_by_chunk(model: &CostModel, module: &Module) -> Vec<u64> {
-    let mut cost = PlanCost::default();
-    module.chunks.iter().map(|chunk| add_chunk(&mut cost, model, module, chunk)).collect()
-}
-
-/// Adds the times of a chunk; returns how much of its gradient reduction hides.
-fn add_chunk(cost: &mut PlanCost, model: &CostModel, module: &Module, chunk: &Chunk) -> u64 {
-    let mut layers: BTreeMap<Option<u32>, BTreeMap<PhaseKind, PhaseTimes>> = BTreeMap::new();
-    let model = &*model.on(&module.stage_of(chunk).ranks());
-    for (phase, node) in chunk.nodes() {
-        let times = node_cost(model, chunk, module.mesh_of(chunk), node);
-        add(cost.phases.entry(phase).or_default(), times);
-        add(layers.entry(chunk.graph.node(node).layer).or_default().entry(phase).or_default(), times);
-    }
-    let hidden_ns = layers.values().map(|phases| hidden(model, phases)).sum();
-    for (layer, phases) in layers {
-        for (phase, times) in phases {
+    let legs: Vec<Legs> = module.chunks.iter().map(|chunk| Legs::new(model, module, chunk)).collect();
+    for (chunk, legs) in module.chunks.iter().zip(&legs) {
+        for (phase, node, times) in legs.times() {
+            add(cost.phases.entry(phase).or_default(), times);
+            let layer = chunk.graph.node(node).layer;
             add(cost.layers.entry(layer).or_default().entry(phase).or_default(), times);
         }
     }
-    hidden_ns
+    cost.hidden_ns = legs.iter().map(|legs| legs.hidden_ns(module.mesh.micro_batches())).sum();
+    cost.step_ns = replay(module, &legs, &mut |_| {});
+    cost
 }
 
 fn add(to: &mut PhaseTimes, more: PhaseTimes) {
     to.compute_ns += more.compute_ns;
     to.communication_ns += more.communication_ns;
     to.sent_bytes += more.sent_bytes;
-}
-
-/// A layer's gradient reduction hides behind its backward computation of the last micro-batch.
-fn hidden(model: &CostModel, phases: &BTreeMap<PhaseKind, PhaseTimes>) -> u64 {
-    let of = |phase| phases.get(&phase).copied().unwrap_or_default();
-    model.hidden_ns(
-        of(PhaseKind::Backward).compute_ns + of(PhaseKind::BackwardWeight).compute_ns,
-        of(PhaseKind::Reduce).communication_ns,
-    )
 }

@@ -5,7 +5,9 @@ use super::candidates::{Choice, Mode};
 use super::pins::ContextKind;
 use super::price::{Facts, Group, Piece, siblings};
 use super::recompute::Recompute;
+use super::sequence::{Sequences, TensorKind};
 use super::solver::Cost;
+use super::split::Split;
 use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
 use crate::rules::Rules;
@@ -26,9 +28,9 @@ pub struct SegmentChoice {
     pub dp: u64,
     /// Ranks of the tensor axes, if these cut weights.
     pub tp: u64,
-    /// Ranks of the tensor axes, if these cut the sequence, and the heads inside of attention.
+    /// Ranks of the context axes, or of tensor axes that cut no weight, if these cut the sequence, and the heads inside of attention.
     pub ulysses: u64,
-    /// Ranks of the tensor axes, if these cut the sequence, and the queries inside of attention.
+    /// The same, if these cut the queries inside of attention.
     pub cp: u64,
     /// How keys and values reach the queries of other ranks, where `cp` is above 1.
     pub cp_kind: ContextKind,
@@ -45,9 +47,42 @@ pub struct SegmentChoice {
 }
 
 impl SegmentChoice {
+    /// The choice of a piece in the usual names.
+    pub fn of(piece: &Piece, choice: &Choice, mesh: &Mesh) -> SegmentChoice {
+        let Split { data, context, tensor } = &choice.split;
+        let along_sequence = mesh.product(choice.split.sequence_axes());
+        let cuts_weights = choice.tensor == TensorKind::Weights || !context.is_empty();
+        SegmentChoice {
+            nodes: piece.nodes.clone(),
+            dp: mesh.product(data),
+            tp: if cuts_weights { mesh.product(tensor) } else { 1 },
+            ulysses: if choice.tensor == TensorKind::Ulysses { along_sequence } else { 1 },
+            cp: if matches!(choice.tensor, TensorKind::Context(_)) { along_sequence } else { 1 },
+            cp_kind: match choice.tensor {
+                TensorKind::Context(kind) => kind,
+                _ => ContextKind::Gather,
+            },
+            ep: choice.ep,
+            boundary: choice.boundary,
+            zero: choice.zero,
+            mode: choice.mode,
+            cost: choice.cost,
+        }
+    }
+
     /// Ranks of the tensor axes, whatever they cut.
     pub fn tensor_degree(&self) -> u64 {
-        self.tp * self.ulysses * self.cp
+        if self.tp > 1 { self.tp } else { self.sequence_degree() }
+    }
+
+    /// Ranks that share the sequence and no weight.
+    pub fn sequence_degree(&self) -> u64 {
+        self.ulysses * self.cp
+    }
+
+    /// Whether the axes that cut weights cut the sequence between layers.
+    pub fn has_megatron_sequence(&self) -> bool {
+        self.boundary == BoundaryKind::Sequence && (self.tp > 1 || self.sequence_degree() == 1)
     }
 
     /// Usual names: `dp 4`, `dp 2 · tp 2 + sequence, zero 1, recompute full`.
@@ -74,7 +109,7 @@ impl SegmentChoice {
         if self.ep > 1 {
             name += &format!(" · ep {}", self.ep);
         }
-        if self.boundary == BoundaryKind::Sequence && self.ulysses * self.cp == 1 {
+        if self.has_megatron_sequence() {
             name += " + sequence";
         }
         if self.zero > 0 {
@@ -149,10 +184,13 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment]) -> (Facts<'a
         }
     }
     let shared = readers.iter().filter(|(_, s)| s.len() > 1).map(|(w, _)| *w).collect();
+    let pieces = pieces(program, segments, &readers);
+    let batch = BatchFactors::of(program, &forward);
     let facts = Facts {
         program,
         rules: Rules::of(program),
-        batch: BatchFactors::of(program, &forward),
+        sequences: Sequences::of(program, &forward, &pieces, &batch),
+        batch,
         backward,
         saved,
         has_gradient,
@@ -161,7 +199,6 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment]) -> (Facts<'a
         shared,
         weights,
     };
-    let pieces = pieces(program, segments, &readers);
     (facts, pieces)
 }
 
@@ -265,7 +302,7 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
                 for (i, arg) in facts.program.graph.node(node).args.iter().enumerate() {
                     if facts.weights.contains(arg) {
                         let placed = option.operands[i].clone();
-                        let reduction = Reduction::of(&placed, &option.map, &choice.split.data);
+                        let reduction = Reduction::of(&placed, &option.map, &choice.split.replicas());
                         uses.entry(*arg).or_default().push(Use { placed, reduction, zero: choice.zero });
                     }
                 }

@@ -49,13 +49,13 @@ impl SegmentChoice {
         };
         LayerPins {
             dp: None,
-            tp: Some(self.tp as u32).filter(|_| self.ulysses * self.cp == 1),
+            tp: Some(self.tp as u32),
             ulysses: Some(self.ulysses as u32).filter(|&n| n > 1),
             cp: Some(self.cp as u32).filter(|&n| n > 1),
             cp_kind: Some(self.cp_kind).filter(|_| self.cp > 1),
             ep: Some(self.ep as u32).filter(|&n| n > 1),
             zero: Some(self.zero),
-            sequence: Some(sequence).filter(|_| self.ulysses * self.cp == 1),
+            sequence: Some(sequence).filter(|_| self.tp > 1 || self.sequence_degree() == 1),
             recompute: Some(self.mode),
         }
     }
@@ -65,6 +65,8 @@ impl SegmentChoice {
         LayerPins {
             dp: Some(self.dp as u32),
             tp: Some(self.tp as u32).filter(|&n| n > 1),
+            ulysses: Some(self.ulysses as u32).filter(|&n| n > 1 && self.tp > 1),
+            cp: Some(self.cp as u32).filter(|&n| n > 1 && self.tp > 1),
             zero: Some(self.zero).filter(|&level| level > 0),
             sequence: Some(SequenceMode::Megatron).filter(|_| self.boundary == BoundaryKind::Sequence),
             ..LayerPins::default()

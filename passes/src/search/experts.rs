@@ -3,9 +3,9 @@
 //! Under such an option a mixture gathers the tokens of these axes, computes the experts that it holds for all of them, and gives
 //! partial sums that go back to where the tokens lie. What is gathered and reduced follows from the placements.
 
-use super::options::Split;
 use super::pins::{LayerPins, PinFault, Pins};
 use super::price::Facts;
+use super::split::Split;
 use crate::segment::Segment;
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorMap, Mesh, ShardingRule};

@@ -3,10 +3,10 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
-use super::options::Split;
 use super::sequence::TensorKind;
 use super::solver::Cost;
 use super::spaces::{MARGIN_PARTS, Space, Spaces};
+use super::split::Split;
 
 /// What the layers have in common: how they are cut, and perhaps everything else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,14 +2,16 @@
 //!
 //! Each number of micro-batches and each kind of pipeline is a space ([`spaces`](mod@spaces)) with a bound on what its plans cost
 //! ([`outlines`]); it is opened when no other one promises more. Then every class of segments gets candidates ([`candidates`]): for each
-//! split of the mesh into data and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops'
+//! split of the mesh into data, context and tensor axes, each boundary placement, ZeRO level and recomputation mode an exact choice of the ops'
 //! placements. A chain over the segments ([`solver::chain`]), which may be cut into stages ([`pipe`]), picks one candidate a segment
 //! under the memory of the devices ([`devices`]). The best plans are lowered and replayed; what does not fit tightens the budget of its space.
 
+mod allowed;
 mod assemble;
 mod balance;
 mod boundary;
 mod candidates;
+mod choices;
 mod cut;
 mod decided;
 mod devices;
@@ -23,6 +25,7 @@ mod part;
 mod paths;
 mod pins;
 mod pipe;
+mod points;
 mod price;
 mod queue;
 mod recompute;
@@ -32,8 +35,8 @@ mod runner_up;
 mod sequence;
 pub mod solver;
 mod spaces;
+mod split;
 mod stages;
-
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice, StagesChoice};
@@ -127,7 +130,7 @@ pub enum NoPlan {
 const MAX_FITTING: usize = 3;
 
 /// Kinds of plans that are looked into, and how many plans of them are replayed.
-const MAX_KINDS: usize = 512;
+const MAX_KINDS: usize = 4096;
 const MAX_REPLAYS_OF_KINDS: usize = 384;
 
 /// The spaces that the search chooses from, with all their candidates.
@@ -173,9 +176,9 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
             fitting.insert(pick.space);
         }
     }
-    replay_kinds(&mut replays, &spaces, &queue, Likeness::Alike);
+    replay_kinds(&mut replays, &spaces, Likeness::Alike);
     replays.allow_more();
-    replay_kinds(&mut replays, &spaces, &queue, Likeness::CutAlike);
+    replay_kinds(&mut replays, &spaces, Likeness::CutAlike);
     if replays.best.is_none() {
         replays.run_smallest();
     }
@@ -191,11 +194,10 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
 }
 
 /// Replays the plans of kinds that may be faster than the best one.
-fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, all: &Queue<'_>, likeness: Likeness) {
-    let Some((best, _)) = &replays.best else { return };
-    let most_ns = best.cost.step_ns + replays.margin_ns();
+fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likeness) {
+    let most_ns = replays.best.as_ref().map_or(u64::MAX, |(best, _)| best.cost.step_ns + replays.margin_ns());
     let kinds = promising_kinds(spaces, likeness, most_ns, MAX_KINDS);
-    let mut queue = Queue::of_kinds(spaces, kinds, |space| all.budget(space));
+    let mut queue = Queue::of_kinds(spaces, kinds);
     let most = replays.n_plans() + MAX_REPLAYS_OF_KINDS;
     // Splits that differ in nothing but which axes are called data give the same plan under several names.
     let mut known: BTreeMap<(usize, Cost), StageMemory> = BTreeMap::new();

@@ -1,26 +1,10 @@
-//! The placements that an op may take: its batch over the data axes, one more factor (or none) over the tensor axes. Experts may
-//! take data axes from the batch.
+//! The placements that an op may take: its batch over the data axes, its sequence over the context axes, one more factor (or none)
+//! over the tensor axes. Experts may take data axes from the batch.
 
+use super::split::Split;
 use crate::rings::RingKind;
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorKind, FactorMap, Mesh, Sharding, ShardingRule};
-
-/// A split of the mesh: the data axes shard the batch of a layer's boundary, the tensor axes whatever each op chooses.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Split {
-    /// Slower axes.
-    pub data: Vec<AxisId>,
-    /// Faster axes.
-    pub tensor: Vec<AxisId>,
-}
-
-impl Split {
-    /// All splits of the spatial axes into two contiguous runs, fewest tensor axes first.
-    pub fn all(mesh: &Mesh) -> Vec<Split> {
-        let axes: Vec<AxisId> = mesh.spatial().collect();
-        (0..=axes.len()).rev().map(|cut| Split { data: axes[..cut].to_vec(), tensor: axes[cut..].to_vec() }).collect()
-    }
-}
 
 /// One placement of an op.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +33,14 @@ impl NodeOption {
 pub struct OptionContext<'a> {
     /// The mesh, its micro-batches included.
     pub mesh: &'a Mesh,
-    /// Data and tensor axes.
+    /// Data, context and tensor axes.
     pub split: &'a Split,
     /// The factor that is the batch.
     pub batch: Option<usize>,
+    /// The factor that is the sequence.
+    pub sequence: Option<usize>,
+    /// The factor that counts the heads of an attention, those of its keys if they are fewer.
+    pub heads: Option<usize>,
     /// The factor that counts experts.
     pub experts: Option<usize>,
     /// The rule of an attention as a ring, if it has one.
@@ -78,50 +66,93 @@ pub fn options(rule: &ShardingRule, cx: &OptionContext<'_>) -> Vec<NodeOption> {
         let over = over_data_axes(&base, batch, experts, &cx.split.data);
         bases.extend(over.into_iter().filter(|map| divides(rule, experts, &map.axes[experts], cx.mesh)));
     }
-    bases.into_iter().flat_map(|base| over_tensor_axes(rule, base, cx)).collect()
+    bases.into_iter().flat_map(|base| over_context_and_tensor_axes(rule, base, cx)).collect()
 }
 
-/// The options that leave a map as it is, or put one factor over the tensor axes.
-fn over_tensor_axes(rule: &ShardingRule, base: FactorMap, cx: &OptionContext<'_>) -> Vec<NodeOption> {
-    let mut all = vec![NodeOption::new(rule, base.clone(), None)];
-    if cx.split.tensor.is_empty() {
-        return all;
+/// The options of an op with a sequence have it over the context axes. An attention may have its heads there instead (DeepSpeed-Ulysses,
+/// Jacobs et al., 2023): minor to what the tensor axes cut, so that the context axes move from one dimension to the other and back.
+fn over_context_and_tensor_axes(rule: &ShardingRule, base: FactorMap, cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let Split { context, tensor, .. } = cx.split;
+    if context.is_empty() {
+        return over_axes(rule, &base, tensor, cx);
     }
-    for factor in (0..rule.factors.len()).filter(|&f| rule.is_shardable(f)) {
-        let mut map = base.clone();
-        map.axes[factor].extend(&cx.split.tensor);
-        if divides(rule, factor, &map.axes[factor], cx.mesh) {
-            all.push(NodeOption::new(rule, map.clone(), Some(factor)));
-            all.extend(rings(rule, &map, factor, cx));
-        } else if cx.batch != Some(factor) {
-            all.extend(cut_into_single(rule, factor, &base, cx));
+    let mut along_sequence = base.clone();
+    if let Some(sequence) = cx.sequence.filter(|&f| rule.is_shardable(f) && base.axes[f].is_empty()) {
+        along_sequence.axes[sequence].extend(context);
+        if !divides(rule, sequence, &along_sequence.axes[sequence], cx.mesh) {
+            along_sequence = base.clone();
         }
+    }
+    let mut all = over_axes(rule, &along_sequence, tensor, cx);
+    let along_heads = cx.heads.filter(|&f| rule.is_shardable(f));
+    all.extend(along_heads.into_iter().flat_map(|f| over_factor(rule, &base, f, &[&tensor[..], context].concat(), cx)));
+    all
+}
+
+/// The options that leave a map as it is, or put one factor over the axes.
+fn over_axes(rule: &ShardingRule, base: &FactorMap, axes: &[AxisId], cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let mut all = with_rings(rule, NodeOption::new(rule, base.clone(), None), cx);
+    if !axes.is_empty() {
+        let factors = (0..rule.factors.len()).filter(|&f| rule.is_shardable(f));
+        all.extend(factors.flat_map(|factor| over_factor(rule, base, factor, axes, cx)));
     }
     all
 }
 
-/// The rings beside the option that cuts the queries: a causal one, whose queries know their place, also in a zigzag.
-fn rings(rule: &ShardingRule, map: &FactorMap, factor: usize, cx: &OptionContext<'_>) -> Vec<NodeOption> {
-    let Some(ring) = cx.ring.filter(|_| rule.operands[0][1][..] == [factor]) else { return Vec::new() };
-    let is_cut = divides(ring, factor, &map.axes[factor], cx.mesh);
-    let sequence = ring.factors[factor].size;
-    let has_chunks = ring.factors[factor].kind == FactorKind::Offset
-        && sequence.is_multiple_of(2 * cx.mesh.product(&map.axes[factor]));
+/// The options that put one factor over the axes.
+fn over_factor(
+    rule: &ShardingRule,
+    base: &FactorMap,
+    factor: usize,
+    axes: &[AxisId],
+    cx: &OptionContext<'_>,
+) -> Vec<NodeOption> {
+    let mut map = base.clone();
+    map.axes[factor].extend(axes);
+    let option = match divides(rule, factor, &map.axes[factor], cx.mesh) {
+        true => Some(NodeOption::new(rule, map, Some(factor))),
+        false if cx.batch != Some(factor) => cut_into_single(rule, factor, base, axes, cx.mesh),
+        false => None,
+    };
+    option.into_iter().flat_map(|option| with_rings(rule, option, cx)).collect()
+}
+
+/// An option, and where it cuts the queries the rings beside it: a causal one, whose queries know their place, also in a zigzag.
+fn with_rings(rule: &ShardingRule, option: NodeOption, cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let mut all = vec![option];
+    let (Some(ring), Some(&[queries])) = (cx.ring, rule.operands.first().and_then(|q| q.get(1)).map(|fs| &fs[..]))
+    else {
+        return all;
+    };
+    let map = all[0].map.clone();
+    if map.axes[queries].is_empty() {
+        return all;
+    }
+    let is_cut = divides(ring, queries, &map.axes[queries], cx.mesh);
+    let has_chunks = ring.factors[queries].kind == FactorKind::Offset
+        && ring.factors[queries].size.is_multiple_of(2 * cx.mesh.product(&map.axes[queries]));
     let kinds = [(RingKind::Blocks, is_cut), (RingKind::Zigzag, is_cut && has_chunks)];
-    let option = |kind| NodeOption { ring: Some(kind), ..NodeOption::new(ring, map.clone(), Some(factor)) };
-    kinds.into_iter().filter(|(_, fits)| *fits).map(|(kind, _)| option(kind)).collect()
+    let tensor_factor = all[0].tensor_factor;
+    let option = |kind| NodeOption { ring: Some(kind), ..NodeOption::new(ring, map.clone(), tensor_factor) };
+    all.extend(kinds.into_iter().filter(|(_, fits)| *fits).map(|(kind, _)| option(kind)));
+    all
 }
 
 /// A factor smaller than the tensor degree, such as the heads of keys, is cut into single elements by the first axes; the
 /// others cut what is minor to it, such as the queries of each of these heads, or else compute the same.
-fn cut_into_single(rule: &ShardingRule, factor: usize, base: &FactorMap, cx: &OptionContext<'_>) -> Option<NodeOption> {
-    let axes = &cx.split.tensor;
-    let n = (0..axes.len()).find(|&n| cx.mesh.product(&axes[..n]) == rule.factors[factor].size)?;
+fn cut_into_single(
+    rule: &ShardingRule,
+    factor: usize,
+    base: &FactorMap,
+    axes: &[AxisId],
+    mesh: &Mesh,
+) -> Option<NodeOption> {
+    let n = (0..axes.len()).find(|&n| mesh.product(&axes[..n]) == rule.factors[factor].size)?;
     let mut map = base.clone();
     map.axes[factor].extend(&axes[..n]);
     if let Some(minor) = rule.minor_of(factor) {
         map.axes[minor].extend(&axes[n..]);
-        if rule.takes(&map, cx.mesh) {
+        if rule.takes(&map, mesh) {
             return Some(NodeOption::new(rule, map, Some(factor)));
         }
         map.axes[minor].truncate(base.axes[minor].len());

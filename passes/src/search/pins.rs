@@ -1,6 +1,7 @@
 //! Decisions that the user fixes; what is left out is searched.
 
 use super::options::NodeOption;
+use super::split::Split;
 use crate::rings::RingKind;
 use crate::strategy::ScheduleKind;
 use galvatron_ir::mesh::ShardingRule;
@@ -93,10 +94,11 @@ pub const RING: &str = "ring";
 pub const ZIGZAG: &str = "zigzag";
 
 impl Place {
-    /// Whether an option of an op with this rule is what is pinned.
-    pub fn allows(&self, rule: &ShardingRule, option: &NodeOption) -> bool {
+    /// Whether an option of an op with this rule is what is pinned. Beside context axes, over which rings then run, it is not the ring
+    /// that is pinned here.
+    pub fn allows(&self, rule: &ShardingRule, option: &NodeOption, split: &Split) -> bool {
         match (self, option.tensor_factor) {
-            (Place::Factor(label), _) if option.ring.is_some() => {
+            (Place::Factor(label), _) if option.ring.is_some() && split.context.is_empty() => {
                 *label == if option.ring == Some(RingKind::Zigzag) { ZIGZAG } else { RING }
             }
             (Place::Whole, factor) => factor.is_none(),
@@ -107,13 +109,23 @@ impl Place {
 }
 
 impl LayerPins {
-    /// Ranks that the tensor axes have, for weights or for the sequence.
-    pub fn tensor_degree(&self) -> Option<u32> {
+    /// Ranks that share the sequence and no weight, if there are to be several.
+    pub fn sequence_degree(&self) -> Option<u32> {
         let above_one = |pin: Option<u32>| pin.filter(|&degree| degree > 1);
-        above_one(self.ulysses).or(above_one(self.cp)).or(self.tp)
+        above_one(self.ulysses).or(above_one(self.cp))
     }
 
-    /// What the tensor axes cut by the pins: `ulysses`, `cp`, or else `tp`.
+    /// Ranks that the tensor axes have where no context axes are beside them, for weights or for the sequence.
+    pub fn tensor_degree(&self) -> Option<u32> {
+        self.sequence_degree().or(self.tp)
+    }
+
+    /// Whether the degree of data or tensor axes is pinned.
+    pub fn names_weights_or_batch(&self) -> bool {
+        self.dp.is_some() || self.tp.is_some()
+    }
+
+    /// What the tensor axes, or the context axes beside them, cut by the pins: `ulysses`, `cp`, or else `tp`.
     pub fn tensor_name(&self) -> &'static str {
         match (self.ulysses, self.cp) {
             (Some(2..), _) => "ulysses",
@@ -122,14 +134,14 @@ impl LayerPins {
         }
     }
 
-    /// Whether the sequence is pinned to the tensor axes outside of attention.
+    /// Whether the sequence is pinned to several ranks outside of attention, which have the same weights.
     pub fn cuts_sequence(&self) -> bool {
-        self.tensor_name() != "tp"
+        self.sequence_degree().is_some()
     }
 
     /// These pins, and where they are silent those of `base`. A degree that is named drops the base's other degree.
     pub fn over(&self, base: &LayerPins) -> LayerPins {
-        let names_degree = self.tp.is_some() || self.dp.is_some() || self.ulysses.is_some() || self.cp.is_some();
+        let names_degree = self.names_weights_or_batch() || self.ulysses.is_some() || self.cp.is_some();
         LayerPins {
             dp: if names_degree { self.dp } else { base.dp },
             tp: if names_degree { self.tp } else { base.tp },

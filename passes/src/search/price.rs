@@ -1,10 +1,11 @@
 //! Prices one segment under one split of the mesh: per option of each op, and per pair of options where a value flows.
 
-use super::experts::{expert_degree, expert_factor};
-use super::options::{NodeOption, OptionContext, Split, options};
+use super::experts::expert_degree;
+use super::options::{NodeOption, OptionContext, options};
 use super::recompute::Recompute;
-use super::sequence::attention_ring;
+use super::sequence::Sequences;
 use super::solver::{Cost, Edge, Problem, Var};
+use super::split::Split;
 use super::weights::{Reduction, gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::batch::BatchFactors;
@@ -30,6 +31,8 @@ pub struct Facts<'a> {
     pub rules: Rules,
     /// Batch factors of the forward nodes.
     pub batch: BatchFactors,
+    /// Their sequences.
+    pub sequences: Sequences,
     /// Backward nodes by forward node.
     pub backward: BTreeMap<NodeId, Vec<NodeId>>,
     /// Forward values that some backward node reads.
@@ -94,12 +97,8 @@ pub fn groups(facts: &Facts<'_>, piece: &Piece, mesh: &Mesh, split: &Split, filt
     let mut groups = Vec::new();
     for members in piece.siblings.iter().cloned() {
         let first = piece.nodes[members[0]];
-        let batch = facts.batch.factors.get(&first).copied();
         let rule = &facts.rules[first];
-        let experts = expert_factor(&facts.program.graph.node(first).op, rule);
-        let (ring, whole_batch) = (attention_ring(facts, first), facts.is_whole_batch(first));
-        let cx = OptionContext { mesh, split, batch, experts, ring, whole_batch };
-        let mut options = options(rule, &cx);
+        let mut options = options(rule, &OptionContext::of(facts, first, split, mesh));
         options.retain(|o| filter(first, o));
         if options.is_empty() {
             return None;
@@ -128,7 +127,11 @@ struct WeightUse<'a> {
 /// Price of the weights of one option at one ZeRO level.
 #[derive(Clone, Copy, Default)]
 struct WeightPrice {
+    /// What is computed for the gradient in each micro-batch.
     micro_batch_ns: u64,
+    /// What is communicated beside the forward and the backward pass of each.
+    forward_ns: u64,
+    backward_ns: u64,
     reduce_ns: u64,
     step_ns: u64,
     bytes: u64,
@@ -141,9 +144,9 @@ pub struct Priced<'a> {
     pub(super) model: &'a CostModel,
     pub(super) piece: &'a Piece,
     pub(super) mesh: &'a Mesh,
-    /// The data and tensor axes of the split.
-    data: Vec<AxisId>,
-    tensor: Vec<AxisId>,
+    /// The split, and its axes whose ranks compute with the same weights.
+    split: Split,
+    replicas: Vec<AxisId>,
     pub(super) groups: Vec<Group>,
     /// By group, member and option.
     prices: Vec<Vec<Vec<OptionPrice>>>,
@@ -160,9 +163,9 @@ impl<'a> Priced<'a> {
         filter: Filter<'_>,
     ) -> Option<Priced<'a>> {
         let groups = groups(facts, piece, mesh, split, filter)?;
-        let Split { data, tensor } = split.clone();
+        let (replicas, split) = (split.replicas(), split.clone());
         let (groups_so_far, prices, group_of) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut priced = Priced { facts, model, piece, mesh, data, tensor, groups: groups_so_far, prices, group_of };
+        let mut priced = Priced { facts, model, piece, mesh, split, replicas, groups: groups_so_far, prices, group_of };
         for (i, group) in groups.iter().enumerate() {
             let nodes = group.members.iter().map(|&m| piece.nodes[m]);
             priced
@@ -280,7 +283,7 @@ impl<'a> Priced<'a> {
     /// Placement of a weight that an op reads under a map.
     pub fn weight_placement(&self, weight: ValueId, operand: &Sharding, map: &FactorMap, zero: u8) -> WeightPlacement {
         let ty = &self.facts.program.graph.value(weight).ty;
-        let reduction = Reduction::of(operand, map, &self.data);
+        let reduction = Reduction::of(operand, map, &self.replicas);
         match self.facts.shared.contains(&weight) {
             true => weight_placement(&Sharding::replicated(ty.rank()), &reduction, zero, ty, self.mesh),
             false => weight_placement(operand, &reduction, zero, ty, self.mesh),
@@ -298,8 +301,9 @@ impl<'a> Priced<'a> {
         let wide = TensorType::f32(ty.shape.clone());
         let owned = self.piece.owned.contains(&weight);
         // A gathered parameter is dropped after the forward pass; a backward pass that reads it gathers it again.
-        let n_gathers = 1 + u64::from(self.facts.is_read_again(used.node, weight));
-        price.micro_batch_ns += n_gathers * reshard(&placed.parameter, operand);
+        let gather_ns = reshard(&placed.parameter, operand);
+        price.forward_ns += gather_ns;
+        price.backward_ns += u64::from(self.facts.is_read_again(used.node, weight)) * gather_ns;
         if owned {
             price.bytes += self.bytes(weight, &placed.parameter);
         }
@@ -307,7 +311,7 @@ impl<'a> Priced<'a> {
         let gradient = Sharding { dims: operand.dims.clone(), partial: gradient_partial(operand, used.map) };
         // Contributions that lie alike are summed before they are reduced.
         if owned || gradient.dims.iter().any(|axes| !axes.is_empty()) {
-            price.micro_batch_ns += reshard_as(&gradient, &placed.accumulator, &wide);
+            price.backward_ns += reshard_as(&gradient, &placed.accumulator, &wide);
         }
         if !owned {
             return;
@@ -363,9 +367,9 @@ impl<'a> Priced<'a> {
         &self.groups
     }
 
-    /// The tensor axes of the split.
-    pub fn tensor_axes(&self) -> &[AxisId] {
-        &self.tensor
+    /// The split of the mesh.
+    pub fn split(&self) -> &Split {
+        &self.split
     }
 
     /// The first node of a group.
@@ -435,6 +439,19 @@ impl<'a> Priced<'a> {
         Problem { vars, edges: edges.to_vec() }
     }
 
+    /// Nanoseconds of an option in one step. What gathers parameters and reduces gradients runs beside the pass that it is for, as far
+    /// as the device can.
+    fn step_ns(&self, price: &OptionPrice, weights: &WeightPrice, m: u64, n_forward: u64) -> u64 {
+        let beside = |compute_ns: u64, communication_ns: u64| {
+            compute_ns + communication_ns - self.model.hidden_ns(compute_ns, communication_ns)
+        };
+        let forward_ns = beside(price.forward_ns, weights.forward_ns);
+        let backward_compute_ns = price.backward_ns + (n_forward - 1) * price.forward_ns;
+        let backward_ns = beside(backward_compute_ns, weights.backward_ns);
+        let last_ns = beside(backward_compute_ns, weights.backward_ns + weights.reduce_ns);
+        m * (forward_ns + backward_ns + weights.micro_batch_ns) + (last_ns - backward_ns) + weights.step_ns
+    }
+
     /// What each option of a group costs by itself.
     pub fn unaries(&self, group: usize, recompute: &Recompute, zero: u8, in_flight: u64) -> impl Iterator<Item = Cost> {
         let facts = self.facts;
@@ -449,9 +466,7 @@ impl<'a> Priced<'a> {
         (0..self.groups[group].options.len()).map(move |option| {
             members.iter().fold(Cost::ZERO, |sum, (prices, m, n_forward, n_kept)| {
                 let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
-                let hidden = self.model.hidden_ns(price.backward_ns, weights.reduce_ns);
-                let per_micro_batch = n_forward * price.forward_ns + price.backward_ns + weights.micro_batch_ns;
-                let time_ns = m * per_micro_batch + weights.reduce_ns - hidden + weights.step_ns;
+                let time_ns = self.step_ns(price, weights, *m, *n_forward);
                 sum.plus(Cost::new(time_ns, weights.bytes + n_kept * price.saved_bytes))
             })
         })

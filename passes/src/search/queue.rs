@@ -40,14 +40,10 @@ impl<'a> Queue<'a> {
         Queue::of(spaces, true, all.collect())
     }
 
-    /// The plans of some kinds, with the budgets that their spaces came to.
-    pub fn of_kinds(spaces: &'a Spaces<'a>, kinds: Kinds<'a>, budget: impl Fn(usize) -> u64) -> Queue<'a> {
+    /// The plans of some kinds, with the whole memory as budget: what a space came to is due to other kinds of it.
+    pub fn of_kinds(spaces: &'a Spaces<'a>, kinds: Kinds<'a>) -> Queue<'a> {
         let all = kinds.into_iter().map(|(least, space, kind)| (least.time_ns, Source { space, kind: Some(kind) }));
-        let mut queue = Queue::of(spaces, false, all.collect());
-        for (line, source) in queue.lines.iter_mut().zip(&queue.sources) {
-            line.budget = budget(source.space);
-        }
-        queue
+        Queue::of(spaces, false, all.collect())
     }
 
     fn of(spaces: &'a Spaces<'a>, exact: bool, all: Vec<(u64, Source<'a>)>) -> Queue<'a> {
@@ -58,16 +54,16 @@ impl<'a> Queue<'a> {
     }
 
     /// Takes the plan with the least surrogate time of all that are left, with the number of its part; those of kinds that seem too large by
-    /// what was seen of plans that are cut alike come last.
+    /// what was seen of plans that are cut alike come last, the least too large first.
     pub fn pop(&mut self) -> Option<(usize, Pick)> {
         loop {
             let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Unopened => Some((false, line.bound_ns, i, false)),
+                State::Unopened => Some((0, line.bound_ns, i, false)),
                 State::Open(solved, closed) if *closed || !self.exact => {
                     let Cost { time_ns, bytes } = solved.solution.cost;
-                    Some((self.seems_too_large(i, bytes), time_ns, i, true))
+                    Some((self.seeming_excess(i, bytes), time_ns, i, true))
                 }
-                State::Open(solved, _) => Some((false, solved.solution.lower_bound_ns, i, false)),
+                State::Open(solved, _) => Some((0, solved.solution.lower_bound_ns, i, false)),
                 State::Done => None,
             });
             let (.., i, closed) = open.min()?;
@@ -84,11 +80,12 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Whether a plan of a kind with so many bytes by the surrogate is too large if as much comes on top as with one that is cut alike.
-    fn seems_too_large(&self, i: usize, bytes: u64) -> bool {
+    /// By how many bytes a plan of a kind with so many bytes by the surrogate is too large if as much comes on top as with one that is cut alike.
+    fn seeming_excess(&self, i: usize, bytes: u64) -> u64 {
         let Source { space, kind } = &self.sources[i];
         let beyond = kind.and_then(|kind| self.beyond.get(&(*space, Some(kind.cuts()))));
-        beyond.is_some_and(|beyond| i128::from(bytes) + beyond > i128::from(self.spaces.limit(*space)))
+        let excess = beyond.map_or(0, |beyond| i128::from(bytes) + beyond - i128::from(self.spaces.limit(*space)));
+        u64::try_from(excess).unwrap_or(0)
     }
 
     /// Notes the memory of a plan of a part as it was lowered. The part comes back with less to spend where a stage is too large, with more
@@ -116,11 +113,6 @@ impl<'a> Queue<'a> {
             None => self.lines[i].state = State::Done,
         }
         self.parts[i] = part;
-    }
-
-    /// Surrogate bytes that plans of a part may have.
-    pub fn budget(&self, part: usize) -> u64 {
-        self.lines[part].budget
     }
 
     /// No plan of any part within its budget takes less time by the surrogate, in nanoseconds.

@@ -1,11 +1,11 @@
 //! Why pins leave a segment without any candidate: the first constraint that they break, by name.
 
-use super::candidates::{SpaceBuilder, fits_pins};
-use super::experts::{self, expert_factor};
-use super::options::{OptionContext, Split, options};
+use super::candidates::SpaceBuilder;
+use super::experts;
+use super::options::{OptionContext, options};
 use super::pins::{ContextKind, LayerPins, PinFault, SequenceMode};
 use super::price::Piece;
-use super::sequence::attention_ring;
+use super::split::Split;
 use galvatron_ir::mesh::{Mesh, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, ValueId};
@@ -13,7 +13,7 @@ use galvatron_ir::{NodeId, ValueId};
 impl SpaceBuilder<'_> {
     /// Which pin leaves a piece without any candidate.
     pub(super) fn why_none(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> PinFault {
-        let splits: Vec<Split> = Split::all(mesh).into_iter().filter(|s| fits_pins(s, pins, mesh)).collect();
+        let splits = self.splits(pins, mesh);
         if splits.is_empty() {
             return no_split(pins, mesh);
         }
@@ -71,11 +71,8 @@ impl SpaceBuilder<'_> {
     fn uncut_node(&self, piece: &Piece, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
         piece.nodes.iter().find_map(|&node| {
             let rule = &self.facts.rules[node];
-            let batch = self.facts.batch.factors.get(&node).copied();
-            let whole_batch = self.facts.is_whole_batch(node);
-            let experts = expert_factor(&self.facts.program.graph.node(node).op, rule);
-            let ring = attention_ring(&self.facts, node);
-            let all = options(rule, &OptionContext { mesh, split, batch, experts, ring, whole_batch });
+            let cx = OptionContext::of(&self.facts, node, split, mesh);
+            let all = options(rule, &cx);
             if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
                 return None;
             }
@@ -84,7 +81,7 @@ impl SpaceBuilder<'_> {
             }
             let name = self.node_name(node);
             let degree = degree_name(pins, split, mesh);
-            let message = match pins.ep.filter(|_| experts.is_some()) {
+            let message = match pins.ep.filter(|_| cx.experts.is_some()) {
                 _ if all.is_empty() => {
                     let (m, dp) = (mesh.micro_batches(), mesh.product(&split.data));
                     format!("the batch in `{name}` cannot be cut into {m} micro-batches over dp {dp}")
@@ -109,7 +106,7 @@ impl SpaceBuilder<'_> {
             return None;
         }
         let [queries, keys] = [0, 1].map(|i| graph.value(n.args[i]).ty.shape[1]);
-        let (name, degree) = (self.node_name(node), mesh.product(&split.tensor));
+        let (name, degree) = (self.node_name(node), mesh.product(split.sequence_axes()));
         let is_causal = matches!(n.op, Op::Attention(op) if op.causal);
         let (code, message) = match kind {
             ContextKind::Zigzag if !is_causal => {
@@ -162,18 +159,24 @@ impl SpaceBuilder<'_> {
     }
 }
 
-/// The tensor degree under its name: `tp 2`, `ulysses 2` or `cp 2`.
+/// The tensor degree under its name, and the one beside it: `tp 2`, `ulysses 2`, `cp 2`, or `cp 2 · tp 2`.
 fn degree_name(pins: &LayerPins, split: &Split, mesh: &Mesh) -> String {
-    format!("{} {}", pins.tensor_name(), mesh.product(&split.tensor))
+    let tensor = mesh.product(&split.tensor);
+    match split.context.is_empty() {
+        true => format!("{} {tensor}", pins.tensor_name()),
+        false => format!("{} {} · tp {tensor}", pins.tensor_name(), mesh.product(&split.context)),
+    }
 }
 
 fn no_split(pins: &LayerPins, mesh: &Mesh) -> PinFault {
     let world = mesh.world();
-    let tensor = pins.tensor_name();
-    let message = match (pins.dp, pins.tensor_degree()) {
-        (Some(dp), Some(degree)) => format!("dp {dp} · {tensor} {degree} is not the world size {world}"),
-        (one, other) => {
-            let degree = one.or(other).unwrap_or(1);
+    let both = pins.sequence_degree().and(pins.tp).filter(|&tp| tp > 1);
+    let degrees = [("dp", pins.dp), (pins.tensor_name(), pins.tensor_degree()), ("tp", both)];
+    let pinned: Vec<String> = degrees.iter().filter_map(|(key, pin)| Some(format!("{key} {}", (*pin)?))).collect();
+    let message = match &pinned[..] {
+        [_, _, ..] => format!("{} is not the world size {world}", pinned.join(" · ")),
+        _ => {
+            let degree = pins.dp.or(pins.tensor_degree()).unwrap_or(1);
             format!("{world} devices cannot be split into groups of {degree}")
         }
     };

@@ -2,6 +2,7 @@
 
 use super::spaces::{Pick, Spaces};
 use super::{Effort, Found, NoPlan};
+use crate::apply;
 use crate::cost::{CostModel, plan_cost};
 use crate::strategy::Strategy;
 use galvatron_ir::Module;
@@ -57,11 +58,10 @@ impl<'a> Replays<'a> {
         if let Some((_, memory)) = self.known.iter().find(|(s, _)| *s == strategy) {
             return *memory;
         }
-        let mut plan = self.module.clone();
-        crate::apply::apply(&mut plan, &strategy, &self.spaces.builder.facts.rules);
-        let memory = plan.tightest_stage(self.model.cluster());
+        let known = strategy.clone();
+        let (plan, strategy, memory) = self.lower(strategy);
         self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
-        self.known.push((strategy.clone(), memory));
+        self.known.push((known, memory));
         if !memory.fits() {
             let lacks = |stages: &[StageMemory]| stages.iter().map(StageMemory::excess_bytes).max().unwrap_or(0);
             if self.smallest.as_ref().is_none_or(|(least, _)| memory.excess_bytes() < lacks(least)) {
@@ -80,6 +80,23 @@ impl<'a> Replays<'a> {
             self.best = Some((found, pick.clone()));
         }
         memory
+    }
+
+    /// The plan of a strategy with the memory of the stage that lacks most or leaves least. Where nothing fits that runs beside computation,
+    /// collectives stand where they are needed.
+    fn lower(&self, strategy: Strategy) -> (Module, Strategy, StageMemory) {
+        let (cluster, mut ordered) = (self.model.cluster(), self.module.clone());
+        apply::order(&mut ordered, &strategy, &self.spaces.builder.facts.rules);
+        let finish = |mut plan: Module, strategy: Strategy| {
+            apply::finish(&mut plan, &strategy);
+            let memory = plan.tightest_stage(cluster);
+            (plan, strategy, memory)
+        };
+        if self.model.slowdown().is_none() {
+            return finish(ordered, strategy);
+        }
+        let aside = finish(ordered.clone(), strategy.clone());
+        if aside.2.fits() { aside } else { finish(ordered, Strategy { in_turn: true, ..strategy }) }
     }
 
     /// Lowers the smallest plans of the smallest spaces.

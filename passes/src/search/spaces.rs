@@ -2,7 +2,8 @@
 //! what its plans cost; its candidates are made when it is opened.
 
 use super::assemble::{Chosen, Decision, SegmentChoice};
-use super::candidates::{Candidates, Setting, SpaceBuilder};
+use super::candidates::{Candidates, SpaceBuilder};
+use super::choices::Setting;
 use super::devices::Devices;
 use super::options::NodeOption;
 use super::outlines::Least;
@@ -168,7 +169,12 @@ impl<'a> Spaces<'a> {
 
     /// Adds a space for each kind of pipeline of equal stages.
     fn add_family(&mut self, micro_batches: u32, kinds: &[Stages], devices: &Rc<Devices>) -> Result<(), PinFault> {
-        let fitting: Vec<&Stages> = kinds.iter().filter(|stages| stages.check(micro_batches).is_ok()).collect();
+        let mut fitting: Vec<&Stages> = Vec::new();
+        for stages in kinds.iter().filter(|stages| stages.check(micro_batches).is_ok()) {
+            if !fitting.iter().any(|other| stages.runs_as(other, micro_batches)) {
+                fitting.push(stages);
+            }
+        }
         let Some(first) = fitting.first() else { return kinds[0].check(micro_batches) };
         let mesh = first.mesh.with_micro_batches(micro_batches);
         let least = devices.models.iter().map(|model| self.builder.least(&mesh, model));

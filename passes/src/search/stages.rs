@@ -8,7 +8,7 @@
 use super::assemble::StagesChoice;
 use super::candidates::SpaceBuilder;
 use super::pins::PinFault;
-use crate::apply::in_flight;
+use crate::apply::{in_flight, run_alike};
 use crate::strategy::{Pipeline, ScheduleKind};
 use galvatron_ir::mesh::Mesh;
 use std::collections::BTreeMap;
@@ -123,6 +123,11 @@ impl Stages {
             message: format!("{micro_batches} micro-batches are no multiple of the {} stages", self.n_stages),
             help: "an interleaved schedule takes micro-batches in groups of as many as there are stages".into(),
         })
+    }
+
+    /// Whether other stages do the same in the same order, though their schedule has another name.
+    pub fn runs_as(&self, other: &Stages, micro_batches: u32) -> bool {
+        run_alike(&self.uncut(), &other.uncut(), micro_batches)
     }
 
     /// Number of stages.

@@ -30,16 +30,16 @@ pub fn zero_shard(sharding: &Sharding, axes: &[AxisId], ty: &TensorType, mesh: &
 pub struct Reduction {
     /// Those over which the gradient is a partial sum where the weight is read.
     pub partial: Vec<AxisId>,
-    /// Those over which ZeRO shards: besides these the data axes, over which a weight without batch beside it is computed alike.
+    /// Those over which ZeRO shards: besides these the data and context axes, over which a weight without batch beside it is computed alike.
     pub spread: Vec<AxisId>,
 }
 
 impl Reduction {
-    /// Of a weight that an op reads as `operand`, in a segment with these data axes.
-    pub fn of(operand: &Sharding, map: &FactorMap, data: &[AxisId]) -> Reduction {
+    /// Of a weight that an op reads as `operand`, in a segment where the ranks of these axes compute with the same weights.
+    pub fn of(operand: &Sharding, map: &FactorMap, replicas: &[AxisId]) -> Reduction {
         let partial = gradient_partial(operand, map);
         let is_left = |a: &AxisId| !partial.contains(a) && !operand.is_sharded_over(*a);
-        let mut spread: Vec<AxisId> = partial.iter().copied().chain(data.iter().copied().filter(is_left)).collect();
+        let mut spread: Vec<AxisId> = partial.iter().copied().chain(replicas.iter().copied().filter(is_left)).collect();
         spread.sort();
         Reduction { partial, spread }
     }

@@ -39,9 +39,14 @@ fn a_micro_batch_counts_once() {
 fn accumulators_are_read_after_the_last_micro_batch() {
     let early = |m: &mut Module| {
         let axes = vec![m.mesh.axis("a0").unwrap()];
-        push(m, Backward, "early=dw1", Some(AllReduce { axes }.into()), "g1", "[_, a1]");
+        push(m, Forward, "early=dw1", Some(AllReduce { axes }.into()), "g1", "[_, a1]");
     };
     check(sharded(), early, &["G0208 %early arg 0"]);
+    let with_last = |m: &mut Module| {
+        let axes = vec![m.mesh.axis("a0").unwrap()];
+        push(m, Backward, "early=dw1", Some(AllReduce { axes }.into()), "g1", "[_, a1]");
+    };
+    check(sharded(), with_last, &[]);
     let late = |m: &mut Module| {
         remove(m, writer(m, "s.acc"));
         push(m, Reduce, "", Some(Accumulate.into()), "s.acc s", "");

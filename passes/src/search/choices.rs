@@ -1,0 +1,180 @@
+//! The candidates of a segment: for each split of the mesh, boundary placement, ZeRO level and recomputation mode the assignments that are kept.
+
+use super::boundary::BoundaryKind;
+use super::candidates::{Choice, Listing, Mode, SpaceBuilder, modes, zero_levels};
+use super::flows::{Border, Flows};
+use super::pins::LayerPins;
+use super::points::{Point, kept_points};
+use super::price::{Piece, Priced};
+use super::recompute::Recompute;
+use super::sequence::TensorKind;
+use super::solver::{Cost, Edge, Problem};
+use super::split::Split;
+use crate::cost::CostModel;
+use galvatron_ir::mesh::{Mesh, Sharding};
+
+/// What candidates are priced for.
+pub(super) struct Setting<'a> {
+    /// The mesh of a stage.
+    pub mesh: &'a Mesh,
+    /// Micro-batches that are kept at one time, at most.
+    pub in_flight: u64,
+    /// Costs at each speed that a stage has, fastest first.
+    pub models: &'a [CostModel],
+}
+
+/// A piece under one split of the mesh.
+struct Cut<'a> {
+    split: Split,
+    recomputes: &'a [(Mode, Recompute)],
+    /// At each speed that a stage has, fastest first.
+    speeds: Vec<AtSpeed<'a>>,
+    /// Numbers of ranks over which its experts may lie, each with candidates of its own.
+    degrees: Vec<Option<u64>>,
+}
+
+/// The same at one speed.
+struct AtSpeed<'a> {
+    priced: Priced<'a>,
+    flows: Vec<Flows>,
+    /// By recomputation mode what flows cost.
+    edges: Vec<Vec<Edge>>,
+}
+
+/// What the borders of a piece cost at one speed under a recomputation mode, by group.
+type BorderCosts = Vec<(usize, Vec<Cost>)>;
+
+/// What candidates have in common besides their split.
+struct Way {
+    boundary: BoundaryKind,
+    state: u16,
+    /// Number of the recomputation mode.
+    recompute: usize,
+    zero: u8,
+}
+
+impl SpaceBuilder<'_> {
+    /// All candidates of a piece.
+    pub(super) fn choices(
+        &self,
+        piece: &Piece,
+        pins: &LayerPins,
+        setting: &Setting<'_>,
+        states: &mut Vec<Sharding>,
+        width: &mut usize,
+    ) -> Vec<Choice> {
+        let mesh = setting.mesh;
+        let mut all = Vec::new();
+        let recomputes: Vec<(Mode, Recompute)> =
+            modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
+        for split in self.splits(pins, mesh) {
+            let boundaries = self.boundaries(piece, pins, &split, mesh);
+            let Some(cut) = self.cut(piece, pins, setting, (split, &recomputes)) else { continue };
+            for (boundary, placed) in boundaries {
+                let state = placed.as_ref().map_or(0, |p| intern(states, p));
+                let borders = cut.borders(piece, placed.as_ref());
+                for recompute in 0..recomputes.len() {
+                    let costs = cut.border_costs(&borders, recompute);
+                    for zero in zero_levels(pins, mesh) {
+                        let way = Way { boundary, state, recompute, zero };
+                        all.extend(cut.choices(&way, &costs, setting.in_flight, self.listing));
+                    }
+                }
+            }
+            *width = (*width).max(cut.width());
+        }
+        // Those that another one beats stay: a uniform plan may be made of them.
+        all.sort_by_key(|c| (c.state, c.cost));
+        all
+    }
+
+    /// A piece priced under a split at all speeds; `None` where some op has no option.
+    fn cut<'c>(
+        &'c self,
+        piece: &'c Piece,
+        pins: &LayerPins,
+        setting: &Setting<'c>,
+        (split, recomputes): (Split, &'c [(Mode, Recompute)]),
+    ) -> Option<Cut<'c>> {
+        let at_speed = |model: &'c CostModel| {
+            let priced = self.priced(piece, pins, (setting.mesh, model), &split)?;
+            let flows = priced.flows();
+            let edges = recomputes.iter().map(|(_, r)| priced.edges(&flows, r)).collect();
+            Some(AtSpeed { priced, flows, edges })
+        };
+        let speeds = setting.models.iter().map(at_speed).collect::<Option<Vec<_>>>()?;
+        // What another degree of experts beats by the surrogate may still take less memory while it runs.
+        let degrees = if self.listing == Listing::Best { speeds[0].priced.expert_degrees() } else { vec![None] };
+        Some(Cut { split, recomputes, speeds, degrees })
+    }
+}
+
+impl Cut<'_> {
+    /// The borders at each speed where the boundary values lie in one placement.
+    fn borders(&self, piece: &Piece, placed: Option<&Sharding>) -> Vec<Border> {
+        let input = placed.filter(|_| piece.input.is_some());
+        let output = placed.filter(|_| piece.output.is_some());
+        self.speeds.iter().map(|at| at.priced.border(input, output)).collect()
+    }
+
+    fn border_costs(&self, borders: &[Border], recompute: usize) -> Vec<BorderCosts> {
+        let (_, recompute) = &self.recomputes[recompute];
+        self.speeds.iter().zip(borders).map(|(at, b)| at.priced.border_costs(b, recompute)).collect()
+    }
+
+    fn choices<'w>(
+        &'w self,
+        way: &'w Way,
+        costs: &'w [BorderCosts],
+        in_flight: u64,
+        listing: Listing,
+    ) -> impl Iterator<Item = Choice> + 'w {
+        let points = self.degrees.iter().flat_map(move |&degree| {
+            let problem = move |speed: usize, n| self.problem(way, &costs[speed], degree, speed, n);
+            kept_points(problem, self.speeds.len(), in_flight, listing)
+        });
+        points.map(|point| self.choice(way, point))
+    }
+
+    /// The problem at a speed with the activations of `n` micro-batches.
+    fn problem(&self, way: &Way, border: &BorderCosts, degree: Option<u64>, speed: usize, n: u64) -> Problem {
+        let AtSpeed { priced, edges, .. } = &self.speeds[speed];
+        let (_, recompute) = &self.recomputes[way.recompute];
+        let problem = priced.problem((border, &edges[way.recompute]), recompute, way.zero, n);
+        match degree {
+            Some(degree) => priced.with_degree(problem, degree),
+            None => problem,
+        }
+    }
+
+    fn choice(&self, way: &Way, point: Point) -> Choice {
+        let priced = &self.speeds[0].priced;
+        let cuts_sequence = way.boundary == BoundaryKind::Sequence || !self.split.context.is_empty();
+        let Point { cost, slower_ns, saved_bytes, assignment } = point;
+        Choice {
+            split: self.split.clone(),
+            boundary: way.boundary,
+            tensor: if cuts_sequence { priced.tensor_kind(&assignment) } else { TensorKind::Weights },
+            ep: priced.expert_degree(&assignment),
+            zero: way.zero,
+            mode: self.recomputes[way.recompute].0,
+            assignment,
+            cost,
+            slower_ns,
+            saved_bytes,
+            state: way.state,
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.speeds[0].priced.width(&self.speeds[0].flows)
+    }
+}
+
+fn intern(states: &mut Vec<Sharding>, placed: &Sharding) -> u16 {
+    let at = states.iter().position(|s| s == placed).unwrap_or_else(|| {
+        states.push(placed.clone());
+        states.len() - 1
+    });
+    at as u16
+}
