@@ -48,9 +48,10 @@ impl<'a> Kind<'a> {
         Kind { alike: Some(Alike { boundary, zero, mode, everywhere }), ..Kind::cut_as(choice) }
     }
 
-    /// The kind of all plans whose layers are cut in the same way.
-    pub fn cuts(self) -> Kind<'a> {
-        Kind { alike: None, ..self }
+    /// All kinds whose temporaries are about as large: the same cuts, boundaries and ZeRO level, whatever is recomputed.
+    pub fn temporaries(self) -> Kind<'a> {
+        let alike = self.alike.map(|alike| Alike { mode: Mode::None, everywhere: false, ..alike });
+        Kind { alike, ..self }
     }
 
     /// Whether a segment may run so.

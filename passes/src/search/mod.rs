@@ -205,7 +205,7 @@ fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likene
         if replays.is_spent() || replays.n_plans() == most {
             return;
         }
-        // Those that seem too large come last, and may be fast.
+        // One that seems too large comes late, and may be fast.
         if !replays.is_beyond(pick.cost.time_ns) {
             let memory = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
             queue.note(part, &pick, memory);

@@ -53,17 +53,17 @@ impl<'a> Queue<'a> {
         Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, beyond: BTreeMap::new() }
     }
 
-    /// Takes the plan with the least surrogate time of all that are left, with the number of its part; those of kinds that seem too large by
-    /// what was seen of plans that are cut alike come last, the least too large first.
+    /// Takes the plan with the least surrogate time of all that are left, with the number of its part. One that seems too large counts as so
+    /// much slower as it is too large: what has to be freed costs time.
     pub fn pop(&mut self) -> Option<(usize, Pick)> {
         loop {
             let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Unopened => Some((0, line.bound_ns, i, false)),
+                State::Unopened => Some((line.bound_ns, i, false)),
                 State::Open(solved, closed) if *closed || !self.exact => {
                     let Cost { time_ns, bytes } = solved.solution.cost;
-                    Some((self.seeming_excess(i, bytes), time_ns, i, true))
+                    Some((time_ns.saturating_add(self.seeming_delay_ns(i, time_ns, bytes)), i, true))
                 }
-                State::Open(solved, _) => Some((0, solved.solution.lower_bound_ns, i, false)),
+                State::Open(solved, _) => Some((solved.solution.lower_bound_ns, i, false)),
                 State::Done => None,
             });
             let (.., i, closed) = open.min()?;
@@ -80,12 +80,14 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// By how many bytes a plan of a kind with so many bytes by the surrogate is too large if as much comes on top as with one that is cut alike.
-    fn seeming_excess(&self, i: usize, bytes: u64) -> u64 {
+    /// As large a part of the time as the part of the memory by which a plan of a kind, with so many bytes by the surrogate, is too large if as
+    /// much comes on top as with the last one with temporaries of about its size.
+    fn seeming_delay_ns(&self, i: usize, time_ns: u64, bytes: u64) -> u64 {
         let Source { space, kind } = &self.sources[i];
-        let beyond = kind.and_then(|kind| self.beyond.get(&(*space, Some(kind.cuts()))));
-        let excess = beyond.map_or(0, |beyond| i128::from(bytes) + beyond - i128::from(self.spaces.limit(*space)));
-        u64::try_from(excess).unwrap_or(0)
+        let beyond = kind.and_then(|kind| self.beyond.get(&(*space, Some(kind.temporaries()))));
+        let limit = i128::from(self.spaces.limit(*space));
+        let excess = beyond.map_or(0, |beyond| i128::from(bytes) + beyond - limit).max(0);
+        u64::try_from(i128::from(time_ns) * excess / limit.max(1)).unwrap_or(u64::MAX)
     }
 
     /// Notes the memory of a plan of a part as it was lowered. The part comes back with less to spend where a stage is too large, with more
@@ -94,7 +96,7 @@ impl<'a> Queue<'a> {
         let Source { space, kind } = &self.sources[part];
         let counted =
             i128::from(self.spaces.limit(*space)) + i128::from(memory.excess_bytes()) - i128::from(memory.left_bytes());
-        self.beyond.insert((*space, kind.map(|kind| kind.cuts())), counted - i128::from(pick.cost.bytes));
+        self.beyond.insert((*space, kind.map(|kind| kind.temporaries())), counted - i128::from(pick.cost.bytes));
         let Some(found) = &self.parts[part] else { return };
         match memory.fits() {
             true => self.lines[part].fits(found, pick, memory.left_bytes()),
