@@ -5,7 +5,7 @@ use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
 use super::sequence::TensorKind;
 use super::solver::Cost;
-use super::spaces::{MARGIN_PARTS, Space, Spaces};
+use super::spaces::{MARGIN_PARTS, Pick, Space, Spaces};
 use super::split::Split;
 
 /// What the layers have in common: how they are cut, and perhaps everything else.
@@ -15,6 +15,8 @@ pub struct Kind<'a> {
     tensor: TensorKind,
     ep: u64,
     alike: Option<Alike>,
+    /// How the other segments are cut, where that is given.
+    rest: Option<&'a Split>,
 }
 
 /// What uniform layers have in common beyond their cuts, and whether the other segments share the split, the boundary and the ZeRO level.
@@ -27,12 +29,14 @@ struct Alike {
 }
 
 /// In what the layers of a kind of plans are alike.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Likeness {
+#[derive(Clone, Copy)]
+pub enum Likeness<'a> {
     /// In everything.
     Alike,
     /// In how they are cut.
     CutAlike,
+    /// They are cut as the first layer of a pick; the other segments are cut alike.
+    CutAs(&'a Pick),
 }
 
 /// Kinds of plans of spaces, by their numbers, with what they cost at least.
@@ -40,7 +44,7 @@ pub type Kinds<'a> = Vec<(Cost, usize, Kind<'a>)>;
 
 impl<'a> Kind<'a> {
     fn cut_as(choice: &'a Choice) -> Kind<'a> {
-        Kind { split: &choice.split, tensor: choice.tensor, ep: choice.ep, alike: None }
+        Kind { split: &choice.split, tensor: choice.tensor, ep: choice.ep, alike: None, rest: None }
     }
 
     fn alike(choice: &'a Choice, everywhere: bool) -> Kind<'a> {
@@ -57,7 +61,9 @@ impl<'a> Kind<'a> {
     /// Whether a segment may run so.
     pub fn allows(&self, choice: &Choice, is_layer: bool) -> bool {
         let is_cut_so = (&choice.split, choice.tensor, choice.ep) == (self.split, self.tensor, self.ep);
-        let Some(alike) = self.alike else { return is_cut_so || !is_layer };
+        let Some(alike) = self.alike else {
+            return if is_layer { is_cut_so } else { self.rest.is_none_or(|rest| choice.split == *rest) };
+        };
         let same = (choice.boundary, choice.zero) == (alike.boundary, alike.zero);
         match is_layer {
             true => is_cut_so && same && choice.mode == alike.mode,
@@ -68,10 +74,10 @@ impl<'a> Kind<'a> {
 
 /// The kinds of a likeness that may take less than `most_ns` and fit by the surrogate, fastest first; of more than `n_most` those are left out that
 /// would be slower with enough memory.
-pub fn promising_kinds<'a>(spaces: &'a Spaces<'_>, likeness: Likeness, most_ns: u64, n_most: usize) -> Kinds<'a> {
+pub fn promising_kinds<'a>(spaces: &'a Spaces<'_>, likeness: Likeness<'_>, most_ns: u64, n_most: usize) -> Kinds<'a> {
     let layers = spaces.layer_variants();
     let mut promising = Vec::new();
-    for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns) {
+    for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns && likeness.concerns(i)) {
         let Some(space) = spaces.open(i) else { continue };
         let most_bytes = spaces.limit(i).saturating_add(spaces.limit(i) / MARGIN_PARTS);
         let kinds = kinds(space, likeness, &layers).into_iter();
@@ -83,14 +89,27 @@ pub fn promising_kinds<'a>(spaces: &'a Spaces<'_>, likeness: Likeness, most_ns: 
     promising
 }
 
+impl Likeness<'_> {
+    fn concerns(self, space: usize) -> bool {
+        !matches!(self, Likeness::CutAs(pick) if pick.space != space)
+    }
+}
+
 /// The kinds that the first class of layers has.
-fn kinds<'a>(space: &'a Space, likeness: Likeness, layers: &[bool]) -> Vec<Kind<'a>> {
+fn kinds<'a>(space: &'a Space, likeness: Likeness<'_>, layers: &[bool]) -> Vec<Kind<'a>> {
     let first = layers.iter().position(|&l| l).unwrap_or(0);
-    let of = |c: &'a Choice| match likeness {
-        Likeness::Alike => vec![Kind::alike(c, false), Kind::alike(c, true)],
-        Likeness::CutAlike => vec![Kind::cut_as(c)],
+    let choices = &space.candidates.choices;
+    let mut kinds: Vec<Kind<'a>> = match likeness {
+        Likeness::Alike => choices[first].iter().flat_map(|c| [Kind::alike(c, false), Kind::alike(c, true)]).collect(),
+        Likeness::CutAlike => choices[first].iter().map(Kind::cut_as).collect(),
+        Likeness::CutAs(pick) => {
+            let mut chosen = space.candidates.path().iter().zip(&pick.chosen);
+            let Some((&variant, &layer)) = chosen.find(|(variant, _)| layers[**variant]) else { return Vec::new() };
+            let others = choices.iter().zip(layers).filter(|(_, is_layer)| !**is_layer).flat_map(|(c, _)| c);
+            let layer = Kind::cut_as(&choices[variant][layer]);
+            others.map(|other| Kind { rest: Some(&other.split), ..layer }).collect()
+        }
     };
-    let mut kinds: Vec<Kind<'a>> = space.candidates.choices[first].iter().flat_map(of).collect();
     kinds.sort();
     kinds.dedup();
     kinds

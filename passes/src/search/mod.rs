@@ -179,6 +179,11 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
     replay_kinds(&mut replays, &spaces, Likeness::Alike);
     replays.allow_more();
     replay_kinds(&mut replays, &spaces, Likeness::CutAlike);
+    if let Some(pick) = replays.best.as_ref().filter(|_| replays.has_too_large()).map(|(_, pick)| pick.clone()) {
+        // What the head keeps for a moment may be most of what is temporary.
+        replays.allow_more();
+        replay_kinds(&mut replays, &spaces, Likeness::CutAs(&pick));
+    }
     if replays.best.is_none() {
         replays.run_smallest();
     }
@@ -194,7 +199,7 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
 }
 
 /// Replays the plans of kinds that may be faster than the best one.
-fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likeness) {
+fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likeness<'_>) {
     let most_ns = replays.best.as_ref().map_or(u64::MAX, |(best, _)| best.cost.step_ns + replays.margin_ns());
     let kinds = promising_kinds(spaces, likeness, most_ns, MAX_KINDS);
     let mut queue = Queue::of_kinds(spaces, kinds);

@@ -52,6 +52,11 @@ impl<'a> Replays<'a> {
         self.known.len()
     }
 
+    /// Whether memory barred some of them.
+    pub fn has_too_large(&self) -> bool {
+        self.smallest.is_some()
+    }
+
     /// Lowers a pick unless the same strategy was lowered before; returns the memory of the stage that lacks most or leaves least.
     pub fn run(&mut self, pick: &Pick) -> StageMemory {
         let (strategy, decision) = self.spaces.assemble(pick);

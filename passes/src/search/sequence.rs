@@ -107,7 +107,7 @@ fn kind_over(option: &NodeOption, axes: &[AxisId]) -> Option<TensorKind> {
 
 impl SpaceBuilder<'_> {
     /// Beside context axes the tensor axes leave the batch alone, in layers they cut no second part of the queries, and attention does with the
-    /// context axes what is pinned. Attention to another sequence, which flows between no segments, keeps it whole.
+    /// context axes what is pinned. Where nothing is, attention keeps a sequence whole that flows between no segments, such as that of a window.
     pub(super) fn obeys_context(&self, node: NodeId, option: &NodeOption, split: &Split, pins: &LayerPins) -> bool {
         if split.context.is_empty() {
             return true;
@@ -119,7 +119,7 @@ impl SpaceBuilder<'_> {
             return true;
         }
         let Some(kind) = kind_over(option, &split.context) else {
-            return !self.facts.sequences.factors.contains_key(&node);
+            return !pins.cuts_sequence() && !self.facts.sequences.factors.contains_key(&node);
         };
         let is_pinned_away = |pin: Option<u32>, other: Option<u32>| match pin {
             Some(degree) => degree == 1,
