@@ -24,6 +24,7 @@ use galvatron_ir::trace::TraceEvent;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
 use galvatron_passes::cost::{CostModel, Prices, timeline};
+use galvatron_passes::joint::JointKind;
 use galvatron_passes::manager::{Observer, PassFault, PassManager};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
@@ -261,9 +262,10 @@ fn cost_model(what: &Compilation<'_>, module: &Module, out: &mut Compiled) -> Co
 
 /// Plans for GPUs may have stages and rings, which the executor has for CPU ranks only.
 fn unfit_for_gpus(found: &Found, cluster: &Cluster) -> Vec<String> {
+    let has_rings = found.strategy.joint.values().any(|&kind| kind != JointKind::Routed);
     let refused = [
         (found.decision.stages.is_some(), "pipeline stages", "pp = 1"),
-        (!found.strategy.rings.is_empty(), "ring attention", "cp_kind = \"gather\""),
+        (has_rings, "ring attention", "cp_kind = \"gather\""),
     ];
     let is_told = |is_in: bool| is_in && cluster.device.kind == DeviceKind::Cuda;
     let text = |what, pin| {

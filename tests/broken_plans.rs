@@ -30,6 +30,14 @@ static RING: LazyLock<Lines> = LazyLock::new(|| {
     Lines::new(&print(&plan))
 });
 
+/// A mixture on four ranks, two of which share the experts, to which tokens travel.
+static ROUTED: LazyLock<Lines> = LazyLock::new(|| {
+    let strategy = "dp = 4\nep = 2\nep_kind = \"all_to_all\"\nzero = 1\nmicro_batches = 1\n";
+    let job = Job { model: "mixtral", train: "[optimizer]\nclip_norm = 1.0\n", ranks: 4, strategy };
+    let plan = job.compile(&mut |_, _| {}).expect("the pins can be met").module;
+    Lines::new(&print(&plan))
+});
+
 /// Damages the plan and expects the first diagnostic under `code` on the line whose index the damage returns.
 #[track_caller]
 fn refused(code: &str, damage: impl FnOnce(&mut Lines) -> usize) {
@@ -92,6 +100,21 @@ fn a_ring_that_is_none_is_refused() {
         l.replace(line, ", zigzag", "");
         line
     });
+}
+
+/// Tokens are routed over the axes of the experts, to compute the mixture of the program.
+#[test]
+fn tokens_that_go_elsewhere_are_refused() {
+    assert_eq!(ROUTED.diagnostics(), []);
+    let in_phase = [("forward", "comm.routed_moe{"), ("backward", "comm.routed_moe_grad{")];
+    for (phase, routed) in in_phase {
+        refused_in(&ROUTED, "G0206", |l| replace(l, phase, &[routed], "axes=[a1]", "axes=[a0]"));
+        refused_in(&ROUTED, "G0206", |l| replace(l, phase, &[routed], "axes=[a1]", "axes=[a1, a0]"));
+        refused_in(&ROUTED, "G0206", |l| replace(l, phase, &[routed], "axes=[a1]", "axes=[]"));
+        refused_in(&ROUTED, "G0207", |l| replace(l, phase, &[routed], "activation=silu", "activation=gelu"));
+        let plain = routed.trim_start_matches("comm.routed_");
+        refused_in(&ROUTED, "G0203", |l| replace(l, phase, &[routed], &format!("{routed}axes=[a1], "), plain));
+    }
 }
 
 #[test]

@@ -57,6 +57,8 @@ fn mixtures_of_experts_in_bf16_follow_pytorch() {
         (1, "micro_batches = 2"),
         (4, "dp = 4\nep = 2\nzero = 1"),
         (4, "dp = 2\ntp = 2\nep = 2\nzero = 3\nrecompute = \"full\""),
+        (4, "dp = 4\nep = 4\nep_kind = \"all_to_all\"\nzero = 1"),
+        (4, "dp = 2\ntp = 2\nep = 4\nep_kind = \"all_to_all\"\nrecompute = \"full\""),
         (4, "dp = 2\ntp = 2\nep = 1\nsequence = \"megatron\"\nrecompute = \"selective\""),
     ] {
         check(&Order { fixture: &fixture, dialect, optimizer, ranks, strategy, compute });

@@ -62,6 +62,18 @@ impl Input {
         Input { arena_bytes: module.peak_bytes(), fixture, folder }
     }
 
+    /// A mixture whose tokens travel to the ranks of their experts.
+    fn of_experts() -> Input {
+        let fixture = Fixture::open("mixtral");
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("processes-experts");
+        std::fs::create_dir_all(&folder).unwrap();
+        let strategy = "dp = 4\nep = 4\nep_kind = \"all_to_all\"\nmicro_batches = 1";
+        let module = Order { strategy, ..order(&fixture) }.compile().unwrap().module;
+        std::fs::write(folder.join("plan.gir"), galvatron_ir::text::print(&module)).unwrap();
+        batches::write(&fixture, &folder.join("data.safetensors"));
+        Input { arena_bytes: module.peak_bytes(), fixture, folder }
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -196,6 +208,17 @@ fn pipelines_give_the_same_bits_in_processes() {
     assert_ok(&INPUT.exec_with_outputs("stages.gir", "stages-threads").output().unwrap());
     assert_ok(&INPUT.exec_with_outputs("stages.gir", "stages-spawned").args(["--nproc", "4"]).output().unwrap());
     assert!(INPUT.outputs("stages-threads") == INPUT.outputs("stages-spawned"));
+}
+
+/// Messages whose sizes are known in a step only.
+#[test]
+fn tokens_that_travel_give_the_same_bits_in_processes() {
+    let input = Input::of_experts();
+    assert_ok(&input.exec_with_outputs("plan.gir", "threads").output().unwrap());
+    assert_ok(&input.exec_with_outputs("plan.gir", "spawned").args(["--nproc", "4"]).output().unwrap());
+    let (lines, files) = input.outputs("threads");
+    assert_eq!(lines.last().unwrap()["peak_bytes"], serde_json::json!(vec![input.arena_bytes; N_RANKS as usize]));
+    assert!((lines, files) == input.outputs("spawned"));
 }
 
 /// Waits for the first step's line.

@@ -3,10 +3,14 @@
 //! A device belongs to one rank and owns that rank's arena. Everything it prepares works at fixed places of the arena, given
 //! as byte offsets from its start; nothing is allocated while a step runs.
 
+mod routing;
+
 use galvatron_ir::op::Op;
 use galvatron_ir::types::{DType, TensorType};
 
 use crate::comm::{Collective, CommFault, GroupId, Site};
+
+pub use routing::{Routing, RowBlock};
 
 /// One rank's device with its arena.
 pub trait Device: Send + Sync {
@@ -46,6 +50,14 @@ pub trait Device: Send + Sync {
     /// When the device has no kernel for it.
     fn prepare_block(&self, _block: &AttentionBlock<'_>) -> Result<Box<dyn Kernel>, String> {
         Err("this backend has no kernels for blocks of attention yet".into())
+    }
+
+    /// Prepares a part of a mixture of experts whose tokens travel between ranks.
+    ///
+    /// # Errors
+    /// When the device has no kernel for it.
+    fn prepare_routing(&self, _task: &Routing<'_>) -> Result<Box<dyn Kernel>, String> {
+        Err("this backend has no kernels for tokens that travel to their experts yet".into())
     }
 
     /// Runs a collective on parts of the arena; what was launched before is finished first.

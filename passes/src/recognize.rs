@@ -5,7 +5,7 @@ use crate::apply::passes;
 use crate::batch::BatchFactors;
 use crate::rules::Rules;
 use crate::search::solver::Cost;
-use crate::search::{BoundaryKind, ContextKind, Decision, Mode, SegmentChoice, StagesChoice};
+use crate::search::{BoundaryKind, ContextKind, Decision, ExpertKind, Mode, SegmentChoice, StagesChoice};
 use crate::segment::{Segment, constants};
 use crate::strategy::{Pipeline, ScheduleKind};
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
@@ -78,6 +78,8 @@ struct Axes {
     queries: BTreeSet<AxisId>,
     /// How the queries see keys and values of other ranks.
     context: ContextKind,
+    /// How tokens reach experts of other ranks.
+    routes: ExpertKind,
 }
 
 /// Over how many axes what belongs to a weight is sharded in a chunk, by role.
@@ -116,7 +118,7 @@ impl<'a> Reader<'a> {
             mode = mode.max(self.recomputed(chunk, tag));
         }
         let [at_boundary, sequence] = self.boundary(tag);
-        let Axes { mut batch, weights, experts, heads, queries, context } = axes;
+        let Axes { mut batch, weights, experts, heads, queries, context, routes } = axes;
         if tag == 0 {
             batch.extend(at_boundary);
         }
@@ -141,6 +143,7 @@ impl<'a> Reader<'a> {
             cp,
             cp_kind: context,
             ep: product(&experts),
+            ep_kind: routes,
             boundary: if of_weights { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
             zero,
             mode,
@@ -156,11 +159,14 @@ impl<'a> Reader<'a> {
         let (node, args) = (chunk.graph.node(node), &program.graph.node(source).args);
         let operands: Vec<&Sharding> =
             node.args.iter().map(|&a| chunk.graph.value(a).sharding.as_ref()).collect::<Option<_>>()?;
-        let ring = self.rules.ring(source).filter(|_| node.op.undistributed().is_some());
-        if ring.is_some() {
-            axes.context = if node.op.is_zigzag() { ContextKind::Zigzag } else { ContextKind::Ring };
+        let joint = self.rules.joint(source).filter(|_| node.op.undistributed().is_some());
+        match node.op {
+            Op::RingAttention(_) if node.op.is_zigzag() => axes.context = ContextKind::Zigzag,
+            Op::RingAttention(_) => axes.context = ContextKind::Ring,
+            Op::RoutedMoe(_) => axes.routes = ExpertKind::AllToAll,
+            _ => {}
         }
-        let (op, rule) = (&program.graph.node(source).op, ring.unwrap_or(&self.rules[source]));
+        let (op, rule) = (&program.graph.node(source).op, joint.unwrap_or(&self.rules[source]));
         let map = rule.infer_map(&operands, self.plan.mesh_of(chunk)).ok()?;
         let is_weight = |i: &usize| self.weights.contains(&args[*i]);
         let of_weights: BTreeSet<usize> =

@@ -1,6 +1,6 @@
 //! What the search decides and the passes apply: placements, never code paths.
 
-use crate::rings::RingKind;
+use crate::joint::JointKind;
 use galvatron_ir::mesh::{FactorMap, Sharding};
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +23,8 @@ pub struct Strategy {
     pub micro_batches: u32,
     /// The map from factors to axes of every forward node.
     pub maps: BTreeMap<NodeId, FactorMap>,
-    /// The attentions that are rings: their keys and values lie over the axes of their queries.
-    pub rings: BTreeMap<NodeId, RingKind>,
+    /// The forward nodes that ranks compute together, so that some axes cut two of their factors: rings, and mixtures whose tokens travel.
+    pub joint: BTreeMap<NodeId, JointKind>,
     /// Placement of every weight.
     pub weights: BTreeMap<ValueId, WeightPlacement>,
     /// Forward values that are kept for the backward pass; the others are recomputed from them.

@@ -46,6 +46,15 @@ pub enum ContextKind {
     Zigzag,
 }
 
+/// How tokens reach experts of other ranks, where experts lie over data ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertKind {
+    /// Every rank gathers the tokens of all.
+    Gather,
+    /// Every token travels to the ranks of the experts that it chose, and back.
+    AllToAll,
+}
+
 /// In which order the stages run their micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PipelineSchedule {
@@ -66,6 +75,9 @@ const SEQUENCES: [(&str, Option<SequenceMode>); 2] =
 
 const CONTEXT_KINDS: [(&str, Option<ContextKind>); 3] =
     [("gather", Some(ContextKind::Gather)), ("ring", Some(ContextKind::Ring)), ("zigzag", Some(ContextKind::Zigzag))];
+
+const EXPERT_KINDS: [(&str, Option<ExpertKind>); 2] =
+    [("gather", Some(ExpertKind::Gather)), ("all_to_all", Some(ExpertKind::AllToAll))];
 
 const RECOMPUTES: [(&str, Option<Recompute>); 3] =
     [("none", Some(Recompute::None)), ("full", Some(Recompute::Full)), ("selective", Some(Recompute::Selective))];
@@ -89,6 +101,13 @@ impl ContextKind {
     /// The word in `strategy.toml`.
     pub fn name(self) -> &'static str {
         name_of(&CONTEXT_KINDS, self)
+    }
+}
+
+impl ExpertKind {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&EXPERT_KINDS, self)
     }
 }
 
@@ -121,6 +140,8 @@ pub struct LayerPins {
     pub ulysses: Pinned<u32>,
     /// Ranks over which the experts of mixtures lie: some of the data ranks, or all tensor ranks.
     pub ep: Pinned<u32>,
+    /// How tokens reach experts of other ranks.
+    pub ep_kind: Pinned<ExpertKind>,
     /// ZeRO stage, 0 to 3, over the data-parallel axes.
     pub zero: Pinned<u8>,
     /// Sequence sharding between tensor-parallel regions.
@@ -140,6 +161,7 @@ impl LayerPins {
             cp_kind: own.cp_kind.or(base.cp_kind),
             ulysses: own.ulysses.or(base.ulysses),
             ep: own.ep.or(base.ep),
+            ep_kind: own.ep_kind.or(base.ep_kind),
             zero: own.zero.or(base.zero),
             sequence: own.sequence.or(base.sequence),
             recompute: own.recompute.or(base.recompute),
@@ -248,6 +270,7 @@ fn read_pins(fields: &mut Fields<'_>) -> LayerPins {
         cp_kind: fields.read("cp_kind", spanned(one_of(&CONTEXT_KINDS))),
         ulysses: fields.read("ulysses", spanned(degree)),
         ep: fields.read("ep", spanned(degree)),
+        ep_kind: fields.read("ep_kind", spanned(one_of(&EXPERT_KINDS))),
         zero: fields.read("zero", spanned(|item| Ok(integer_in(0..=3)(item)? as u8))),
         sequence: fields.read("sequence", spanned(one_of(&SEQUENCES))),
         recompute: fields.read("recompute", spanned(one_of(&RECOMPUTES))),
@@ -354,6 +377,7 @@ tp = 2
 cp = 1
 ulysses = 1
 ep = 1
+ep_kind = "all_to_all"
 zero = 1
 sequence = "none"
 recompute = "selective"

@@ -4,9 +4,11 @@ use crate::config::strategy::{self as file, Pinned, StrategyFile};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::{Module, NodeId};
-use galvatron_passes::rings::RingKind;
+use galvatron_passes::joint::JointKind;
 use galvatron_passes::rules::rule_of;
-use galvatron_passes::search::{BoundaryKind, ContextKind, Found, Mode, RING, SegmentChoice, WHOLE, ZIGZAG};
+use galvatron_passes::search::{
+    BoundaryKind, ContextKind, ExpertKind, Found, Mode, RING, SegmentChoice, WHOLE, ZIGZAG,
+};
 use galvatron_passes::segment::Segment;
 use galvatron_passes::strategy::ScheduleKind;
 use serde_spanned::Spanned;
@@ -77,6 +79,11 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         })
         .filter(|_| choice.cp > 1),
         ep: if choice.nodes.iter().any(is_moe) { pin(choice.ep as u32) } else { None },
+        ep_kind: pin(match choice.ep_kind {
+            ExpertKind::Gather => file::ExpertKind::Gather,
+            ExpertKind::AllToAll => file::ExpertKind::AllToAll,
+        })
+        .filter(|_| choice.ep > 1),
         zero: pin(choice.zero),
         sequence: pin(sequence),
         recompute: pin(recompute),
@@ -100,10 +107,10 @@ fn place(module: &Module, found: &Found, node: NodeId, choice: &SegmentChoice) -
     let factor = map.axes.iter().position(|axes| tensor.iter().all(|a| axes.contains(a)));
     let label = match factor {
         // A ring over context axes is said by the layer's own keys.
-        Some(factor) => match found.strategy.rings.get(&node).filter(|_| choice.tp == 1) {
-            Some(RingKind::Blocks) => RING.to_string(),
-            Some(RingKind::Zigzag) => ZIGZAG.to_string(),
-            None => rule.factors[factor].label.clone(),
+        Some(factor) => match found.strategy.joint.get(&node).filter(|_| choice.tp == 1) {
+            Some(JointKind::Ring) => RING.to_string(),
+            Some(JointKind::Zigzag) => ZIGZAG.to_string(),
+            Some(JointKind::Routed) | None => rule.factors[factor].label.clone(),
         },
         None => WHOLE.to_string(),
     };

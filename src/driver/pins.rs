@@ -2,7 +2,7 @@
 
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
-use galvatron_passes::search::{ContextKind, LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
+use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
 use galvatron_passes::strategy::ScheduleKind;
 
 /// The pins of a strategy file.
@@ -80,6 +80,10 @@ fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins
             file::ContextKind::Zigzag => ContextKind::Zigzag,
         }),
         ep: value(&pins.ep),
+        ep_kind: pins.ep_kind.as_ref().map(|kind| match kind.get_ref() {
+            file::ExpertKind::Gather => ExpertKind::Gather,
+            file::ExpertKind::AllToAll => ExpertKind::AllToAll,
+        }),
         zero: pins.zero.as_ref().map(|z| *z.get_ref()),
         sequence: pins.sequence.as_ref().map(|s| match s.get_ref() {
             file::SequenceMode::None => SequenceMode::None,

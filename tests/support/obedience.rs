@@ -7,7 +7,7 @@ use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::op::Op;
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
-use galvatron_passes::search::{ContextKind, LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
+use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
 use galvatron_passes::segment::constants;
 use std::collections::BTreeSet;
 
@@ -127,9 +127,7 @@ impl<'a> LayerView<'a> {
         if let Some(tp) = pins.tp {
             self.check_products(u64::from(tp), &mut faults);
         }
-        if let Some(ep) = pins.ep {
-            self.check_experts(u64::from(ep), &mut faults);
-        }
+        self.check_experts(pins, &mut faults);
         if let Some(zero) = pins.zero {
             self.check_residents(zero, &mut faults);
         }
@@ -168,12 +166,16 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// The experts of every mixture lie over `ep` ranks.
-    fn check_experts(&self, ep: u64, faults: &mut Vec<String>) {
-        for (node, value) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Moe(_))) {
+    /// The experts of every mixture lie over `ep` ranks, and tokens reach those of other ranks in the pinned way.
+    fn check_experts(&self, pins: &LayerPins, faults: &mut Vec<String>) {
+        for (node, value) in self.forward_copies(&self.results) {
+            let Some(kind) = expert_kind(&node.op) else { continue };
             let found = self.mesh.product(&placement(self.chunk.graph.value(node.args[3])).dims[0]);
-            if found != ep {
+            if let Some(ep) = pins.ep.map(u64::from).filter(|&ep| found != ep) {
                 faults.push(format!("the experts of `{}` are over {found} ranks, not ep {ep}", value.name));
+            }
+            if let Some(pinned) = pins.ep_kind.filter(|&pinned| found > 1 && pinned != kind) {
+                faults.push(format!("tokens reach the experts of `{}` by {kind:?}, not {pinned:?}", value.name));
             }
         }
     }
@@ -239,7 +241,7 @@ impl<'a> LayerView<'a> {
 
     /// Whether a weight holds experts that lie over several ranks, at any ZeRO level.
     fn is_spread(&self, weight: ValueId) -> bool {
-        let mixtures = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Moe(_)));
+        let mixtures = self.forward_copies(&self.results).filter(|(n, _)| expert_kind(&n.op).is_some());
         mixtures.flat_map(|(node, _)| &node.args[3..]).any(|&arg| {
             let value = self.chunk.graph.value(arg);
             value.of == Some(weight) && self.mesh.product(&placement(value).dims[0]) > 1
@@ -332,6 +334,15 @@ impl<'a> LayerView<'a> {
 }
 
 /// How an attention sees the keys of other ranks; none for other ops.
+/// How tokens reach experts of other ranks in a mixture; none for other ops.
+fn expert_kind(op: &Op) -> Option<ExpertKind> {
+    match op {
+        Op::Moe(_) => Some(ExpertKind::Gather),
+        Op::RoutedMoe(_) => Some(ExpertKind::AllToAll),
+        _ => None,
+    }
+}
+
 fn attention_kind(op: &Op) -> Option<ContextKind> {
     match op {
         Op::Attention(_) => Some(ContextKind::Gather),

@@ -77,7 +77,7 @@ pub const EVERYWHERE: [&str; 7] = [
 ];
 
 /// The same for models with mixtures of experts.
-pub const EXPERTS: [(&str, &[u32]); 10] = [
+pub const EXPERTS: [(&str, &[u32]); 29] = [
     ("ep = 1", &[2, 4]),
     ("ep = 2", &[2, 4]),
     ("ep = 3", &[4]),
@@ -88,6 +88,33 @@ pub const EXPERTS: [(&str, &[u32]); 10] = [
     ("dp = 2\ntp = 2\nep = 2\nzero = 2\nmicro_batches = 2", &[4]),
     ("dp = 2\ntp = 2\nep = 4\nrecompute = \"full\"", &[4]),
     ("tp = 2\nep = 2\nsequence = \"megatron\"\nrecompute = \"selective\"", &[2]),
+    ("ep_kind = \"all_to_all\"", &[1, 2, 4]),
+    ("ep = 2\nep_kind = \"gather\"", &[2, 4]),
+    ("ep = 2\nep_kind = \"all_to_all\"", &[2, 4]),
+    ("ep = 3\nep_kind = \"all_to_all\"", &[4]),
+    ("ep = 4\nep_kind = \"all_to_all\"", &[2, 4]),
+    ("dp = 2\nep = 2\nep_kind = \"all_to_all\"\nzero = 3\nmicro_batches = 2", &[2]),
+    ("dp = 2\nep = 2\nep_kind = \"all_to_all\"\nrecompute = \"selective\"\nmicro_batches = 2", &[2]),
+    ("dp = 4\nep = 2\nep_kind = \"all_to_all\"\nzero = 0", &[4]),
+    ("dp = 4\nep = 2\nep_kind = \"all_to_all\"\nzero = 1", &[4]),
+    ("dp = 4\nep = 2\nep_kind = \"all_to_all\"\nzero = 2\nrecompute = \"full\"", &[4]),
+    ("dp = 4\nep = 4\nep_kind = \"all_to_all\"\nzero = 3\nmicro_batches = 1", &[4]),
+    ("dp = 2\ntp = 2\nep = 2\nep_kind = \"all_to_all\"\nzero = 2\nmicro_batches = 2", &[4]),
+    ("dp = 2\ntp = 2\nep = 4\nep_kind = \"all_to_all\"\nrecompute = \"full\"", &[4]),
+    ("dp = 2\ntp = 2\nep = 2\nep_kind = \"all_to_all\"\nsequence = \"megatron\"\nrecompute = \"selective\"", &[4]),
+    ("tp = 2\nep = 2\nep_kind = \"all_to_all\"", &[2]),
+    ("dp = 2\ncp = 2\nep = 2\nep_kind = \"all_to_all\"", &[4]),
+    ("dp = 2\nulysses = 2\nep = 2\nep_kind = \"all_to_all\"\nzero = 1", &[4]),
+    ("dp = 2\ncp = 2\ntp = 2\nep = 2\nep_kind = \"all_to_all\"", &[8]),
+    ("ep = 2\nep_kind = \"all_to_all\"\n[[layers]]\nrange = [0, 1]\nep_kind = \"gather\"", &[2]),
+];
+
+/// Stages of models with mixtures of experts, whose tokens travel: texts with the number of ranks.
+pub const STAGES_OF_EXPERTS: [(&str, u32); 4] = [
+    ("pp = 2\ndp = 2\nep = 2\nep_kind = \"all_to_all\"\nmicro_batches = 2", 4),
+    ("pp = 2\ndp = 2\nep = 2\nep_kind = \"all_to_all\"\nzero = 3\nrecompute = \"full\"\nmicro_batches = 2", 4),
+    ("pp = 2\ndp = 2\nep = 2\nep_kind = \"all_to_all\"\nschedule = \"zero-bubble\"\nzero = 1\nmicro_batches = 2", 4),
+    ("pp = 2\ndp = 2\ntp = 2\nep = 4\nep_kind = \"all_to_all\"\nschedule = \"gpipe\"\nmicro_batches = 2", 8),
 ];
 
 /// Pipelines: texts with the number of ranks.

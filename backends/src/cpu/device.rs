@@ -12,7 +12,7 @@ use super::kernels::sum_parts::sum_parts;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
 use crate::device::{
-    AttentionBlock, Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Span, Write,
+    AttentionBlock, Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Routing, Span, Write,
 };
 
 /// A CPU rank. With more than one thread it has a pool of its own.
@@ -97,6 +97,10 @@ impl Device for Cpu {
 
     fn prepare_block(&self, block: &AttentionBlock<'_>) -> Result<Box<dyn Kernel>, String> {
         dispatch::prepare_block(&self.arena, self.threads, block)
+    }
+
+    fn prepare_routing(&self, task: &Routing<'_>) -> Result<Box<dyn Kernel>, String> {
+        dispatch::prepare_routing(&self.arena, self.threads, task)
     }
 
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String> {

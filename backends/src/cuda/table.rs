@@ -11,10 +11,12 @@ use super::kernels::{
 use crate::device::{BufferSpec, Move, NodeSpec};
 
 /// Mnemonics of the ops that no plan can run on a GPU, and why.
-pub const UNSUPPORTED: [(&str, &str); 21] = [
+pub const UNSUPPORTED: [(&str, &str); 23] = [
     ("comm.reshard", "it is lowered to collectives before a plan is made"),
     ("comm.ring_attention", NOT_WRITTEN),
     ("comm.ring_attention_grad", NOT_WRITTEN),
+    ("comm.routed_moe", NOT_WRITTEN),
+    ("comm.routed_moe_grad", NOT_WRITTEN),
     ("pipe.send", NO_STAGES),
     ("pipe.recv", NO_STAGES),
     ("equal", NOT_WRITTEN),

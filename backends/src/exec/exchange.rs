@@ -33,6 +33,32 @@ pub(super) struct Hop {
     pub(super) peer: usize,
     pub(super) tag: u64,
     pub(super) at: Span,
+    /// How much of it is sent, where that is known during the step only.
+    pub(super) counted: Option<Counted>,
+}
+
+/// A number of rows from the start of a part of the arena.
+pub(super) struct Counted {
+    /// Where the number stands, an i64.
+    pub(super) count: Span,
+    pub(super) row_bytes: u64,
+}
+
+impl Hop {
+    /// What is sent: all, or the rows that there are; nothing where there are none.
+    ///
+    /// # Errors
+    /// When there are more rows than there is room for.
+    pub(super) fn part(&self, device: &dyn Device) -> Result<Option<Span>, String> {
+        let Some(Counted { count, row_bytes }) = &self.counted else { return Ok(Some(self.at)) };
+        let mut bytes = [0; size_of::<i64>()];
+        device.read(*count, &mut bytes);
+        let (n, room) = (i64::from_ne_bytes(bytes), self.at.bytes / row_bytes.max(&1));
+        match u64::try_from(n).ok().filter(|&n| n <= room) {
+            Some(n) => Ok(Some(Span { bytes: n * row_bytes, ..self.at }).filter(|_| n > 0)),
+            None => Err(format!("a message with rank {} has {n} rows, there is room for {room}", self.peer)),
+        }
+    }
 }
 
 /// Prepares a collective as steps in order; the communicator of its group is created here, on all ranks in the same order.
@@ -83,16 +109,16 @@ impl Buffers<'_> {
 }
 
 /// How a value is cut into one chunk for each member of a group.
-struct Parts {
-    group: GroupId,
+pub(super) struct Parts {
+    pub(super) group: GroupId,
     /// For each position its place in the order of the group's ranks.
-    slots: Vec<usize>,
+    pub(super) slots: Vec<usize>,
     /// This rank's position.
     position: u64,
 }
 
 impl Parts {
-    fn new(layout: &Layout<'_>, comm: &mut dyn Collective, axes: &[AxisId]) -> Result<Parts, String> {
+    pub(super) fn new(layout: &Layout<'_>, comm: &mut dyn Collective, axes: &[AxisId]) -> Result<Parts, String> {
         if axes.contains(&galvatron_ir::mesh::Mesh::MB) {
             return Err("no collective runs over micro-batches".into());
         }
@@ -117,7 +143,7 @@ impl Parts {
     }
 
     /// For each slot the position of its rank.
-    fn positions(&self) -> Vec<usize> {
+    pub(super) fn positions(&self) -> Vec<usize> {
         let mut positions = vec![0; self.slots.len()];
         self.slots.iter().enumerate().for_each(|(p, &slot)| positions[slot] = p);
         positions

@@ -15,7 +15,7 @@ use super::data::{DataSource, Load};
 use super::exchange::{self, Buffers, Step};
 use super::layout::Layout;
 use super::observe::Ends;
-use super::ring;
+use super::{ring, routed};
 use crate::comm::Collective;
 use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
@@ -198,8 +198,12 @@ impl Builder<'_> {
             return Ok(collected.map(Work::Collective));
         }
         if node.op.undistributed().is_some() {
-            let ring = ring::prepare(&node.op, self.layout, self.device, Buffers { args, results, workspace });
-            return Ok(ring.map(Work::Collective));
+            let (op, buffers) = (&node.op, Buffers { args, results, workspace });
+            let steps = match op.is_routed() {
+                true => routed::prepare(op, self.layout, self.device, self.comm, buffers),
+                false => ring::prepare(op, self.layout, self.device, buffers),
+            };
+            return Ok(steps.map(Work::Collective));
         }
         let spec = NodeSpec { op: &node.op, args, results, workspace };
         Ok(match &node.op {

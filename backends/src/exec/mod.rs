@@ -18,6 +18,7 @@ mod layout;
 mod observe;
 mod rank;
 mod ring;
+mod routed;
 mod runs;
 mod shard;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::beacon::Beacon;
 use super::collect::Gather;
 use super::data::DataSource;
 use super::deliver::{END_OF_STEP, Expected};
-use super::exchange::{Hop, Step};
+use super::exchange::Step;
 use super::gate::{Flow, Gate};
 use super::instr::{Hosted, Instr, Message, Optimizer, Report, Work, phase_index};
 use super::observe::Observed;
@@ -264,8 +264,11 @@ pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
     bytes
 }
 
-/// Tags of messages between stages; those of rings, and of the engine itself, are below it.
+/// Tags of messages between stages; those between ranks that compute a node together, and of the engine itself, are below it.
 const MESSAGES: u64 = 1 << 63;
+
+/// The first tag of messages between ranks that compute a node together; between two ranks those of a tag come in order.
+pub(super) const TAGS: u64 = 1 << 62;
 
 /// Where an instruction runs.
 struct Context<'a> {
@@ -317,11 +320,17 @@ impl Context<'_> {
                         Step::Exchange(exchange) => {
                             self.device.exchange(&mut *self.comm, exchange, &site).map_err(Failure::Comm)?;
                         }
-                        Step::Send(Hop { peer, tag, at }) => {
-                            self.device.send(&mut *self.comm, (*peer, *tag), *at, &site).map_err(Failure::Comm)?;
+                        Step::Send(hop) => {
+                            if let Some(at) = hop.part(self.device)? {
+                                let to = (hop.peer, hop.tag);
+                                self.device.send(&mut *self.comm, to, at, &site).map_err(Failure::Comm)?;
+                            }
                         }
-                        Step::Recv(Hop { peer, tag, at }) => {
-                            self.device.recv(&mut *self.comm, (*peer, *tag), *at, &site).map_err(Failure::Comm)?;
+                        Step::Recv(hop) => {
+                            if let Some(at) = hop.part(self.device)? {
+                                let from = (hop.peer, hop.tag);
+                                self.device.recv(&mut *self.comm, from, at, &site).map_err(Failure::Comm)?;
+                            }
                         }
                     }
                 }

@@ -13,15 +13,16 @@ use galvatron_ir::types::{DType, TensorType};
 
 use super::exchange::{Buffers, Step};
 use super::layout::Layout;
+use super::rank::TAGS;
 use crate::device::{AttentionBlock, BlockTask, BufferSpec, Device};
 use chunks::{Ring, piece};
 use scratch::Scratch;
 use steps::Steps;
 
-/// Tags of blocks, of their gradients and of chunks that change places; between two ranks each kind comes in order.
-const BLOCKS: u64 = 1 << 62;
-const GRADIENTS: u64 = BLOCKS + 1;
-const CHUNKS: u64 = BLOCKS + 2;
+/// Tags of blocks, of their gradients and of chunks that change places.
+const BLOCKS: u64 = TAGS;
+const GRADIENTS: u64 = TAGS + 1;
+const CHUNKS: u64 = TAGS + 2;
 
 /// Which dimension is the sequence: of log-sum-exps and masks it is that of the queries.
 const SEQUENCE: usize = 1;

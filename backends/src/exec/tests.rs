@@ -7,3 +7,4 @@ mod parts;
 mod plain;
 mod plan;
 mod ring;
+mod routed;

@@ -148,7 +148,7 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], part: &Part) -> Re
         Op::Sgd(op) => return Ok(optimizer::sgd(op, args)),
         Op::Adamw(op) => return Ok(optimizer::adamw(op, args)),
         Op::Reshard(_) | Op::AllReduce(_) | Op::ReduceScatter(_) => return refuse(op),
-        Op::RingAttention(_) | Op::RingAttentionGrad(_) => return refuse(op),
+        Op::RingAttention(_) | Op::RingAttentionGrad(_) | Op::RoutedMoe(_) | Op::RoutedMoeGrad(_) => return refuse(op),
         Op::AllGather(_) | Op::AllToAll(_) | Op::Shard(_) | Op::Send(_) | Op::Recv(_) => return refuse(op),
         Op::Load(_) | Op::RunScalar(_) | Op::Accumulate(_) | Op::Update(_) => return refuse(op),
     };

@@ -3,7 +3,9 @@
 //! A *factor* is an index that an op runs over. Each dimension of each operand and result is made of factors, major first
 //! (a merged dimension `(b s)` has two). Assigning mesh axes to factors determines the placement of everything the op
 //! touches: a dimension is sharded by the axes of its factors, where a minor one has some only if those before it are cut into
-//! single elements; a result is a partial sum over the axes of every factor that it does not contain. The idea of factor rules is that of Shardy (OpenXLA) and of einsum-based SPMD partitioners.
+//! single elements; a result is a partial sum over the axes of every factor that it does not contain. An axis cuts one factor of an op;
+//! only of factors that ranks exchange while they compute it may cut two. The idea of factor rules is that of Shardy (OpenXLA) and of
+//! einsum-based SPMD partitioners.
 
 use super::{Mesh, Sharding};
 use crate::id::AxisId;
@@ -52,6 +54,9 @@ pub struct ShardingRule {
     pub results: Vec<Vec<Vec<usize>>>,
     /// Which operands may be partial.
     pub linear: Linearity,
+    /// Pairs of factors that one axis may cut both: its ranks exchange what they hold of one by what they hold of the other, so that a
+    /// result with either of them is complete over the axis.
+    pub shared: Vec<[usize; 2]>,
 }
 
 /// An assignment of mesh axes to the factors of one op.
@@ -84,15 +89,15 @@ impl ShardingRule {
 
     /// Placement of a result under the map.
     pub fn result_sharding(&self, index: usize, map: &FactorMap) -> Sharding {
-        let dims = &self.results[index];
+        let (factors, dims) = (&self.results[index], self.dims_of(&self.results[index], map));
         let mut partial = map.partial.clone();
         for (f, axes) in map.axes.iter().enumerate() {
-            if !dims.iter().flatten().any(|&g| g == f) {
-                partial.extend(axes);
+            if !factors.iter().flatten().any(|&g| g == f) {
+                partial.extend(axes.iter().filter(|axis| !dims.iter().flatten().any(|cut| cut == *axis)));
             }
         }
         partial.sort();
-        Sharding { dims: self.dims_of(dims, map), partial }
+        Sharding { dims, partial }
     }
 
     fn dims_of(&self, dims: &[Vec<usize>], map: &FactorMap) -> Vec<Vec<AxisId>> {
@@ -127,6 +132,11 @@ impl ShardingRule {
         self.factors[factor].kind != FactorKind::Whole
             && !self.operands.iter().any(minor)
             && !self.results.iter().any(minor)
+    }
+
+    /// Whether one axis may cut two factors.
+    fn shares(&self, one: usize, other: usize) -> bool {
+        self.shared.contains(&[one, other]) || self.shared.contains(&[other, one])
     }
 
     /// Whether the op is linear in this operand while all others are whole.
@@ -231,13 +241,14 @@ impl ShardingRule {
     }
 
     fn check_distinct(&self, map: &FactorMap) -> Result<(), MapFault> {
-        let mut seen = map.partial.clone();
+        let mut seen: Vec<(AxisId, Option<usize>)> = map.partial.iter().map(|&axis| (axis, None)).collect();
         for (factor, axes) in map.axes.iter().enumerate() {
             for &axis in axes {
-                if seen.contains(&axis) {
+                let may_meet = |other: Option<usize>| other.is_some_and(|other| self.shares(other, factor));
+                if seen.iter().any(|&(cut, by)| cut == axis && !may_meet(by)) {
                     return Err(MapFault::Twice { factor, axis });
                 }
-                seen.push(axis);
+                seen.push((axis, Some(factor)));
             }
         }
         Ok(())
@@ -298,6 +309,7 @@ impl RuleBuilder {
                 operands: Vec::new(),
                 results: Vec::new(),
                 linear: Linearity::None,
+                shared: Vec::new(),
             },
         }
     }
@@ -340,6 +352,12 @@ impl RuleBuilder {
     /// Says where partial sums may pass.
     pub fn linear(mut self, linear: Linearity) -> Self {
         self.rule.linear = linear;
+        self
+    }
+
+    /// Says which pairs of factors one axis may cut.
+    pub fn shared(mut self, pairs: Vec<[usize; 2]>) -> Self {
+        self.rule.shared = pairs;
         self
     }
 

@@ -241,6 +241,8 @@ ops! {
     comm::Shard,
     comm::RingAttention,
     comm::RingAttentionGrad,
+    comm::RoutedMoe,
+    comm::RoutedMoeGrad,
     comm::Send,
     comm::Recv,
     mem::Load,

@@ -17,7 +17,7 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
         match (&node.op, step_of_op(&node.op)) {
             (Op::Reshard(_), _) => findings.extend(check_reshard(cx, id, node)),
             (_, Some(step)) => findings.extend(check_step(cx, id, node, &step)),
-            (op, None) => findings.extend(op.undistributed().and_then(|(_, axes)| check_ring(cx, id, node, axes))),
+            (op, None) => findings.extend(op.undistributed().and_then(|(_, axes)| check_joint(cx, id, node, axes))),
         }
     }
     findings
@@ -55,11 +55,37 @@ fn check_step(cx: &ChunkCx<'_>, id: NodeId, node: &Node, step: &ReshardStep) -> 
     findings
 }
 
-/// A ring runs over the axes of its sequence, which all of its operands have by its factor rule.
-fn check_ring(cx: &ChunkCx<'_>, id: NodeId, node: &Node, axes: &[AxisId]) -> Option<Finding> {
+/// What ranks compute together.
+fn check_joint(cx: &ChunkCx<'_>, id: NodeId, node: &Node, axes: &[AxisId]) -> Option<Finding> {
     if let Err(why) = check_axes(cx, axes) {
         return Some(cx.finding("G0206", id, Part::Op, why));
     }
+    if node.op.is_routed() { check_routed(cx, id, node, axes) } else { check_ring(cx, id, node, axes) }
+}
+
+/// Tokens are routed over the first axes of the experts, which cut the tokens too; further axes of the experts leave the tokens alone.
+fn check_routed(cx: &ChunkCx<'_>, id: NodeId, node: &Node, axes: &[AxisId]) -> Option<Finding> {
+    let (tokens, experts) = (cx.sharding(node.args[0]), &cx.sharding(node.args[3]).dims[0]);
+    let message = match experts.strip_prefix(axes) {
+        None if experts.is_empty() => {
+            format!("tokens are routed over {}, every rank has all experts", cx.axes(axes))
+        }
+        None => format!("tokens are routed over {}, the experts lie over {}", cx.axes(axes), cx.axes(experts)),
+        Some(rest) => {
+            let is_cut = |axis: &&AxisId| tokens.is_sharded_over(**axis);
+            if let Some(&whole) = axes.iter().find(|axis| !is_cut(axis)) {
+                format!("tokens are routed over {}, but every rank of {} has them", cx.axes(axes), cx.axes(&[whole]))
+            } else {
+                let &other = rest.iter().find(is_cut)?;
+                format!("the tokens and the experts lie over {}, over which no tokens are routed", cx.axes(&[other]))
+            }
+        }
+    };
+    Some(cx.finding("G0206", id, Part::Op, message))
+}
+
+/// A ring runs over the axes of its sequence, which all of its operands have by its factor rule.
+fn check_ring(cx: &ChunkCx<'_>, id: NodeId, node: &Node, axes: &[AxisId]) -> Option<Finding> {
     let found = node.args.first().and_then(|&q| cx.sharding(q).dims.get(1)).map_or(&[][..], Vec::as_slice);
     let message = || match found {
         [] => format!("the ring runs over {}, its sequence is whole", cx.axes(axes)),

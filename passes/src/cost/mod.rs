@@ -6,12 +6,14 @@
 mod calibrate;
 mod collectives;
 mod compute;
+mod joint;
 mod legs;
 mod measured;
 mod pipeline;
 mod plan;
 mod prices;
 mod rings;
+mod routed;
 mod streams;
 mod timeline;
 
@@ -19,7 +21,6 @@ pub use calibrate::Types;
 pub use galvatron_ir::profile::Collective;
 pub use plan::{PhaseTimes, PlanCost, node_cost, plan_cost};
 pub use prices::Prices;
-pub use rings::Ring;
 pub use timeline::timeline;
 
 use crate::segment::Segment;

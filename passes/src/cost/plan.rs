@@ -1,8 +1,8 @@
 //! The predicted time of a plan, and what of it is for which phase and layer.
 
+use super::CostModel;
 use super::legs::Legs;
 use super::pipeline::replay;
-use super::{CostModel, Ring};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
@@ -54,16 +54,11 @@ pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) ->
         None => {
             let (sources, outs) = (args.iter().collect::<Vec<_>>(), results.iter().collect::<Vec<_>>());
             let whole = (&chunk.graph.types(&n.args)[..], &chunk.graph.types(&n.results)[..]);
-            if let Some((op, axes)) = n.op.undistributed() {
-                return model.ring_times(
-                    n.layer,
-                    &Ring { op: &op, axes, mesh, zigzag: n.op.is_zigzag() },
-                    whole,
-                    (&sources, &outs),
-                );
-            }
-            let compute_ns = model.node_ns(n.layer, &n.op, whole, (&sources, &outs));
-            PhaseTimes { compute_ns, ..PhaseTimes::default() }
+            let local = (&sources[..], &outs[..]);
+            model.joint_times(n.layer, &n.op, mesh, whole, local).unwrap_or_else(|| {
+                let compute_ns = model.node_ns(n.layer, &n.op, whole, local);
+                PhaseTimes { compute_ns, ..PhaseTimes::default() }
+            })
         }
     }
 }

@@ -10,15 +10,15 @@ use galvatron_ir::types::TensorType;
 
 /// An attention, or its gradient, that the ranks of some axes compute together.
 #[derive(Clone, Copy, Debug)]
-pub struct Ring<'a> {
+pub(super) struct Ring<'a> {
     /// The op of the program.
-    pub op: &'a Op,
+    pub(super) op: &'a Op,
     /// The axes of its sequence.
-    pub axes: &'a [AxisId],
+    pub(super) axes: &'a [AxisId],
     /// The mesh.
-    pub mesh: &'a Mesh,
+    pub(super) mesh: &'a Mesh,
     /// Whether every rank has half of each foreign block to do.
-    pub zigzag: bool,
+    pub(super) zigzag: bool,
 }
 
 impl Ring<'_> {
@@ -55,7 +55,13 @@ impl CostModel {
     /// Times of a ring on its slowest rank, from its types in the whole program and on one rank. The rank with the last queries sees
     /// all blocks, also under a causal rule; in a zigzag all ranks see half of each, and operands and results are exchanged first.
     /// What of the messages hides behind a block is as in [`CostModel::hidden_ns`].
-    pub fn ring_times(&self, segment: Option<u32>, ring: &Ring<'_>, whole: Types<'_>, local: Types<'_>) -> PhaseTimes {
+    pub(super) fn ring_times(
+        &self,
+        segment: Option<u32>,
+        ring: &Ring<'_>,
+        whole: Types<'_>,
+        local: Types<'_>,
+    ) -> PhaseTimes {
         let others = ring.mesh.product(ring.axes).saturating_sub(1);
         let own_ns = self.node_ns(segment, ring.op, whole, local);
         if others == 0 {
@@ -76,7 +82,7 @@ impl CostModel {
 
     /// Nanoseconds in which each rank of a ring passes some bytes to the next one: a round of a ring's all-gather, if that was
     /// measured, or else over the slowest link between neighbours.
-    fn shift_ns(&self, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> u64 {
+    pub(super) fn shift_ns(&self, mesh: &Mesh, axes: &[AxisId], bytes: u64) -> u64 {
         let n = mesh.product(axes);
         let gather = |m: &super::Measured| m.collective_ns(Collective::AllGather, mesh, axes, n * bytes);
         match self.measured.as_ref().and_then(gather) {

@@ -2,7 +2,7 @@
 
 mod inherit;
 
-use crate::rings::ring_rule;
+use crate::joint::joint_rule;
 use galvatron_ir::NodeId;
 use galvatron_ir::mesh::{FactorMap, ShardingRule};
 use galvatron_ir::module::Program;
@@ -20,8 +20,8 @@ pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
 pub struct Rules {
     /// By node; those outside of the body have none.
     rules: Vec<Option<ShardingRule>>,
-    /// By node: its rule as a ring, where it has one.
-    rings: Vec<Option<ShardingRule>>,
+    /// By node: its rule where ranks compute it together, if they can.
+    joint: Vec<Option<ShardingRule>>,
     /// By node, for gradients: for each factor that of the forward node.
     forward_factors: Vec<Vec<Option<usize>>>,
 }
@@ -30,11 +30,11 @@ impl Rules {
     /// The rules of every node of the body.
     pub fn of(program: &Program) -> Rules {
         let n_nodes = program.body.iter().map(|n| n.index() + 1).max().unwrap_or(0);
-        let (rules, rings) = (vec![None; n_nodes], vec![None; n_nodes]);
-        let mut rules = Rules { rules, rings, forward_factors: vec![Vec::new(); n_nodes] };
+        let (rules, joint) = (vec![None; n_nodes], vec![None; n_nodes]);
+        let mut rules = Rules { rules, joint, forward_factors: vec![Vec::new(); n_nodes] };
         for &node in &program.body {
             rules.rules[node.index()] = Some(rule_of(program, node));
-            rules.rings[node.index()] = ring_rule(program, node);
+            rules.joint[node.index()] = joint_rule(program, node);
         }
         let mut recogniser = Recogniser::default();
         for &node in &program.body {
@@ -46,9 +46,9 @@ impl Rules {
         rules
     }
 
-    /// The rule of a node as a ring, which has the factors of its own rule; `None` where there is no such ring.
-    pub fn ring(&self, node: NodeId) -> Option<&ShardingRule> {
-        self.rings[node.index()].as_ref()
+    /// The rule of a node that ranks compute together, which has the factors of its own rule; `None` where they cannot.
+    pub fn joint(&self, node: NodeId) -> Option<&ShardingRule> {
+        self.joint[node.index()].as_ref()
     }
 
     /// The map of a gradient node under the map of its forward node; factors that this one does not have stay whole.

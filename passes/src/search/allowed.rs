@@ -2,7 +2,7 @@
 
 use super::boundary::{BoundaryKind, boundary_placements};
 use super::candidates::SpaceBuilder;
-use super::experts::expert_degree;
+use super::experts::experts_of;
 use super::options::NodeOption;
 use super::pins::{LayerPins, SequenceMode};
 use super::price::{Piece, Priced};
@@ -90,8 +90,7 @@ impl SpaceBuilder<'_> {
         let program = self.facts.program;
         let n = program.graph.node(node);
         let name = n.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
-        let degree = expert_degree(&self.facts, node, &option.map, mesh);
-        if degree.is_some_and(|degree| pins.ep.is_some_and(|ep| u64::from(ep) != degree)) {
+        if experts_of(&self.facts, node, option, mesh).is_some_and(|experts| !experts.obeys(pins)) {
             return false;
         }
         if let Some(place) = self.pins.places.get(name).filter(|_| !split.tensor.is_empty()) {

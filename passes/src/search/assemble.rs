@@ -2,7 +2,7 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
-use super::pins::ContextKind;
+use super::pins::{ContextKind, ExpertKind};
 use super::price::{Facts, Group, Piece, siblings};
 use super::recompute::Recompute;
 use super::sequence::{Sequences, TensorKind};
@@ -36,6 +36,8 @@ pub struct SegmentChoice {
     pub cp_kind: ContextKind,
     /// Ranks over which the experts of its mixtures lie; 1 where it has none.
     pub ep: u64,
+    /// How tokens of other ranks reach them, where `ep` is above 1.
+    pub ep_kind: ExpertKind,
     /// Where the tensor axes lie at the boundary.
     pub boundary: BoundaryKind,
     /// ZeRO level.
@@ -62,7 +64,8 @@ impl SegmentChoice {
                 TensorKind::Context(kind) => kind,
                 _ => ContextKind::Gather,
             },
-            ep: choice.ep,
+            ep: choice.experts.degree,
+            ep_kind: choice.experts.kind,
             boundary: choice.boundary,
             zero: choice.zero,
             mode: choice.mode,
@@ -107,7 +110,11 @@ impl SegmentChoice {
             name += &format!(" · cp {}{kind}", self.cp);
         }
         if self.ep > 1 {
-            name += &format!(" · ep {}", self.ep);
+            let kind = match self.ep_kind {
+                ExpertKind::Gather => "",
+                ExpertKind::AllToAll => " (all-to-all)",
+            };
+            name += &format!(" · ep {}{kind}", self.ep);
         }
         if self.has_megatron_sequence() {
             name += " + sequence";
@@ -298,7 +305,7 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
             for &member in &group.members {
                 let node = piece.nodes[member];
                 strategy.maps.insert(node, option.map.clone());
-                strategy.rings.extend(option.ring.map(|kind| (node, kind)));
+                strategy.joint.extend(option.joint.map(|kind| (node, kind)));
                 for (i, arg) in facts.program.graph.node(node).args.iter().enumerate() {
                     if facts.weights.contains(arg) {
                         let placed = option.operands[i].clone();

@@ -2,7 +2,7 @@
 
 use super::boundary::BoundaryKind;
 use super::choices::Setting;
-use super::experts;
+use super::experts::{self, Experts};
 use super::pins::{LayerPins, PinFault, Pins};
 use super::price::{Facts, Piece};
 use super::sequence::TensorKind;
@@ -45,8 +45,8 @@ pub struct Choice {
     pub boundary: BoundaryKind,
     /// What the context axes cut, or the tensor axes where there are none.
     pub tensor: TensorKind,
-    /// Ranks over which the experts lie.
-    pub ep: u64,
+    /// Where its experts lie.
+    pub experts: Experts,
     /// ZeRO level.
     pub zero: u8,
     /// What is recomputed.

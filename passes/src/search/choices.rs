@@ -2,6 +2,7 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Listing, Mode, SpaceBuilder, modes, zero_levels};
+use super::experts::Experts;
 use super::flows::{Border, Flows};
 use super::pins::LayerPins;
 use super::points::{Point, kept_points};
@@ -29,8 +30,8 @@ struct Cut<'a> {
     recomputes: &'a [(Mode, Recompute)],
     /// At each speed that a stage has, fastest first.
     speeds: Vec<AtSpeed<'a>>,
-    /// Numbers of ranks over which its experts may lie, each with candidates of its own.
-    degrees: Vec<Option<u64>>,
+    /// Where its experts may lie, each with candidates of its own.
+    experts: Vec<Option<Experts>>,
 }
 
 /// The same at one speed.
@@ -103,9 +104,9 @@ impl SpaceBuilder<'_> {
             Some(AtSpeed { priced, flows, edges })
         };
         let speeds = setting.models.iter().map(at_speed).collect::<Option<Vec<_>>>()?;
-        // What another degree of experts beats by the surrogate may still take less memory while it runs.
-        let degrees = if self.listing == Listing::Best { speeds[0].priced.expert_degrees() } else { vec![None] };
-        Some(Cut { split, recomputes, speeds, degrees })
+        // What another place of experts beats by the surrogate may still take less memory while it runs.
+        let experts = if self.listing == Listing::Best { speeds[0].priced.all_experts() } else { vec![None] };
+        Some(Cut { split, recomputes, speeds, experts })
     }
 }
 
@@ -129,20 +130,20 @@ impl Cut<'_> {
         in_flight: u64,
         listing: Listing,
     ) -> impl Iterator<Item = Choice> + 'w {
-        let points = self.degrees.iter().flat_map(move |&degree| {
-            let problem = move |speed: usize, n| self.problem(way, &costs[speed], degree, speed, n);
+        let points = self.experts.iter().flat_map(move |&experts| {
+            let problem = move |speed: usize, n| self.problem(way, &costs[speed], experts, speed, n);
             kept_points(problem, self.speeds.len(), in_flight, listing)
         });
         points.map(|point| self.choice(way, point))
     }
 
     /// The problem at a speed with the activations of `n` micro-batches.
-    fn problem(&self, way: &Way, border: &BorderCosts, degree: Option<u64>, speed: usize, n: u64) -> Problem {
+    fn problem(&self, way: &Way, border: &BorderCosts, experts: Option<Experts>, speed: usize, n: u64) -> Problem {
         let AtSpeed { priced, edges, .. } = &self.speeds[speed];
         let (_, recompute) = &self.recomputes[way.recompute];
         let problem = priced.problem((border, &edges[way.recompute]), recompute, way.zero, n);
-        match degree {
-            Some(degree) => priced.with_degree(problem, degree),
+        match experts {
+            Some(experts) => priced.with_experts(problem, experts),
             None => problem,
         }
     }
@@ -155,7 +156,7 @@ impl Cut<'_> {
             split: self.split.clone(),
             boundary: way.boundary,
             tensor: if cuts_sequence { priced.tensor_kind(&assignment) } else { TensorKind::Weights },
-            ep: priced.expert_degree(&assignment),
+            experts: priced.experts(&assignment),
             zero: way.zero,
             mode: self.recomputes[way.recompute].0,
             assignment,

@@ -54,6 +54,7 @@ impl SegmentChoice {
             cp: Some(self.cp as u32).filter(|&n| n > 1),
             cp_kind: Some(self.cp_kind).filter(|_| self.cp > 1),
             ep: Some(self.ep as u32).filter(|&n| n > 1),
+            ep_kind: Some(self.ep_kind).filter(|_| self.ep > 1),
             zero: Some(self.zero),
             sequence: Some(sequence).filter(|_| self.tp > 1 || self.sequence_degree() == 1),
             recompute: Some(self.mode),

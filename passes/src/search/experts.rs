@@ -1,16 +1,43 @@
 //! Expert parallelism: the experts of a mixture over data axes, whose tokens they all see.
 //!
 //! Under such an option a mixture gathers the tokens of these axes, computes the experts that it holds for all of them, and gives
-//! partial sums that go back to where the tokens lie. What is gathered and reduced follows from the placements.
+//! partial sums that go back to where the tokens lie: what is gathered and reduced follows from the placements. Or the tokens stay, and
+//! each travels to the ranks of the experts that it chose, and back: then the axes cut tokens and experts, see [`crate::joint`].
 
-use super::pins::{LayerPins, PinFault, Pins};
+use super::options::NodeOption;
+use super::pins::{ExpertKind, LayerPins, PinFault, Pins};
 use super::price::Facts;
 use super::split::Split;
+use crate::joint::JointKind;
 use crate::segment::Segment;
 use galvatron_ir::AxisId;
-use galvatron_ir::mesh::{FactorMap, Mesh, ShardingRule};
+use galvatron_ir::mesh::{Mesh, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, Program};
+
+/// Where the experts of a mixture lie, and how tokens reach them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Experts {
+    /// Number of ranks.
+    pub degree: u64,
+    /// How tokens of other ranks reach them.
+    pub kind: ExpertKind,
+}
+
+/// All on every rank, as also where there are none.
+impl Default for Experts {
+    fn default() -> Experts {
+        Experts { degree: 1, kind: ExpertKind::Gather }
+    }
+}
+
+impl Experts {
+    /// Whether that is what is pinned; how tokens reach experts of other ranks says nothing where there are none.
+    pub fn obeys(self, pins: &LayerPins) -> bool {
+        let is_other = |kind| self.degree > 1 && kind != self.kind;
+        pins.ep.is_none_or(|ep| u64::from(ep) == self.degree) && !pins.ep_kind.is_some_and(is_other)
+    }
+}
 
 /// The factor of a mixture that counts its experts.
 pub fn expert_factor(op: &Op, rule: &ShardingRule) -> Option<usize> {
@@ -20,13 +47,15 @@ pub fn expert_factor(op: &Op, rule: &ShardingRule) -> Option<usize> {
     }
 }
 
-/// Ranks over which the experts of a mixture lie; `None` for other ops.
-pub fn expert_degree(facts: &Facts<'_>, node: NodeId, map: &FactorMap, mesh: &Mesh) -> Option<u64> {
+/// Where the experts of a mixture lie under an option; `None` for other ops.
+pub fn experts_of(facts: &Facts<'_>, node: NodeId, option: &NodeOption, mesh: &Mesh) -> Option<Experts> {
     let factor = expert_factor(&facts.program.graph.node(node).op, &facts.rules[node])?;
-    Some(mesh.product(&map.axes[factor]))
+    let is_routed = option.joint == Some(JointKind::Routed);
+    let kind = if is_routed { ExpertKind::AllToAll } else { ExpertKind::Gather };
+    Some(Experts { degree: mesh.product(&option.map.axes[factor]), kind })
 }
 
-/// Experts can be pinned where there are any: in the model, and in each part of it that has a pin of its own.
+/// Experts, and how tokens reach them, can be pinned where there are any: in the model, and in each part of it that has a pin of its own.
 ///
 /// # Errors
 /// Code `no-experts`.
@@ -47,26 +76,28 @@ fn check_part<'a>(
     program: &Program,
     segments: impl Iterator<Item = &'a Segment>,
 ) -> Result<(), PinFault> {
-    let Some(ep) = pins.ep.filter(|&ep| ep != 1) else { return Ok(()) };
+    let degree = pins.ep.filter(|&ep| ep != 1).map(|ep| format!("ep {ep}"));
+    let Some(pin) = degree.or(pins.ep_kind.map(|_| "ep_kind".into())) else { return Ok(()) };
     if segments.flat_map(|s| counts(program, &s.nodes)).next().is_some() {
         return Ok(());
     }
     Err(PinFault {
         code: "no-experts",
-        message: format!("ep {ep} is pinned, but no op of {name} is a mixture of experts"),
+        message: format!("{pin} is pinned, but no op of {name} is a mixture of experts"),
         help: "leave the key out".into(),
     })
 }
 
-/// Why the experts of these nodes cannot lie over as many ranks as is pinned, under any of these splits; `None` if they can.
+/// Why the experts of these nodes cannot lie over as many ranks as is pinned, in the pinned way, under any of these splits; `None`
+/// if they can.
 pub fn why_none(
     program: &Program,
     nodes: &[NodeId],
-    ep: Option<u32>,
+    pins: &LayerPins,
     splits: &[Split],
     mesh: &Mesh,
 ) -> Option<PinFault> {
-    let ep = u64::from(ep?);
+    let ep = u64::from(pins.ep?);
     if let Some(n) = counts(program, nodes).find(|n| !n.is_multiple_of(ep)) {
         return Some(PinFault {
             code: "divisibility",
@@ -74,17 +105,26 @@ pub fn why_none(
             help: "choose an expert degree that divides the number of experts".into(),
         });
     }
+    let over = |axes: &[AxisId]| mesh.product(axes) == ep;
+    let is_routed = ep > 1 && pins.ep_kind == Some(ExpertKind::AllToAll);
     let fits = |split: &Split| {
         let all = [&split.data[..], &split.tensor[..]].concat();
-        let over = |axes: &[AxisId]| mesh.product(axes) == ep;
-        (0..=split.data.len()).any(|first| over(&split.data[first..]) || over(&all[first..]))
+        // Tokens travel over one data axis at least.
+        let firsts = 0..split.data.len() + usize::from(!is_routed);
+        firsts.into_iter().any(|first| over(&split.data[first..]) || over(&all[first..]))
     };
     let is_lost = counts(program, nodes).next().is_some() && !splits.iter().any(fits);
-    is_lost.then(|| PinFault {
-        code: "world-size",
-        message: format!("{} devices have no {ep} neighbours that could share experts", mesh.world()),
-        help: "experts lie over data ranks, or over all tensor ranks; each degree is a product of mesh axes".into(),
-    })
+    let (message, help) = match is_routed {
+        true => (
+            format!("{} devices have no {ep} neighbours over which tokens lie that could share experts", mesh.world()),
+            "tokens travel over data ranks: choose a larger dp, or leave `ep_kind` out",
+        ),
+        false => (
+            format!("{} devices have no {ep} neighbours that could share experts", mesh.world()),
+            "experts lie over data ranks, or over all tensor ranks; each degree is a product of mesh axes",
+        ),
+    };
+    is_lost.then(|| PinFault { code: "world-size", message, help: help.into() })
 }
 
 /// The numbers of experts of the mixtures among some nodes.

@@ -3,6 +3,7 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
+use super::experts::Experts;
 use super::sequence::TensorKind;
 use super::solver::Cost;
 use super::spaces::{MARGIN_PARTS, Pick, Space, Spaces};
@@ -13,7 +14,7 @@ use super::split::Split;
 pub struct Kind<'a> {
     split: &'a Split,
     tensor: TensorKind,
-    ep: u64,
+    experts: Experts,
     alike: Option<Alike>,
     /// How the other segments are cut, where that is given.
     rest: Option<&'a Split>,
@@ -44,7 +45,7 @@ pub type Kinds<'a> = Vec<(Cost, usize, Kind<'a>)>;
 
 impl<'a> Kind<'a> {
     fn cut_as(choice: &'a Choice) -> Kind<'a> {
-        Kind { split: &choice.split, tensor: choice.tensor, ep: choice.ep, alike: None, rest: None }
+        Kind { split: &choice.split, tensor: choice.tensor, experts: choice.experts, alike: None, rest: None }
     }
 
     fn alike(choice: &'a Choice, everywhere: bool) -> Kind<'a> {
@@ -60,7 +61,7 @@ impl<'a> Kind<'a> {
 
     /// Whether a segment may run so.
     pub fn allows(&self, choice: &Choice, is_layer: bool) -> bool {
-        let is_cut_so = (&choice.split, choice.tensor, choice.ep) == (self.split, self.tensor, self.ep);
+        let is_cut_so = (&choice.split, choice.tensor, choice.experts) == (self.split, self.tensor, self.experts);
         let Some(alike) = self.alike else {
             return if is_layer { is_cut_so } else { self.rest.is_none_or(|rest| choice.split == *rest) };
         };

@@ -42,7 +42,7 @@ mod weights;
 pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
 pub use candidates::{Candidates, Choice, Listing, Mode};
-pub use pins::{ContextKind, LayerPins, PinFault, Pins, Place, RING, SequenceMode, WHOLE, ZIGZAG};
+pub use pins::{ContextKind, ExpertKind, LayerPins, PinFault, Pins, Place, RING, SequenceMode, WHOLE, ZIGZAG};
 pub use pipe::Solved;
 pub use runner_up::{RunnerUp, RunnersUp, runners_up};
 pub use spaces::Space;

@@ -1,8 +1,8 @@
 //! The placements that an op may take: its batch over the data axes, its sequence over the context axes, one more factor (or none)
-//! over the tensor axes. Experts may take data axes from the batch.
+//! over the tensor axes. Experts may take data axes from the batch, or share them with it.
 
 use super::split::Split;
-use crate::rings::RingKind;
+use crate::joint::JointKind;
 use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorKind, FactorMap, Mesh, Sharding, ShardingRule};
 
@@ -17,15 +17,15 @@ pub struct NodeOption {
     pub results: Vec<Sharding>,
     /// The factor that the tensor axes shard, if any, together with what is minor to it.
     pub tensor_factor: Option<usize>,
-    /// If keys and values are cut as the queries are, and travel around a ring, which.
-    pub ring: Option<RingKind>,
+    /// How ranks compute it together, if they do: some axes then cut two factors.
+    pub joint: Option<JointKind>,
 }
 
 impl NodeOption {
     fn new(rule: &ShardingRule, map: FactorMap, tensor_factor: Option<usize>) -> NodeOption {
         let operands = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
         let results = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
-        NodeOption { map, operands, results, tensor_factor, ring: None }
+        NodeOption { map, operands, results, tensor_factor, joint: None }
     }
 }
 
@@ -43,8 +43,8 @@ pub struct OptionContext<'a> {
     pub heads: Option<usize>,
     /// The factor that counts experts.
     pub experts: Option<usize>,
-    /// The rule of an attention as a ring, if it has one.
-    pub ring: Option<&'a ShardingRule>,
+    /// The rule of an op that ranks can compute together.
+    pub joint: Option<&'a ShardingRule>,
     /// Whether the op runs once a step on the whole batch.
     pub whole_batch: bool,
 }
@@ -66,7 +66,22 @@ pub fn options(rule: &ShardingRule, cx: &OptionContext<'_>) -> Vec<NodeOption> {
         let over = over_data_axes(&base, batch, experts, &cx.split.data);
         bases.extend(over.into_iter().filter(|map| divides(rule, experts, &map.axes[experts], cx.mesh)));
     }
-    bases.into_iter().flat_map(|base| over_context_and_tensor_axes(rule, base, cx)).collect()
+    let all = bases.into_iter().flat_map(|base| over_context_and_tensor_axes(rule, base, cx));
+    all.chain(routed(&base, cx)).collect()
+}
+
+/// The options of a mixture whose tokens travel: the fastest data axes cut the experts and the batch, fewest first.
+fn routed(base: &FactorMap, cx: &OptionContext<'_>) -> Vec<NodeOption> {
+    let (Some(rule), Some(_), Some(experts)) = (cx.joint, cx.batch, cx.experts) else { return Vec::new() };
+    let data = &cx.split.data;
+    let over = |n: usize| {
+        let mut map = base.clone();
+        map.axes[experts].extend(&data[data.len() - n..]);
+        map
+    };
+    let fits = |map: &FactorMap| divides(rule, experts, &map.axes[experts], cx.mesh);
+    let options = (1..=data.len()).map(over).filter(fits).flat_map(|map| over_context_and_tensor_axes(rule, map, cx));
+    options.map(|option| NodeOption { joint: Some(JointKind::Routed), ..option }).collect()
 }
 
 /// The options of an op with a sequence have it over the context axes. An attention may have its heads there instead (DeepSpeed-Ulysses,
@@ -120,8 +135,8 @@ fn over_factor(
 /// An option, and where it cuts the queries the rings beside it: a causal one, whose queries know their place, also in a zigzag.
 fn with_rings(rule: &ShardingRule, option: NodeOption, cx: &OptionContext<'_>) -> Vec<NodeOption> {
     let mut all = vec![option];
-    let (Some(ring), Some(&[queries])) = (cx.ring, rule.operands.first().and_then(|q| q.get(1)).map(|fs| &fs[..]))
-    else {
+    let ring = cx.joint.filter(|_| cx.experts.is_none());
+    let (Some(ring), Some(&[queries])) = (ring, rule.operands.first().and_then(|q| q.get(1)).map(|fs| &fs[..])) else {
         return all;
     };
     let map = all[0].map.clone();
@@ -131,9 +146,9 @@ fn with_rings(rule: &ShardingRule, option: NodeOption, cx: &OptionContext<'_>) -
     let is_cut = divides(ring, queries, &map.axes[queries], cx.mesh);
     let has_chunks = ring.factors[queries].kind == FactorKind::Offset
         && ring.factors[queries].size.is_multiple_of(2 * cx.mesh.product(&map.axes[queries]));
-    let kinds = [(RingKind::Blocks, is_cut), (RingKind::Zigzag, is_cut && has_chunks)];
+    let kinds = [(JointKind::Ring, is_cut), (JointKind::Zigzag, is_cut && has_chunks)];
     let tensor_factor = all[0].tensor_factor;
-    let option = |kind| NodeOption { ring: Some(kind), ..NodeOption::new(ring, map.clone(), tensor_factor) };
+    let option = |kind| NodeOption { joint: Some(kind), ..NodeOption::new(ring, map.clone(), tensor_factor) };
     all.extend(kinds.into_iter().filter(|(_, fits)| *fits).map(|(kind, _)| option(kind)));
     all
 }
@@ -147,7 +162,8 @@ fn cut_into_single(
     axes: &[AxisId],
     mesh: &Mesh,
 ) -> Option<NodeOption> {
-    let n = (0..axes.len()).find(|&n| mesh.product(&axes[..n]) == rule.factors[factor].size)?;
+    let parts = |n: usize| mesh.product(&base.axes[factor]) * mesh.product(&axes[..n]);
+    let n = (0..axes.len()).find(|&n| parts(n) == rule.factors[factor].size)?;
     let mut map = base.clone();
     map.axes[factor].extend(&axes[..n]);
     if let Some(minor) = rule.minor_of(factor) {
@@ -173,4 +189,49 @@ fn over_data_axes(base: &FactorMap, batch: usize, experts: usize, data: &[AxisId
 
 fn divides(rule: &ShardingRule, factor: usize, axes: &[AxisId], mesh: &Mesh) -> bool {
     rule.factors[factor].size.is_multiple_of(mesh.product(axes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use galvatron_ir::op::comm::routed_of;
+    use galvatron_ir::op::compute::{Moe, UnaryKind};
+    use galvatron_ir::op::{Op, OpDef};
+    use galvatron_ir::types::TensorType;
+
+    /// What cuts the tokens, and what the experts, under every option of a mixture of four experts on two data axes.
+    #[test]
+    fn experts_take_data_axes_from_the_batch_or_share_them() {
+        let f32 = |shape: &[u64]| TensorType::f32(shape.to_vec());
+        let (inner, choices) = (f32(&[4, 6, 3]), TensorType::i64([8, 2]));
+        let args = [f32(&[8, 3]), f32(&[8, 2]), choices, inner.clone(), inner, f32(&[4, 3, 6])];
+        let args: Vec<&TensorType> = args.iter().collect();
+        let (mesh, mixture) = (Mesh::from_levels(&[4], 1), Moe { activation: UnaryKind::Silu, experts: 4 });
+        let routed = routed_of(&Op::from(mixture), &[]).expect("a mixture is routed").rule(&args, &args[..1]);
+        let data: Vec<AxisId> = mesh.spatial().collect();
+        let (rule, split) = (mixture.rule(&args, &args[..1]), Split { data, context: Vec::new(), tensor: Vec::new() });
+        let [batch, experts] = [rule.operands[0][0][0], rule.operands[3][0][0]];
+        let cx = OptionContext {
+            mesh: &mesh,
+            split: &split,
+            batch: Some(batch),
+            sequence: None,
+            heads: None,
+            experts: Some(experts),
+            joint: Some(&routed),
+            whole_batch: false,
+        };
+        let cuts = |option: &NodeOption| {
+            let axes = |i: usize| option.operands[i].dims[0].iter().map(|axis| axis.index()).collect::<Vec<_>>();
+            (axes(0), axes(3), option.results[0].is_partial(), option.joint.is_some())
+        };
+        let expected = [
+            (vec![1, 2], vec![], false, false),
+            (vec![1], vec![2], true, false),
+            (vec![], vec![1, 2], true, false),
+            (vec![1, 2], vec![2], false, true),
+            (vec![1, 2], vec![1, 2], false, true),
+        ];
+        assert_eq!(options(&rule, &cx).iter().map(cuts).collect::<Vec<_>>(), expected);
+    }
 }

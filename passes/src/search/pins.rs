@@ -2,7 +2,7 @@
 
 use super::options::NodeOption;
 use super::split::Split;
-use crate::rings::RingKind;
+use crate::joint::JointKind;
 use crate::strategy::ScheduleKind;
 use galvatron_ir::mesh::ShardingRule;
 
@@ -27,6 +27,16 @@ pub enum ContextKind {
     Zigzag,
 }
 
+/// How tokens reach experts of other ranks, where experts lie over data axes.
+#[derive(Clone, Default, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExpertKind {
+    /// Every rank gathers the tokens of all; also where experts lie over tensor axes, over which every rank has all tokens.
+    #[default]
+    Gather,
+    /// Every token travels to the ranks of the experts that it chose, and back.
+    AllToAll,
+}
+
 /// Pins of one segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerPins {
@@ -42,6 +52,8 @@ pub struct LayerPins {
     pub cp_kind: Option<ContextKind>,
     /// Ranks that share the experts of mixtures.
     pub ep: Option<u32>,
+    /// How tokens reach experts of other ranks.
+    pub ep_kind: Option<ExpertKind>,
     /// ZeRO level.
     pub zero: Option<u8>,
     /// Where the boundary sequence lies.
@@ -97,10 +109,13 @@ impl Place {
     /// Whether an option of an op with this rule is what is pinned. Beside context axes, over which rings then run, it is not the ring
     /// that is pinned here.
     pub fn allows(&self, rule: &ShardingRule, option: &NodeOption, split: &Split) -> bool {
+        let ring = match option.joint.filter(|_| split.context.is_empty()) {
+            Some(JointKind::Ring) => Some(RING),
+            Some(JointKind::Zigzag) => Some(ZIGZAG),
+            Some(JointKind::Routed) | None => None,
+        };
         match (self, option.tensor_factor) {
-            (Place::Factor(label), _) if option.ring.is_some() && split.context.is_empty() => {
-                *label == if option.ring == Some(RingKind::Zigzag) { ZIGZAG } else { RING }
-            }
+            (Place::Factor(label), _) if let Some(ring) = ring => label == ring,
             (Place::Whole, factor) => factor.is_none(),
             (Place::Factor(label), Some(factor)) => rule.factors[factor].label == *label,
             (Place::Factor(_), None) => false,
@@ -149,6 +164,7 @@ impl LayerPins {
             cp: if names_degree { self.cp } else { base.cp },
             cp_kind: self.cp_kind.or(base.cp_kind),
             ep: self.ep.or(base.ep),
+            ep_kind: self.ep_kind.or(base.ep_kind),
             zero: self.zero.or(base.zero),
             sequence: self.sequence.or(base.sequence),
             recompute: self.recompute.or(base.recompute),

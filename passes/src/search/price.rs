@@ -1,6 +1,6 @@
 //! Prices one segment under one split of the mesh: per option of each op, and per pair of options where a value flows.
 
-use super::experts::expert_degree;
+use super::experts::{Experts, experts_of};
 use super::options::{NodeOption, OptionContext, options};
 use super::recompute::Recompute;
 use super::sequence::Sequences;
@@ -9,8 +9,8 @@ use super::split::Split;
 use super::weights::{Reduction, gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::batch::BatchFactors;
-use crate::cost::{Collective, CostModel, Ring, Types};
-use crate::rings::RingKind;
+use crate::cost::{Collective, CostModel, Types};
+use crate::joint::{JointKind, joint_axes, joint_of};
 use crate::rules::Rules;
 use crate::strategy::WeightPlacement;
 use galvatron_ir::graph::Node;
@@ -180,8 +180,8 @@ impl<'a> Priced<'a> {
     fn price(&self, node: NodeId, option: &NodeOption) -> OptionPrice {
         let program = self.facts.program;
         let n = program.graph.node(node);
-        let forward_ns = match option.ring {
-            Some(kind) => self.ring_ns(node, kind, &option.operands, &option.results),
+        let forward_ns = match option.joint {
+            Some(kind) => self.joint_ns(node, kind, &option.operands, &option.results),
             None => self.op_ns(node, &option.operands, &option.results),
         };
         let is_view = matches!(n.op.alias(), Alias::View(i) if self.facts.saved.contains(&n.args[i]));
@@ -221,13 +221,13 @@ impl<'a> Priced<'a> {
             .iter()
             .map(|&b| {
                 let rules = &self.facts.rules;
-                let ring = rules.ring(b).filter(|_| option.ring.is_some());
-                let kind = option.ring.filter(|_| ring.is_some());
-                let (rule, map) = (ring.unwrap_or(&rules[b]), rules.inherit(b, &option.map));
+                let joint = rules.joint(b).filter(|_| option.joint.is_some());
+                let kind = option.joint.filter(|_| joint.is_some());
+                let (rule, map) = (joint.unwrap_or(&rules[b]), rules.inherit(b, &option.map));
                 let operands: Vec<_> = (0..rule.operands.len()).map(|i| rule.operand_sharding(i, &map)).collect();
                 let results: Vec<_> = (0..rule.results.len()).map(|i| rule.result_sharding(i, &map)).collect();
                 match kind {
-                    Some(kind) => self.ring_ns(b, kind, &operands, &results),
+                    Some(kind) => self.joint_ns(b, kind, &operands, &results),
                     None => self.op_ns(b, &operands, &results),
                 }
             })
@@ -239,13 +239,13 @@ impl<'a> Priced<'a> {
         self.with_types(node, operands, results, |whole, local| self.model.node_ns(n.layer, &n.op, whole, local))
     }
 
-    /// Time of an attention, or of its gradient, as a ring over the axes of its sequence.
-    fn ring_ns(&self, node: NodeId, kind: RingKind, operands: &[Sharding], results: &[Sharding]) -> u64 {
-        let n = self.facts.program.graph.node(node);
+    /// Time of a node that ranks compute together.
+    fn joint_ns(&self, node: NodeId, kind: JointKind, operands: &[Sharding], results: &[Sharding]) -> u64 {
+        let op = joint_of(self.facts.program, node, &joint_axes(kind, operands), kind);
+        let op = op.expect("invariant: the option is one of the node");
+        let layer = self.facts.program.graph.node(node).layer;
         self.with_types(node, operands, results, |whole, local| {
-            let zigzag = kind == RingKind::Zigzag;
-            let ring = Ring { op: &n.op, axes: &operands[0].dims[1], mesh: self.mesh, zigzag };
-            let times = self.model.ring_times(n.layer, &ring, whole, local);
+            let times = self.model.joint_times(layer, &op, self.mesh, whole, local).unwrap_or_default();
             times.compute_ns + times.communication_ns
         })
     }
@@ -382,29 +382,28 @@ impl<'a> Priced<'a> {
         self.facts.weights.contains(&value)
     }
 
-    /// Ranks over which the experts of the segment's mixtures lie under an assignment; 1 where it has none.
-    pub fn expert_degree(&self, assignment: &[usize]) -> u64 {
-        let degree = |(group, &option): (&Group, &usize)| self.degree(group, option);
-        self.groups.iter().zip(assignment).filter_map(degree).max().unwrap_or(1)
+    /// Where the experts of the segment's mixtures lie under an assignment.
+    pub fn experts(&self, assignment: &[usize]) -> Experts {
+        let experts = |(group, &option): (&Group, &usize)| self.experts_of(group, option);
+        self.groups.iter().zip(assignment).filter_map(experts).max().unwrap_or_default()
     }
 
-    /// Numbers of ranks over which the experts of the segment's mixtures may lie; `None` where it has no mixture.
-    pub fn expert_degrees(&self) -> Vec<Option<u64>> {
-        let degrees =
-            self.groups.iter().flat_map(|group| (0..group.options.len()).map(|option| self.degree(group, option)));
-        let degrees: BTreeSet<Option<u64>> = degrees.collect();
-        if degrees.len() > 1 { degrees.into_iter().filter(Option::is_some).collect() } else { vec![None] }
+    /// Where the experts of the segment's mixtures may lie; `None` where it has no mixture.
+    pub fn all_experts(&self) -> Vec<Option<Experts>> {
+        let all = self.groups.iter().flat_map(|g| (0..g.options.len()).map(|option| self.experts_of(g, option)));
+        let all: BTreeSet<Option<Experts>> = all.collect();
+        if all.len() > 1 { all.into_iter().filter(Option::is_some).collect() } else { vec![None] }
     }
 
-    fn degree(&self, group: &Group, option: usize) -> Option<u64> {
-        expert_degree(self.facts, self.piece.nodes[group.members[0]], &group.options[option].map, self.mesh)
+    fn experts_of(&self, group: &Group, option: usize) -> Option<Experts> {
+        experts_of(self.facts, self.piece.nodes[group.members[0]], &group.options[option], self.mesh)
     }
 
-    /// The problem without the options under which experts lie over another number of ranks.
-    pub fn with_degree(&self, mut problem: Problem, degree: u64) -> Problem {
+    /// The problem without the options under which experts lie elsewhere.
+    pub fn with_experts(&self, mut problem: Problem, experts: Experts) -> Problem {
         for (var, group) in problem.vars.iter_mut().zip(&self.groups) {
             for (option, cost) in var.domain.iter_mut().enumerate() {
-                if self.degree(group, option).is_some_and(|found| found != degree) {
+                if self.experts_of(group, option).is_some_and(|found| found != experts) {
                     *cost = Cost::FORBIDDEN;
                 }
             }

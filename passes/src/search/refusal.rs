@@ -18,7 +18,7 @@ impl SpaceBuilder<'_> {
             return no_split(pins, mesh);
         }
         self.uncut_batch(&splits, mesh)
-            .or_else(|| experts::why_none(self.facts.program, &piece.nodes, pins.ep, &splits, mesh))
+            .or_else(|| experts::why_none(self.facts.program, &piece.nodes, pins, &splits, mesh))
             .or_else(|| splits.iter().find_map(|split| self.uncut_sequence(piece, pins, split, mesh)))
             .or_else(|| splits.iter().find_map(|split| self.uncut_node(piece, pins, split, mesh)))
             .unwrap_or_else(|| PinFault {

@@ -13,8 +13,8 @@ use super::pins::{ContextKind, LayerPins};
 use super::price::{Facts, Piece, Priced};
 use super::split::Split;
 use crate::batch::BatchFactors;
-use crate::rings::RingKind;
-use galvatron_ir::mesh::{Mesh, ShardingRule};
+use crate::joint::JointKind;
+use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
 use galvatron_ir::{AxisId, NodeId, ValueId};
@@ -76,22 +76,17 @@ impl<'a> OptionContext<'a> {
             sequence: facts.sequences.factors.get(&node).copied(),
             heads: heads.flatten(),
             experts: expert_factor(op, rule),
-            ring: attention_ring(facts, node),
+            joint: facts.rules.joint(node),
             whole_batch: facts.is_whole_batch(node),
         }
     }
 }
 
-/// The rule of an attention as a ring; none for other ops, and for an attention without a ring.
-fn attention_ring<'f>(facts: &'f Facts<'_>, node: NodeId) -> Option<&'f ShardingRule> {
-    facts.rules.ring(node).filter(|_| matches!(facts.program.graph.node(node).op, Op::Attention(_)))
-}
-
 fn kind_of(option: &NodeOption) -> ContextKind {
-    match option.ring {
-        None => ContextKind::Gather,
-        Some(RingKind::Blocks) => ContextKind::Ring,
-        Some(RingKind::Zigzag) => ContextKind::Zigzag,
+    match option.joint {
+        None | Some(JointKind::Routed) => ContextKind::Gather,
+        Some(JointKind::Ring) => ContextKind::Ring,
+        Some(JointKind::Zigzag) => ContextKind::Zigzag,
     }
 }
 

@@ -47,6 +47,7 @@ fn write_pins(out: &mut String, pins: &LayerPins) -> std::fmt::Result {
         write_key(out, key, degree, u32::to_string)?;
     }
     write_key(out, "cp_kind", &pins.cp_kind, |kind| quoted(kind.name()))?;
+    write_key(out, "ep_kind", &pins.ep_kind, |kind| quoted(kind.name()))?;
     write_key(out, "zero", &pins.zero, u8::to_string)?;
     write_key(out, "sequence", &pins.sequence, |mode| quoted(mode.name()))?;
     write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))

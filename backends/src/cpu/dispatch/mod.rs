@@ -13,6 +13,7 @@ mod moe;
 mod norm;
 mod optimizer;
 mod rotary;
+mod routed;
 #[cfg(test)]
 mod tests;
 pub(super) mod widen;
@@ -25,7 +26,7 @@ use galvatron_ir::types::DType;
 use super::arena::{Arena, Element};
 use super::device::kernel;
 use super::threads::Threads;
-use crate::device::{AttentionBlock, BufferSpec, Kernel, NodeSpec, Span};
+use crate::device::{AttentionBlock, BufferSpec, Kernel, NodeSpec, Routing, Span};
 
 /// What `prepare` makes of a node: its kernel, or why there is none.
 type Prepared = Result<Box<dyn Kernel>, String>;
@@ -52,6 +53,14 @@ pub(super) fn prepare(arena: &Arc<Arena>, threads: Threads, scratch: Span, spec:
 /// When a buffer is not of f32.
 pub(super) fn prepare_block(arena: &Arc<Arena>, threads: Threads, block: &AttentionBlock<'_>) -> Prepared {
     attention::block(arena, threads, block)
+}
+
+/// Prepares a part of a mixture of experts whose tokens travel.
+///
+/// # Errors
+/// When a buffer has another element type than it should have, or the scratch memory is too small.
+pub(super) fn prepare_routing(arena: &Arc<Arena>, threads: Threads, task: &Routing<'_>) -> Prepared {
+    routed::prepare(arena, threads, task)
 }
 
 fn dispatch(op: &Op, cx: &Cx<'_>) -> Prepared {

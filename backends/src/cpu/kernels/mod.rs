@@ -20,6 +20,7 @@ pub mod optimizer;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rotary;
+pub mod routed;
 pub mod shape;
 pub mod softmax;
 pub mod sum_parts;

@@ -149,14 +149,33 @@ pub fn moe(
     });
 }
 
-/// The gradients (dx, dw, dgate, dup, ddown) for dy [rows, h]; all of the results is overwritten.
+/// The gradients (dx, dw, dgate, dup, ddown) for dy [rows, h]; all of the results is overwritten. See [`more_moe_grad`].
+///
+/// # Panics
+/// When a slice has not the length that `dims` says.
+pub fn moe_grad(
+    dims: &MoeDims,
+    args: &MoeArgs<'_>,
+    dy: &[f32],
+    results: [&mut [f32]; 5],
+    scratch: (&mut [u32], &mut [f32]),
+    threads: Threads,
+) {
+    let [dx, dw, dgate, dup, ddown] = results;
+    for grad in [&mut *dgate, &mut *dup, &mut *ddown] {
+        threads.for_each_chunk_mut(grad, super::GRAIN, |_, chunk| chunk.fill(0.0));
+    }
+    more_moe_grad(dims, args, dy, [dx, dw, dgate, dup, ddown], scratch, threads);
+}
+
+/// The gradients (dx, dw) for dy [rows, h]; what these rows give is added to (dgate, dup, ddown).
 ///
 /// With s = a(gate x), z = downᵀ dy: dw = (s u) z, ddown = w dy (s u)ᵀ, du = w z s, dgate x = w z u a'(gate x).
 /// `scratch` has room for three rows of width h and five of width f.
 ///
 /// # Panics
 /// When a slice has not the length that `dims` says.
-pub fn moe_grad(
+pub fn more_moe_grad(
     dims: &MoeDims,
     args: &MoeArgs<'_>,
     dy: &[f32],
@@ -165,7 +184,7 @@ pub fn moe_grad(
     threads: Threads,
 ) {
     let (h, f) = (dims.h, dims.f);
-    for grad in [&mut *dx, &mut *dw, &mut *dgate, &mut *dup, &mut *ddown] {
+    for grad in [&mut *dx, &mut *dw] {
         threads.for_each_chunk_mut(grad, super::GRAIN, |_, chunk| chunk.fill(0.0));
     }
     let order = sort(dims, args.i, order);

@@ -103,11 +103,11 @@ impl<'a> Steps<'a> {
     }
 
     fn send_to(&mut self, peer: usize, tag: u64, buffer: &BufferSpec) {
-        self.steps.push(Step::Send(Hop { peer, tag, at: buffer.span() }));
+        self.steps.push(Step::Send(Hop { peer, tag, at: buffer.span(), counted: None }));
     }
 
     fn receive_from(&mut self, peer: usize, tag: u64, buffer: &BufferSpec) {
-        self.steps.push(Step::Recv(Hop { peer, tag, at: buffer.span() }));
+        self.steps.push(Step::Recv(Hop { peer, tag, at: buffer.span(), counted: None }));
     }
 
     pub(super) fn block(&mut self, block: &AttentionBlock<'_>) -> Result<(), String> {

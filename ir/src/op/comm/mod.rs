@@ -47,10 +47,12 @@ macro_rules! collective {
 
 mod pipe;
 mod ring;
+mod routed;
 mod sums;
 
 pub use pipe::{Recv, Send};
 pub use ring::{RingAttention, RingAttentionGrad, RingScratch, SCRATCH_ALIGNMENT, ring_of};
+pub use routed::{RoutedMoe, RoutedMoeGrad, RoutedScratch, RowBytes, routed_of};
 pub use sums::{SumParts, scattered_sum_bytes, sum_bytes};
 
 /// Bytes that every dimension but the first costs: the parts must be packed side by side before or after they travel.

@@ -69,6 +69,8 @@ impl Op {
         match self {
             Op::RingAttention(ring) => Some((ring.attention.into(), &ring.axes)),
             Op::RingAttentionGrad(ring) => Some((ring.attention.into(), &ring.axes)),
+            Op::RoutedMoe(routed) => Some((routed.mixture.into(), &routed.axes)),
+            Op::RoutedMoeGrad(routed) => Some((routed.mixture.into(), &routed.axes)),
             _ => None,
         }
     }

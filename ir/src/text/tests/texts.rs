@@ -115,7 +115,7 @@ module @mlp level=plan {
 "#;
 
 /// All of them.
-pub const ALL: [&str; 6] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING];
+pub const ALL: [&str; 7] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING, ROUTED];
 
 /// Two stages of one rank each.
 pub const PIPELINE: &str = r#"gir 1
@@ -172,6 +172,39 @@ module @ring level=sharded {
     }
     backward {
       %dq, %dk, %dv = comm.ring_attention_grad{axes=[a0], scale=0.5, causal} %q, %q, %q, %o, %lse, %g: f32[2, 8, 4, 4]@[_, a0, _, _] of=%dq, f32[2, 8, 4, 4]@[_, a0, _, _] of=%dk, f32[2, 8, 4, 4]@[_, a0, _, _] of=%dv layer=0
+    }
+  }
+}
+"#;
+
+/// A mixture of four experts on two ranks, and its gradient.
+pub const ROUTED: &str = r#"gir 1
+module @routed level=sharded {
+  mesh [mb=1, a0=2@0]
+  initializer "gate" = {file="m.onnx", offset=0} f32[4, 6, 4]
+  initializer "down" = {file="m.onnx", offset=384} f32[4, 4, 6]
+  program {
+    input %x = "x": f32[8, 4]
+    input %w = "w": f32[8, 2]
+    input %i = "i": i64[8, 2]
+    input %g = "g": f32[8, 4]
+    weight %gate = "gate": f32[4, 6, 4]
+    weight %down = "down": f32[4, 4, 6]
+    %y = moe{activation=silu, experts=4} %x, %w, %i, %gate, %gate, %down: f32[8, 4] layer=0
+    %dx, %dw, %dgate, %dup, %ddown = moe_grad{activation=silu, experts=4} %x, %w, %i, %gate, %gate, %down, %g: f32[8, 4] grad=%x, f32[8, 2] grad=%w, f32[4, 6, 4] grad=%gate, f32[4, 6, 4] grad=%gate, f32[4, 4, 6] grad=%down fwd=%y layer=0
+  }
+  chunk 0 {
+    resident parameter %gate: f32[4, 6, 4]@[a0, _, _] of=%gate
+    resident parameter %down: f32[4, 4, 6]@[a0, _, _] of=%down
+    forward {
+      %x = load{input="x", dtype=f32, shape=[8, 4]}: f32[8, 4]@[a0, _] of=%x
+      %w = load{input="w", dtype=f32, shape=[8, 2]}: f32[8, 2]@[a0, _] of=%w
+      %i = load{input="i", dtype=i64, shape=[8, 2]}: i64[8, 2]@[a0, _] of=%i
+      %g = load{input="g", dtype=f32, shape=[8, 4]}: f32[8, 4]@[a0, _] of=%g
+      %y = comm.routed_moe{axes=[a0], activation=silu, experts=4} %x, %w, %i, %gate, %gate, %down: f32[8, 4]@[a0, _] of=%y layer=0
+    }
+    backward {
+      %dx, %dw, %dgate, %dup, %ddown = comm.routed_moe_grad{axes=[a0], activation=silu, experts=4} %x, %w, %i, %gate, %gate, %down, %g: f32[8, 4]@[a0, _] of=%dx, f32[8, 2]@[a0, _] of=%dw, f32[4, 6, 4]@[a0, _, _] of=%dgate, f32[4, 6, 4]@[a0, _, _] of=%dup, f32[4, 4, 6]@[a0, _, _] of=%ddown layer=0
     }
   }
 }

@@ -2,7 +2,7 @@
 
 use super::Sharder;
 use super::copies::Copy;
-use crate::rings::{RingKind, ring_of};
+use crate::joint::{JointKind, joint_axes, joint_of};
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding, ShardingRule, reshard_steps};
 use galvatron_ir::op::comm::Reshard;
 use galvatron_ir::op::mem::{Accumulate, Load};
@@ -55,24 +55,25 @@ impl<'a> Sharder<'a> {
         self.copies.is_sum_over_micro_batches(value) || (is_partial() && is_step())
     }
 
-    /// The ring that the strategy makes of an attention, and so of its gradient.
-    fn ring_kind(&self, node: NodeId) -> Option<RingKind> {
+    /// How ranks compute a node, and so its gradient, together.
+    fn joint_kind(&self, node: NodeId) -> Option<JointKind> {
         let forward = self.program.graph.node(node).fwd.unwrap_or(node);
-        self.strategy.rings.get(&forward).copied()
+        self.strategy.joint.get(&forward).copied()
     }
 
     /// The factor rule of a node as it is emitted.
     fn rule_of(&self, node: NodeId) -> &'a ShardingRule {
-        let ring = self.ring_kind(node).and_then(|_| self.rules.ring(node));
-        ring.unwrap_or(&self.rules[node])
+        let joint = self.joint_kind(node).and_then(|_| self.rules.joint(node));
+        joint.unwrap_or(&self.rules[node])
     }
 
-    /// The op of a node as it is emitted: a ring runs over the axes of its queries' sequence.
+    /// The op of a node as it is emitted.
     fn op_of(&self, node: NodeId, args: &[ValueId]) -> Op {
-        let queries = args.first().and_then(|&q| self.chunk.graph.value(q).sharding.clone());
-        let axes = queries.and_then(|s| s.dims.get(1).cloned()).unwrap_or_default();
-        let ring = self.ring_kind(node).and_then(|kind| ring_of(self.program, node, &axes, kind));
-        ring.unwrap_or_else(|| self.program.graph.node(node).op.clone())
+        let joint = self.joint_kind(node).filter(|_| self.rules.joint(node).is_some()).and_then(|kind| {
+            let placed = args.iter().map(|&arg| self.chunk.graph.value(arg).sharding.clone());
+            joint_of(self.program, node, &joint_axes(kind, &placed.collect::<Option<Vec<_>>>()?), kind)
+        });
+        joint.unwrap_or_else(|| self.program.graph.node(node).op.clone())
     }
 
     /// Emits a program node whose operands and result placements are known.
