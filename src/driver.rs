@@ -229,6 +229,10 @@ fn back(found: &Found, passes: &mut PassManager<'_>, module: &mut Module) -> Res
         apply::insert_recomputation(module, &found.strategy);
         Ok(())
     })?;
+    passes.run("offload", module, |module| {
+        apply::offload(module, &found.strategy);
+        Ok(())
+    })?;
     passes.run("lower-reshards", module, |module| {
         apply::lower_reshards(module);
         Ok(())
@@ -260,12 +264,13 @@ fn cost_model(what: &Compilation<'_>, module: &Module, out: &mut Compiled) -> Co
     model
 }
 
-/// Plans for GPUs may have stages and rings, which the executor has for CPU ranks only.
+/// Plans for GPUs may have stages, rings and host memory, which the executor has for CPU ranks only.
 fn unfit_for_gpus(found: &Found, cluster: &Cluster) -> Vec<String> {
     let has_rings = found.strategy.joint.values().any(|&kind| kind != JointKind::Routed);
     let refused = [
         (found.decision.stages.is_some(), "pipeline stages", "pp = 1"),
         (has_rings, "ring attention", "cp_kind = \"gather\""),
+        (found.plan.host_bytes_by_rank().iter().any(|&bytes| bytes > 0), "host memory", "offload = \"none\""),
     ];
     let is_told = |is_in: bool| is_in && cluster.device.kind == DeviceKind::Cuda;
     let text = |what, pin| {

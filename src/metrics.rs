@@ -17,6 +17,9 @@ pub struct RunRecord {
     pub predicted_step_time_s: f64,
     /// Bytes of each rank's arena.
     pub predicted_peak_bytes: Vec<u64>,
+    /// Bytes of each rank's arena in host memory; left out where the plan puts nothing there.
+    #[serde(skip_serializing_if = "is_unused")]
+    pub predicted_host_bytes: Vec<u64>,
 }
 
 /// A line for one optimizer step. A number that is not finite is written as `null`.
@@ -38,6 +41,14 @@ pub struct StepRecord {
     pub tokens_per_s: f64,
     /// Highest end of any buffer that was bound, on each rank.
     pub peak_bytes: Vec<u64>,
+    /// The same in host memory; left out where no plan puts anything there.
+    #[serde(skip_serializing_if = "is_unused")]
+    pub host_bytes: Vec<u64>,
+}
+
+/// Whether no rank uses any of some memory.
+fn is_unused(bytes: &[u64]) -> bool {
+    bytes.iter().all(|&bytes| bytes == 0)
 }
 
 /// Writes records as lines of JSON; each line is complete in the file before the next step runs.
@@ -165,6 +176,7 @@ mod tests {
             samples_per_s: 530.1,
             tokens_per_s: 67840.0,
             peak_bytes: vec![10, 20],
+            host_bytes: vec![0, 0],
         }
     }
 
@@ -173,7 +185,13 @@ mod tests {
         let mut out = Vec::new();
         let mut writer = MetricsWriter::new(&mut out);
         let plan = "sha256:ab".to_string();
-        let run = RunRecord { plan, world: 2, predicted_step_time_s: 0.118, predicted_peak_bytes: vec![1, 2] };
+        let run = RunRecord {
+            plan,
+            world: 2,
+            predicted_step_time_s: 0.118,
+            predicted_peak_bytes: vec![1, 2],
+            predicted_host_bytes: vec![],
+        };
         writer.run(&run).unwrap();
         writer.step(&record(1, 3.21)).unwrap();
         writer.step(&record(2, f64::NAN)).unwrap();

@@ -7,7 +7,7 @@ pub use memory::{enough_memory, limits_of, memory_of, no_plan_message, peaks_of}
 use galvatron_ir::Module;
 use galvatron_ir::cluster::Cluster;
 use galvatron_ir::headroom::StageMemory;
-use galvatron_ir::plan::{PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Memory, PhaseKind, ResidentRole};
 use galvatron_passes::cost::{PhaseTimes, Prices};
 use galvatron_passes::search::Found;
 use galvatron_passes::segment::{Segment, layers};
@@ -221,7 +221,7 @@ pub fn memory_of_stage(plan: &Module, index: usize) -> BTreeMap<&'static str, u6
     let stage = &plan.stages[index];
     let mut classes = BTreeMap::from([("activations and workspaces", stage.arena.slots + stage.arena.transient)]);
     for chunk in plan.chunks.iter().filter(|chunk| chunk.stage as usize == index) {
-        for resident in &chunk.residents {
+        for resident in chunk.residents.iter().filter(|resident| resident.memory == Memory::Device) {
             let class = match resident.role {
                 ResidentRole::Parameter => "parameters",
                 ResidentRole::State => "optimizer state",
@@ -229,6 +229,9 @@ pub fn memory_of_stage(plan: &Module, index: usize) -> BTreeMap<&'static str, u6
             };
             *classes.entry(class).or_default() += chunk.local_type(resident.value, &stage.mesh).bytes();
         }
+    }
+    if stage.arena.host_bytes() > 0 {
+        classes.insert("in host memory", stage.arena.host_bytes());
     }
     classes
 }

@@ -43,6 +43,7 @@ pub fn run_record(module: &Module, plan_digest: String) -> RunRecord {
         world: world as u32,
         predicted_step_time_s: module.predicted.step_time_ns as f64 * 1e-9,
         predicted_peak_bytes: module.peak_bytes_by_rank(),
+        predicted_host_bytes: module.host_bytes_by_rank(),
     }
 }
 
@@ -129,6 +130,7 @@ fn step_record(module: &Module, step: &StepReport) -> StepRecord {
         samples_per_s: samples / step.step_time_s,
         tokens_per_s: tokens / step.step_time_s,
         peak_bytes: step.peak_bytes.clone(),
+        host_bytes: step.host_bytes.clone(),
     }
 }
 

@@ -124,7 +124,7 @@ impl Program {
     /// A new value in memory of its own, or in that of another value.
     fn place(&mut self, ty: TensorType, over: Option<usize>) -> usize {
         let offset = over.map_or(self.end, |value| self.values[value].buffer.offset);
-        let buffer = BufferSpec { offset, global_shape: ty.shape.clone(), first: vec![0; ty.rank()], ty };
+        let buffer = BufferSpec::whole(&ty, offset);
         if over.is_none() {
             self.end = (offset + buffer.ty.bytes()).next_multiple_of(64);
         }

@@ -6,8 +6,8 @@
 
 use galvatron_ir::recipe::{LossKind, Recipe};
 use galvatron_ir::text::{parse_with_spans, print};
-use galvatron_ir::{Diagnostic, Module, verify};
-use galvatron_passes::apply::overlap;
+use galvatron_ir::{Diagnostic, Module, ValueId, verify};
+use galvatron_passes::apply::{offload, overlap};
 use galvatron_passes::canonicalize::canonicalize;
 use galvatron_passes::rewrite::rewrite;
 use galvatron_passes::rewrite::rules::{RuleSample, rule_misses, rule_names, rule_samples};
@@ -87,6 +87,7 @@ impl Case {
             "rewrite" => self.check_rules(&rewrite(module).applied.into_keys().collect()),
             "segment" => drop(segment(&mut module.program)),
             "attach-loss" => attach_loss(module, &self.recipe().loss).map_err(|fault| vec![fault])?,
+            "offload" => offload(module, &self.offloaded(module)),
             "overlap" => overlap(module, &Strategy::default()),
             "differentiate" => drop(differentiate(&mut module.program)?),
             other => panic!("{}: no pass `{other}` in these tests", self.path.display()),
@@ -98,6 +99,14 @@ impl Case {
         let path = self.path.display();
         self.words("fires").for_each(|rule| assert!(applied.contains(rule), "{path}: `{rule}` does not fire"));
         self.words("leaves").for_each(|rule| assert!(!applied.contains(rule), "{path}: `{rule}` fires"));
+    }
+
+    /// What is to lie in host memory: `// states: WEIGHT` and `// activation: VALUE` of the program.
+    fn offloaded(&self, module: &Module) -> Strategy {
+        let graph = &module.program.graph;
+        let all = || (0..graph.n_values()).map(|i| ValueId(i as u32));
+        let named = |key| all().filter(|&v| self.words(key).any(|name| graph.value(v).name == name)).collect();
+        Strategy { host_states: named("states"), host_activations: named("activation"), ..Strategy::default() }
     }
 
     fn recipe(&self) -> Recipe {

@@ -147,7 +147,7 @@ fn run_on_cpu(program: &Program, feeds: &BTreeMap<ValueId, Tensor>) -> Result<BT
     };
     let buffer = |(value, offset): (ValueId, u64)| {
         let ty = program.graph.value(value).ty.clone();
-        BufferSpec { offset, global_shape: ty.shape.clone(), first: vec![0; ty.rank()], ty }
+        BufferSpec::whole(&ty, offset)
     };
     let ids = program.graph.value_ids().map(|id| (id, room(program.graph.value(id).ty.bytes())));
     let buffers: BTreeMap<ValueId, BufferSpec> = ids.map(|pair| (pair.0, buffer(pair))).collect();

@@ -348,7 +348,7 @@ fn every_op_has_its_own_name_and_a_sample() {
     let names: BTreeSet<&str> = all.iter().copied().collect();
     assert_eq!(names.len(), all.len(), "{all:?}");
     let sampled: BTreeSet<&str> = Op::all_samples().iter().map(|s| s.op.mnemonic()).collect();
-    let memory = ["load", "run_scalar", "accumulate", "update"];
+    let memory = ["load", "run_scalar", "accumulate", "update", "mem.to_host", "mem.to_device"];
     let without: Vec<&str> = names.difference(&sampled).copied().collect();
     assert!(
         without.iter().all(|n| n.starts_with("comm.") || n.starts_with("pipe.") || memory.contains(n)),

@@ -4,7 +4,7 @@
 mod random;
 
 use galvatron::config::cluster::parse_cluster;
-use galvatron_ir::cluster::{Cluster, DeviceGroup};
+use galvatron_ir::cluster::{Cluster, DeviceGroup, HostMemory};
 use galvatron_ir::plan::Stage;
 use galvatron_passes::cost::CostModel;
 use galvatron_passes::search::solver::Cost;
@@ -12,9 +12,13 @@ use galvatron_passes::search::solver::brute::each_assignment;
 use galvatron_passes::search::{LayerPins, Listing, Mode, NoPlan, Pins, Space, search, spaces};
 use random::{Random, Shape, Trained, layered_program, random_program};
 
-/// Programs that are compared on equal devices, and on others.
+/// Programs that are compared on equal devices, on others, and on those with host memory.
 const N_PROGRAMS: u64 = 500;
 const N_UNEQUAL: u64 = 250;
+const N_HOSTED: u64 = 100;
+
+/// Host memory behind a link that is slower than memory, but not by much.
+const HOST: HostMemory = HostMemory { memory_bytes: 1 << 40, bandwidth: 4e8, latency_ns: 100.0 };
 
 /// Plans of one number of micro-batches that are enumerated at most; larger programs are drawn again.
 const MOST_PLANS: u64 = 1_000_000;
@@ -44,6 +48,7 @@ struct Instance {
     trained: Trained,
     levels: [u32; 2],
     devices: Differences,
+    host: Option<HostMemory>,
     pins: Pins,
     n_plans: u64,
     front: Vec<Cost>,
@@ -51,7 +56,11 @@ struct Instance {
 
 impl Instance {
     /// A program; `of_devices` draws in what these differ.
-    fn draw(rng: &mut Random, of_devices: &mut dyn FnMut([u32; 2]) -> Differences) -> Instance {
+    fn draw(
+        rng: &mut Random,
+        of_devices: &mut dyn FnMut([u32; 2]) -> Differences,
+        host: Option<HostMemory>,
+    ) -> Instance {
         loop {
             let levels = rng.one_of(&[[1, 2], [2, 2]]);
             let n_ops = if levels == [2, 2] { 3 + rng.below(2) } else { 4 + rng.below(4) } as usize;
@@ -61,7 +70,7 @@ impl Instance {
                 _ => (random_program(rng, Shape { batch, n_ops, levels }), Pins::default()),
             };
             let (n_plans, front, devices) = (0, Vec::new(), of_devices(levels));
-            if let Some(found) = (Instance { trained, levels, devices, pins, n_plans, front }).enumerated() {
+            if let Some(found) = (Instance { trained, levels, devices, host, pins, n_plans, front }).enumerated() {
                 return found;
             }
         }
@@ -73,7 +82,8 @@ impl Instance {
             let memory_bytes = memory_bytes.saturating_sub(lacking).max(1);
             DeviceGroup { name: String::new(), count: 1, memory_bytes, speed }
         };
-        Cluster { groups: self.devices.iter().map(group).collect(), ..cluster(self.levels, memory_bytes) }
+        let groups = self.devices.iter().map(group).collect();
+        Cluster { groups, host: self.host, ..cluster(self.levels, memory_bytes) }
     }
 
     /// With its plans; `None` where they are too many or none.
@@ -145,19 +155,29 @@ fn budgets(front: &[Cost]) -> Vec<u64> {
 
 #[test]
 fn the_search_finds_what_enumeration_finds() {
-    check_programs(&mut Random(7), N_PROGRAMS, &mut |_| Vec::new());
+    check_programs(&mut Random(7), N_PROGRAMS, &mut |_| Vec::new(), None);
 }
 
 #[test]
 fn the_search_finds_what_enumeration_finds_on_unequal_devices() {
     let mut of_devices = Random(23);
-    check_programs(&mut Random(11), N_UNEQUAL, &mut |levels| differences(&mut of_devices, levels));
+    check_programs(&mut Random(11), N_UNEQUAL, &mut |levels| differences(&mut of_devices, levels), None);
 }
 
-fn check_programs(rng: &mut Random, n_programs: u64, of_devices: &mut dyn FnMut([u32; 2]) -> Differences) {
+#[test]
+fn the_search_finds_what_enumeration_finds_with_host_memory() {
+    check_programs(&mut Random(13), N_HOSTED, &mut |_| Vec::new(), Some(HOST));
+}
+
+fn check_programs(
+    rng: &mut Random,
+    n_programs: u64,
+    of_devices: &mut dyn FnMut([u32; 2]) -> Differences,
+    host: Option<HostMemory>,
+) {
     let (mut n_plans, mut n_chained, mut n_budgets, mut n_none) = (0, 0, 0, 0);
     for i in 0..n_programs {
-        let instance = Instance::draw(rng, of_devices);
+        let instance = Instance::draw(rng, of_devices, host);
         let Trained { module, segments } = &instance.trained;
         let model = CostModel::analytic(&instance.cluster(u64::MAX));
         let listed = spaces(module, segments, &model, &instance.pins, Listing::Best)

@@ -1,11 +1,13 @@
 //! What the engine asks of a device: kernels, moves of bytes, exchanges with other ranks, and access from the host.
 //!
 //! A device belongs to one rank and owns that rank's arena. Everything it prepares works at fixed places of the arena, given
-//! as byte offsets from its start; nothing is allocated while a step runs.
+//! as byte offsets from its start; nothing is allocated while a step runs. Where plans may use host memory it has a second arena there,
+//! of which parts are copied to the first one and back, and nothing else.
 
 mod routing;
 
 use galvatron_ir::op::Op;
+use galvatron_ir::plan::Memory;
 use galvatron_ir::types::{DType, TensorType};
 
 use crate::comm::{Collective, CommFault, GroupId, Site};
@@ -43,6 +45,14 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// When the two tensors of a block, or a sum and its parts, overlap.
     fn prepare_move(&self, spec: &Move) -> Result<Box<dyn Kernel>, String>;
+
+    /// Prepares a copy between the arenas of the device and of its host.
+    ///
+    /// # Errors
+    /// When the device has no arena in host memory.
+    fn prepare_host_copy(&self, _copy: &HostCopy) -> Result<Box<dyn Kernel>, String> {
+        Err("this backend has no arena in host memory yet".into())
+    }
 
     /// Prepares the attention of queries to one block of a sequence, or its gradient.
     ///
@@ -110,6 +120,19 @@ pub trait Device: Send + Sync {
 
     /// Copies a part of the arena to the host; `out` has its length.
     fn read(&self, at: Span, out: &mut [u8]);
+
+    /// The same as [`fill`](Self::fill) for a part of the arena in host memory.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    fn fill_host(&self, _at: Span, _write: Write<'_>) -> Result<(), String> {
+        unreachable!("invariant: copies to host memory are prepared where the device has an arena there")
+    }
+
+    /// The same as [`read`](Self::read) for a part of the arena in host memory.
+    fn read_host(&self, _at: Span, _out: &mut [u8]) {
+        unreachable!("invariant: copies to host memory are prepared where the device has an arena there")
+    }
 
     /// Prepares a copy of a part of the arena to the host, to be run as a node of the step.
     ///
@@ -185,6 +208,8 @@ impl Span {
 /// The part of a value that one rank holds, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferSpec {
+    /// The memory of the arena that it lies in.
+    pub memory: Memory,
     /// First byte, from the start of the arena.
     pub offset: u64,
     /// Element type and local shape.
@@ -197,10 +222,47 @@ pub struct BufferSpec {
 }
 
 impl BufferSpec {
+    /// A whole value in the device's memory.
+    pub fn whole(ty: &TensorType, offset: u64) -> BufferSpec {
+        let (global_shape, first) = (ty.shape.clone(), vec![0; ty.rank()]);
+        BufferSpec { memory: Memory::Device, offset, ty: ty.clone(), global_shape, first }
+    }
+
     /// The bytes of the buffer.
     pub fn span(&self) -> Span {
         Span { offset: self.offset, bytes: self.ty.bytes() }
     }
+
+    /// Lets the host write it.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn fill(&self, device: &dyn Device, write: Write<'_>) -> Result<(), String> {
+        match self.memory {
+            Memory::Device => device.fill(self.span(), write),
+            Memory::Host => device.fill_host(self.span(), write),
+        }
+    }
+
+    /// Copies its bytes from the `first` one on to the host.
+    pub fn read(&self, device: &dyn Device, first: u64, out: &mut [u8]) {
+        let at = Span { offset: self.offset + first, bytes: out.len() as u64 };
+        match self.memory {
+            Memory::Device => device.read(at, out),
+            Memory::Host => device.read_host(at, out),
+        }
+    }
+}
+
+/// A copy between the arenas of a device and of its host, of two parts of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostCopy {
+    /// The memory that is written; the other one is read.
+    pub to: Memory,
+    /// The part of the device's arena.
+    pub device: Span,
+    /// The part of the arena in host memory.
+    pub host: Span,
 }
 
 /// A node as a device sees it: the op with the rank's buffers.

@@ -53,6 +53,17 @@ impl DeviceSpec {
     }
 }
 
+/// What a device may use of the memory of its host, and the link to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostMemory {
+    /// Bytes that the plan may use there for one device.
+    pub memory_bytes: u64,
+    /// Bytes a second between the memories of device and host, in each direction.
+    pub bandwidth: f64,
+    /// Nanoseconds for one copy.
+    pub latency_ns: f64,
+}
+
 /// One level of the interconnect: `size` groups of the next faster level (or devices) joined by equal links.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkLevel {
@@ -75,6 +86,8 @@ pub struct Cluster {
     pub device: DeviceSpec,
     /// In what devices differ from it, in the order of the ranks; empty where all are equal.
     pub groups: Vec<DeviceGroup>,
+    /// Memory of the host, where a plan may use it.
+    pub host: Option<HostMemory>,
     /// Link levels, slowest (outermost) first; the product of their sizes is the world size.
     pub levels: Vec<LinkLevel>,
 }
@@ -100,14 +113,23 @@ impl Cluster {
         }
         let rates =
             [f32_flops, bf16_flops, memory_bandwidth].into_iter().chain(self.levels.iter().map(|l| &l.bandwidth));
-        if *memory_bytes == 0 || !rates.into_iter().all(|&rate| rate.is_finite() && rate > 0.0) {
+        let rates = rates.chain(self.host.iter().map(|host| &host.bandwidth));
+        if *memory_bytes == 0
+            || self.host.is_some_and(|host| host.memory_bytes == 0)
+            || !rates.into_iter().all(|&rate| rate.is_finite() && rate > 0.0)
+        {
             return Err("memory, operations and bytes a second are positive".into());
         }
-        let is_latency = |level: &LinkLevel| level.latency_ns.is_finite() && level.latency_ns >= 0.0;
-        match self.levels.iter().all(is_latency) {
-            true => self.check_groups(),
-            false => Err("latencies are not negative".into()),
+        let latencies = self.levels.iter().map(|level| level.latency_ns).chain(self.host.map(|host| host.latency_ns));
+        if !latencies.into_iter().all(|ns| ns.is_finite() && ns >= 0.0) {
+            return Err("latencies are not negative".into());
         }
+        self.check_groups()
+    }
+
+    /// Bytes that the plan may use in host memory for one device.
+    pub fn host_bytes(&self) -> u64 {
+        self.host.map_or(0, |host| host.memory_bytes)
     }
 
     /// The same machine with another number of devices: full groups of the inner levels, and as many of them at the outermost
@@ -161,7 +183,7 @@ mod tests {
         };
         let level =
             |&(name, size): &(&str, u32)| LinkLevel { name: name.into(), size, bandwidth: 1e9, latency_ns: 0.0 };
-        Cluster { name: "c".into(), device, groups: Vec::new(), levels: levels.iter().map(level).collect() }
+        Cluster { name: "c".into(), device, groups: Vec::new(), host: None, levels: levels.iter().map(level).collect() }
     }
 
     fn sizes(cluster: &Cluster, world: u32) -> Result<Vec<(String, u32)>, String> {

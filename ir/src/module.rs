@@ -248,6 +248,11 @@ impl Module {
     pub fn peak_bytes_by_rank(&self) -> Vec<u64> {
         self.stages.iter().flat_map(|s| s.ranks().map(|_| s.arena.bytes())).collect()
     }
+
+    /// Bytes of each rank's arena in host memory.
+    pub fn host_bytes_by_rank(&self) -> Vec<u64> {
+        self.stages.iter().flat_map(|s| s.ranks().map(|_| s.arena.host_bytes())).collect()
+    }
 }
 
 impl Program {

@@ -55,15 +55,15 @@ impl TraceEvent {
 pub enum Stream {
     /// Ops.
     Compute,
-    /// Collectives and messages.
+    /// Collectives, messages, and copies to host memory and back.
     Communication,
 }
 
 impl Stream {
     /// The stream that an op runs on; cuts that no other rank takes part in are computation.
     pub fn of(op: &Op) -> Stream {
-        let is_message = matches!(op, Op::Send(_) | Op::Recv(_));
-        match is_message || step_of_op(op).is_some_and(|step| step.communicates()) {
+        let crosses = matches!(op, Op::Send(_) | Op::Recv(_) | Op::ToHost(_) | Op::ToDevice(_));
+        match crosses || step_of_op(op).is_some_and(|step| step.communicates()) {
             true => Stream::Communication,
             false => Stream::Compute,
         }

@@ -4,7 +4,7 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 16] = [
+pub const PASSES: [(&str, &str); 17] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
@@ -13,9 +13,10 @@ pub const PASSES: [(&str, &str); 16] = [
     ("segment", "finds the repeated layers"),
     ("differentiate", "adds the backward pass"),
     ("attach-optimizer", "adds the gradient norm and the optimizer"),
-    ("search", "decides placements, ZeRO levels, recomputation and micro-batches"),
+    ("search", "decides placements, ZeRO levels, recomputation, offload and micro-batches"),
     ("shard", "writes the placements"),
     ("insert-recomputation", "computes again what is not kept"),
+    ("offload", "copies to host memory and back what is to lie there"),
     ("lower-reshards", "turns changes of placement into collectives"),
     ("bucket-reductions", "joins small gradient reductions"),
     ("schedule", "writes the order in which each stage runs its phases"),

@@ -1,5 +1,5 @@
-//! The usual names of what a plan does, read off its placements: data, tensor, sequence and expert parallelism, ZeRO levels, recomputation
-//! and stages, for each segment of the program. A plan edited by hand has names too.
+//! The usual names of what a plan does, read off its placements: data, tensor, sequence and expert parallelism, ZeRO levels, recomputation,
+//! offload and stages, for each segment of the program. A plan edited by hand has names too.
 
 use crate::apply::passes;
 use crate::batch::BatchFactors;
@@ -10,7 +10,7 @@ use crate::segment::{Segment, constants};
 use crate::strategy::{Pipeline, ScheduleKind};
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Chunk, Memory, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,6 +93,8 @@ struct Reader<'a> {
     constant: Vec<bool>,
     /// Of each chunk.
     spread: Vec<Spread>,
+    /// The weights that a segment is the first to read and whose optimizer states lie in host memory, with that segment.
+    hosted: BTreeSet<(u32, ValueId)>,
 }
 
 impl<'a> Reader<'a> {
@@ -104,6 +106,7 @@ impl<'a> Reader<'a> {
             weights: plan.program.weights.iter().map(|w| w.value).collect(),
             constant: constants(&plan.program),
             spread: plan.chunks.iter().map(|chunk| spread(plan, chunk)).collect(),
+            hosted: hosted(plan, forward),
         }
     }
 
@@ -147,6 +150,7 @@ impl<'a> Reader<'a> {
             boundary: if of_weights { BoundaryKind::Sequence } else { BoundaryKind::Replicated },
             zero,
             mode,
+            host_states: self.hosted.range((tag, ValueId(0))..(tag + 1, ValueId(0))).next().is_some(),
             cost: Cost::ZERO,
         }
     }
@@ -233,6 +237,13 @@ impl<'a> Reader<'a> {
     /// What is computed again of a segment outside of its forward phase; constants and what is gathered again do not count. Where
     /// the backward pass reads results of products, attention or experts of the forward phase, these were kept.
     fn recomputed(&self, chunk: &Chunk, tag: u32) -> Mode {
+        let leaves = |&&node: &&NodeId| {
+            let node = chunk.graph.node(node);
+            node.layer == Some(tag) && matches!(node.op, Op::ToHost(_))
+        };
+        if chunk.phase(PhaseKind::Forward).iter().any(|node| leaves(&node)) {
+            return Mode::Offload;
+        }
         let of = |value: ValueId| chunk.graph.value(value).of.filter(|v| !self.constant[v.index()]);
         let forward: BTreeSet<NodeId> = chunk.phase(PhaseKind::Forward).iter().copied().collect();
         let results = |node: &NodeId| chunk.graph.node(*node).results.clone();
@@ -304,4 +315,20 @@ fn spread(plan: &Module, chunk: &Chunk) -> Spread {
         }
     }
     spread
+}
+
+/// The weights whose optimizer states lie in host memory, each with the segment of the first of the forward nodes that read it.
+fn hosted(plan: &Module, forward: &[NodeId]) -> BTreeSet<(u32, ValueId)> {
+    let residents = plan.chunks.iter().flat_map(|chunk| {
+        let in_host = chunk.residents.iter().filter(|r| r.role == ResidentRole::State && r.memory == Memory::Host);
+        in_host.filter_map(|resident| chunk.graph.value(resident.value).of)
+    });
+    let states: BTreeSet<ValueId> = residents.collect();
+    let program = &plan.program;
+    let weights = program.states.iter().filter(|state| states.contains(&state.value)).map(|state| state.weight);
+    let first_reader = |weight: ValueId| {
+        let node = forward.iter().map(|&node| program.graph.node(node)).find(|node| node.args.contains(&weight))?;
+        Some((node.layer?, weight))
+    };
+    weights.filter_map(first_reader).collect()
 }

@@ -31,6 +31,10 @@ pub struct Strategy {
     pub keep: BTreeSet<ValueId>,
     /// Weights whose gathered copies are dropped after the forward pass and gathered again (ZeRO-3).
     pub regather: BTreeSet<ValueId>,
+    /// Weights whose optimizer states lie in host memory.
+    pub host_states: BTreeSet<ValueId>,
+    /// Kept forward values that lie in host memory from forward to backward.
+    pub host_activations: BTreeSet<ValueId>,
     /// Whether collectives stand where they are needed, because there is no memory for what would run beside computation.
     pub in_turn: bool,
     /// How the model is cut into stages, if it is; placements are then those of a stage's mesh.

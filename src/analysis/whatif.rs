@@ -48,6 +48,8 @@ pub struct Case {
     pub peak_bytes: u64,
     /// The memory of each stage; `None` where the machine is not recorded.
     pub stages: Option<Vec<StageMemory>>,
+    /// Whether it takes no more host memory than the machine has.
+    pub fits_host: bool,
 }
 
 impl Case {
@@ -58,6 +60,8 @@ impl Case {
             samples: plan.train.as_ref().map_or(1, |train| train.global_batch),
             peak_bytes: plan.peak_bytes(),
             stages: cluster.map(|cluster| plan.memory_by_stage(cluster)),
+            fits_host: cluster
+                .is_none_or(|cluster| plan.stages.iter().all(|stage| stage.arena.host_bytes() <= cluster.host_bytes())),
         }
     }
 
@@ -66,9 +70,9 @@ impl Case {
         Case::new(&found.plan, &decision, found.cost.step_ns, Some(cluster))
     }
 
-    /// Whether it fits the devices, as far as these are known.
+    /// Whether it fits the devices and their hosts, as far as these are known.
     pub fn fits(&self) -> Option<bool> {
-        self.stages.as_ref().map(|stages| stages.iter().all(StageMemory::fits))
+        self.stages.as_ref().map(|stages| self.fits_host && stages.iter().all(StageMemory::fits))
     }
 
     /// Bytes of the smallest device.

@@ -1,6 +1,6 @@
 //! `hw.toml`: the cluster that a plan is made for.
 
-use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, LinkLevel, MAX_WORLD};
+use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, HostMemory, LinkLevel, MAX_WORLD};
 use galvatron_ir::diagnostic::Checked;
 
 use super::groups::{read_groups, write_group};
@@ -45,7 +45,7 @@ pub(super) struct Tier {
 ///
 /// GB/s are 1e9 bytes a second, GiB are 2³⁰ bytes. The bandwidth of `[links.inter_node]`, per direction and node in the
 /// file, is divided by the devices of a node. `[[level]]` says the same of any number of levels. A level of one member is left
-/// out, unless nothing would be left. `[[group]]` says in what devices differ. All
+/// out, unless nothing would be left. `[[group]]` says in what devices differ, `[host]` what of the host's memory a plan may use. All
 /// faults are reported: syntax, unknown, missing and reserved keys, values out of range.
 pub fn parse_cluster(text: &str) -> Checked<Cluster> {
     parse_cluster_with(text, &[])
@@ -65,21 +65,22 @@ pub fn parse_cluster_with(text: &str, overrides: &[String]) -> Checked<Cluster> 
     let device = root.require_section("device").and_then(read_device);
     let world = tiers.as_ref().map(|tiers| tiers.iter().map(|tier| u64::from(tier.size)).product());
     let groups = read_groups(&mut root, world, device.as_ref());
-    for key in ["host", "efficiency"] {
-        root.reserve(key);
-    }
+    let host = if root.has("host") { root.section("host").and_then(read_host).map(Some) } else { Some(None) };
+    root.known.push("host");
+    root.reserve("efficiency");
     root.finish();
-    let cluster = tiers.zip(device).zip(groups).map(|((tiers, device), groups)| {
+    let parts = tiers.zip(device).zip(groups).zip(host);
+    let cluster = parts.map(|(((tiers, device), groups), host)| {
         let sizes: Vec<String> = tiers.iter().map(|tier| tier.size.to_string()).collect();
         let name = name.unwrap_or_else(|| format!("{} devices", sizes.join(" x ")));
         let levels = levels(tiers, &device);
-        Cluster { name, device, groups, levels }
+        Cluster { name, device, groups, host, levels }
     });
     faults.check(cluster)
 }
 
 /// Keys of `hw.toml` that an override may name, up to their first dot.
-pub const KEYS: [&str; 6] = ["name", "nodes", "devices_per_node", "device", "group", "links"];
+pub const KEYS: [&str; 7] = ["name", "nodes", "devices_per_node", "device", "group", "host", "links"];
 
 /// The text of a cluster, its links as `[[level]]`. A group says in what it differs from the device.
 pub fn to_toml(cluster: &Cluster) -> String {
@@ -90,6 +91,10 @@ pub fn to_toml(cluster: &Cluster) -> String {
     out += &format!("peak_tflops = {{ f32 = {f32:?}, bf16 = {bf16:?} }}\n");
     out += &format!("memory_bandwidth_gbps = {:?}\n", device.memory_bandwidth / GIGA);
     cluster.groups.iter().for_each(|group| out += &write_group(group, device));
+    if let Some(HostMemory { memory_bytes, bandwidth, latency_ns }) = cluster.host {
+        let (gib, gbps, latency_us) = (memory_bytes as f64 / GIB, bandwidth / GIGA, latency_ns / 1e3);
+        out += &format!("[host]\nmemory_gib = {gib:?}\nbandwidth_gbps = {gbps:?}\nlatency_us = {latency_us:?}\n");
+    }
     let mut sharers = 1.0;
     for LinkLevel { name, size, bandwidth, latency_ns } in cluster.levels.iter().rev() {
         let (gbps, latency_us) = (bandwidth * sharers / GIGA, latency_ns / 1e3);
@@ -131,6 +136,15 @@ fn read_device(mut fields: Fields<'_>) -> Option<DeviceSpec> {
     let (f32_flops, bf16_flops) = peak?;
     let memory_bandwidth = memory_bandwidth? * GIGA;
     Some(DeviceSpec { kind: kind?, memory_bytes: memory_bytes?, f32_flops, bf16_flops, memory_bandwidth })
+}
+
+fn read_host(mut fields: Fields<'_>) -> Option<HostMemory> {
+    let memory_bytes = fields.require("memory_gib", memory);
+    let bandwidth = fields.require("bandwidth_gbps", positive);
+    let latency_us = fields.require("latency_us", non_negative);
+    fields.finish();
+    let Link { bandwidth, latency_ns } = Link::new(bandwidth?, latency_us?);
+    Some(HostMemory { memory_bytes: memory_bytes?, bandwidth, latency_ns })
 }
 
 /// Bytes of a number of GiB, at least one byte and at most 2²⁰ GiB.
@@ -234,7 +248,8 @@ latency_us = 8.0
 
     #[test]
     fn what_is_written_is_the_same_cluster() {
-        for text in [TWO_NODES, ONE] {
+        let with_host = format!("{TWO_NODES}[host]\nmemory_gib = 1.5\nbandwidth_gbps = 20\nlatency_us = 10\n");
+        for text in [TWO_NODES, ONE, &with_host] {
             let cluster = parse_cluster(text).unwrap();
             assert_eq!(parse_cluster(&to_toml(&cluster)), Ok(cluster));
         }
@@ -266,7 +281,7 @@ latency_us = 8.0
     #[test]
     fn all_faults_are_collected_in_order() {
         let text = "nodes = 0\ndevices_per_nod = 8\n[device]\nkind = \"tpu\"\nmemory_gib = -1\n\
-                    peak_tflops = { bf16 = inf }\n[host]\nmemory_gib = 3\n";
+                    peak_tflops = { bf16 = inf }\n[host]\nmemory_gib = 0\nlatency_us = 1\n";
         assert_eq!(
             faults(text),
             [
@@ -277,7 +292,8 @@ latency_us = 8.0
                 "bad-value|-1|`device.memory_gib`: expected a positive number of GiB, at most 1048576, found -1",
                 "missing-key|peak_tflops|`device.peak_tflops.f32` is missing",
                 "bad-value|inf|`device.peak_tflops.bf16`: expected a positive number, found inf",
-                "unsupported|host|`host` is not supported yet",
+                "missing-key|host|`host.bandwidth_gbps` is missing",
+                "bad-value|0|`host.memory_gib`: expected a positive number of GiB, at most 1048576, found 0",
                 "missing-key||`devices_per_node` is missing",
             ]
         );

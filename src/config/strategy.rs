@@ -35,6 +35,19 @@ pub enum Recompute {
     Selective,
 }
 
+/// What of a layer lies in host memory while nothing needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Nothing.
+    None,
+    /// What is kept from forward to backward.
+    Activations,
+    /// Optimizer states.
+    Optimizer,
+    /// Both.
+    All,
+}
+
 /// How the keys and values of all ranks reach the queries of each under context parallelism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContextKind {
@@ -82,6 +95,13 @@ const EXPERT_KINDS: [(&str, Option<ExpertKind>); 2] =
 const RECOMPUTES: [(&str, Option<Recompute>); 3] =
     [("none", Some(Recompute::None)), ("full", Some(Recompute::Full)), ("selective", Some(Recompute::Selective))];
 
+const OFFLOADS: [(&str, Option<Offload>); 4] = [
+    ("none", Some(Offload::None)),
+    ("activations", Some(Offload::Activations)),
+    ("optimizer", Some(Offload::Optimizer)),
+    ("all", Some(Offload::All)),
+];
+
 const SCHEDULES: [(&str, Option<PipelineSchedule>); 5] = [
     ("gpipe", Some(PipelineSchedule::Gpipe)),
     ("1f1b", Some(PipelineSchedule::OneForwardOneBackward)),
@@ -118,6 +138,13 @@ impl Recompute {
     }
 }
 
+impl Offload {
+    /// The word in `strategy.toml`.
+    pub fn name(self) -> &'static str {
+        name_of(&OFFLOADS, self)
+    }
+}
+
 impl PipelineSchedule {
     /// The word in `strategy.toml`.
     pub fn name(self) -> &'static str {
@@ -148,6 +175,8 @@ pub struct LayerPins {
     pub sequence: Pinned<SequenceMode>,
     /// Activation checkpointing.
     pub recompute: Pinned<Recompute>,
+    /// What lies in host memory.
+    pub offload: Pinned<Offload>,
 }
 
 impl LayerPins {
@@ -165,6 +194,7 @@ impl LayerPins {
             zero: own.zero.or(base.zero),
             sequence: own.sequence.or(base.sequence),
             recompute: own.recompute.or(base.recompute),
+            offload: own.offload.or(base.offload),
         }
     }
 }
@@ -274,6 +304,7 @@ fn read_pins(fields: &mut Fields<'_>) -> LayerPins {
         zero: fields.read("zero", spanned(|item| Ok(integer_in(0..=3)(item)? as u8))),
         sequence: fields.read("sequence", spanned(one_of(&SEQUENCES))),
         recompute: fields.read("recompute", spanned(one_of(&RECOMPUTES))),
+        offload: fields.read("offload", spanned(one_of(&OFFLOADS))),
     }
 }
 
@@ -381,6 +412,7 @@ ep_kind = "all_to_all"
 zero = 1
 sequence = "none"
 recompute = "selective"
+offload = "optimizer"
 micro_batches = 8
 schedule = "interleaved"
 virtual_stages = 2
@@ -422,6 +454,7 @@ keep = false
         let file = parse_strategy(FULL).unwrap();
         assert_eq!((file.pp.clone(), file.pins.zero.clone(), file.micro_batches.clone()), (at(2), at(1), at(8)));
         assert_eq!(file.pins.recompute, at(Recompute::Selective));
+        assert_eq!(file.pins.offload, at(Offload::Optimizer));
         assert_eq!(file.schedule, at(PipelineSchedule::Interleaved));
         assert_eq!(file.stage_layers, at(vec![3, 3, 3, 3]));
         assert_eq!(file.embedding, Some(LayerPins { dp: at(4), ..LayerPins::default() }));

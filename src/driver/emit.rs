@@ -7,7 +7,7 @@ use galvatron_ir::{Module, NodeId};
 use galvatron_passes::joint::JointKind;
 use galvatron_passes::rules::rule_of;
 use galvatron_passes::search::{
-    BoundaryKind, ContextKind, ExpertKind, Found, Mode, RING, SegmentChoice, WHOLE, ZIGZAG,
+    BoundaryKind, ContextKind, ExpertKind, Found, Mode, Offload, RING, SegmentChoice, WHOLE, ZIGZAG,
 };
 use galvatron_passes::segment::Segment;
 use galvatron_passes::strategy::ScheduleKind;
@@ -62,10 +62,17 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         BoundaryKind::Batch | BoundaryKind::Replicated => file::SequenceMode::None,
     };
     let recompute = match choice.mode {
-        Mode::None => file::Recompute::None,
+        Mode::None | Mode::Offload => file::Recompute::None,
         Mode::Selective => file::Recompute::Selective,
         Mode::Full => file::Recompute::Full,
     };
+    let offload = match choice.offload() {
+        Offload { activations: false, states: false } => file::Offload::None,
+        Offload { activations: true, states: false } => file::Offload::Activations,
+        Offload { activations: false, states: true } => file::Offload::Optimizer,
+        Offload { activations: true, states: true } => file::Offload::All,
+    };
+    let has_host = module.cluster.as_ref().is_some_and(|cluster| cluster.host.is_some());
     let is_moe = |&n: &NodeId| matches!(module.program.graph.node(n).op, Op::Moe(_));
     file::LayerPins {
         dp: pin(choice.dp as u32),
@@ -87,6 +94,7 @@ fn pins_of_choice(module: &Module, choice: &SegmentChoice) -> file::LayerPins {
         zero: pin(choice.zero),
         sequence: pin(sequence),
         recompute: pin(recompute),
+        offload: pin(offload).filter(|_| has_host),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
-use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Pins, Place, SequenceMode, WHOLE};
+use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Offload, Pins, Place, SequenceMode, WHOLE};
 use galvatron_passes::strategy::ScheduleKind;
 
 /// The pins of a strategy file.
@@ -93,6 +93,12 @@ fn layer_pins(pins: &file::LayerPins, faults: &mut Vec<Diagnostic>) -> LayerPins
             file::Recompute::None => Mode::None,
             file::Recompute::Selective => Mode::Selective,
             file::Recompute::Full => Mode::Full,
+        }),
+        offload: pins.offload.as_ref().map(|offload| match offload.get_ref() {
+            file::Offload::None => Offload::default(),
+            file::Offload::Activations => Offload { activations: true, states: false },
+            file::Offload::Optimizer => Offload { activations: false, states: true },
+            file::Offload::All => Offload { activations: true, states: true },
         }),
     }
 }

@@ -17,8 +17,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const N_WORKERS: usize = 2;
 
 /// Codes with which a pin may be refused.
-const REFUSALS: [&str; 6] =
-    ["divisibility", "world-size", "no-sequence-axis", "no-experts", "too-few-layers", "unsupported"];
+const REFUSALS: [&str; 8] = [
+    "divisibility",
+    "world-size",
+    "no-sequence-axis",
+    "no-experts",
+    "too-few-layers",
+    "no-host-memory",
+    "pin-conflict",
+    "unsupported",
+];
 
 /// Runs all cells and prints the table. Nothing may be wrong, and what is refused is as reviewed, in a snapshot for each model
 /// whose name begins with `list`.
@@ -119,6 +127,10 @@ fn check_step(order: &Order<'_>, module: &Module, step: &StepReport, wrong: &mut
     let predicted = module.peak_bytes_by_rank();
     if step.peak_bytes != predicted {
         wrong.push(format!("step {} used {:?} bytes, not {predicted:?}", step.step, step.peak_bytes));
+    }
+    let predicted = module.host_bytes_by_rank();
+    if step.host_bytes != predicted {
+        wrong.push(format!("step {} used {:?} bytes of host memory, not {predicted:?}", step.step, step.host_bytes));
     }
     error
 }

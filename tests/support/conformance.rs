@@ -58,7 +58,7 @@ fn tensor(ty: &TensorType, bytes: &[u8]) -> Tensor {
 fn buffer(ty: &TensorType, end: &mut u64) -> BufferSpec {
     let offset = *end;
     *end = (offset + ty.bytes()).next_multiple_of(64);
-    BufferSpec { offset, ty: ty.clone(), global_shape: ty.shape.clone(), first: vec![0; ty.rank()] }
+    BufferSpec::whole(ty, offset)
 }
 
 /// Makes a device with an arena of that many bytes; `None` where there is none.

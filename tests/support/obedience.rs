@@ -5,7 +5,7 @@ use galvatron::driver::Compiled;
 use galvatron_ir::graph::{Node, Value};
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Chunk, Memory, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
 use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
 use galvatron_passes::segment::constants;
@@ -137,8 +137,13 @@ impl<'a> LayerView<'a> {
         if pins.sequence == Some(SequenceMode::Megatron) || pins.cuts_sequence() {
             self.check_sequence(pins, &mut faults);
         }
-        if let Some(mode) = pins.recompute {
+        let hosts = pins.offload.is_some_and(|offload| offload.activations);
+        if let Some(mode) = pins.recompute.filter(|_| !hosts) {
             self.check_recomputation(mode, &mut faults);
+        }
+        if let Some(offload) = pins.offload {
+            self.check_states(offload.states, &mut faults);
+            self.check_activations(offload.activations, &mut faults);
         }
         faults
     }
@@ -239,6 +244,37 @@ impl<'a> LayerView<'a> {
         }
     }
 
+    /// The optimizer states of the layer's weights lie in host memory, or none does.
+    fn check_states(&self, in_host: bool, faults: &mut Vec<String>) {
+        let program = &self.module.program;
+        for resident in self.chunk.residents.iter().filter(|r| r.role == ResidentRole::State) {
+            let value = self.chunk.graph.value(resident.value);
+            let state = program.states.iter().find(|s| Some(s.value) == value.of);
+            if state.is_some_and(|s| self.weights.contains(&s.weight)) && (resident.memory == Memory::Host) != in_host {
+                faults.push(format!("the state `{}` lies in {:?} memory", value.name, resident.memory));
+            }
+        }
+    }
+
+    /// What the backward phase reads of the layer's forward phase comes from host memory, or nothing does. Views of what is older stay.
+    fn check_activations(&self, in_host: bool, faults: &mut Vec<String>) {
+        let leaves = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::ToHost(_))).count();
+        if (leaves > 0) != in_host {
+            faults.push(format!("{leaves} activations go to host memory"));
+        }
+        let phases = [PhaseKind::Backward, PhaseKind::BackwardWeight];
+        let nodes = phases.iter().flat_map(|&p| self.chunk.phase(p)).map(|&n| self.chunk.graph.node(n));
+        let read: BTreeSet<ValueId> =
+            nodes.filter(|n| !matches!(n.op, Op::ToDevice(_))).flat_map(|n| n.args.iter().copied()).collect();
+        let computed = self.forward_copies(&self.results).filter(|(n, _)| self.is_of_layer(n));
+        for (node, value) in computed.filter(|(n, _)| in_host && !matches!(n.op, Op::Reshape(_))) {
+            let is_read = |&&r: &&ValueId| read.contains(&r) && self.chunk.graph.value(r).of == value.of;
+            if node.results.iter().any(|r| is_read(&r)) {
+                faults.push(format!("`{}` stays on the device", value.name));
+            }
+        }
+    }
+
     /// Whether a weight holds experts that lie over several ranks, at any ZeRO level.
     fn is_spread(&self, weight: ValueId) -> bool {
         let mixtures = self.forward_copies(&self.results).filter(|(n, _)| expert_kind(&n.op).is_some());
@@ -294,7 +330,7 @@ impl<'a> LayerView<'a> {
             let of = value.of.expect("invariant: chunk values are copies");
             let source = self.module.program.graph.producer(of).expect("invariant: results have a node");
             let is_kept = match mode {
-                Mode::None => true,
+                Mode::None | Mode::Offload => true,
                 Mode::Selective => {
                     matches!(self.module.program.graph.node(source).op, Op::Einsum(_) | Op::Attention(_) | Op::Moe(_))
                 }
@@ -353,7 +389,7 @@ fn attention_kind(op: &Op) -> Option<ContextKind> {
 
 /// Whether a node computes its results; collectives and cuts only move them.
 fn is_computed(node: &Node) -> bool {
-    let moves = ["comm.", "pipe."].iter().any(|room| node.op.mnemonic().starts_with(room));
+    let moves = ["comm.", "pipe.", "mem."].iter().any(|room| node.op.mnemonic().starts_with(room));
     !moves || node.op.undistributed().is_some()
 }
 

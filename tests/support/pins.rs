@@ -196,3 +196,31 @@ pub const RINGS: [(&str, u32); 26] = [
     ("cp = 2\ntp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ndp = 2\ntp = 2", 4),
     ("cp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ncp = 2\ncp_kind = \"gather\"", 2),
 ];
+
+/// Host memory: texts with the number of ranks.
+pub const OFFLOADED: [(&str, u32); 24] = [
+    ("offload = \"none\"", 1),
+    ("offload = \"optimizer\"", 1),
+    ("offload = \"activations\"", 1),
+    ("offload = \"all\"", 1),
+    ("offload = \"all\"", 4),
+    ("micro_batches = 2\noffload = \"activations\"", 1),
+    ("micro_batches = 4\noffload = \"all\"", 1),
+    ("dp = 2\nzero = 1\noffload = \"optimizer\"", 2),
+    ("dp = 2\nzero = 3\noffload = \"optimizer\"", 2),
+    ("dp = 2\nzero = 3\nmicro_batches = 2\noffload = \"all\"", 2),
+    ("dp = 2\ntp = 2\nzero = 2\nsequence = \"megatron\"\nmicro_batches = 2\noffload = \"all\"", 4),
+    ("ulysses = 2\noffload = \"activations\"", 2),
+    ("cp = 2\ncp_kind = \"ring\"\noffload = \"all\"", 2),
+    ("recompute = \"full\"\noffload = \"optimizer\"", 1),
+    ("recompute = \"none\"\noffload = \"activations\"", 1),
+    ("recompute = \"selective\"\noffload = \"all\"", 1),
+    ("[embedding]\noffload = \"optimizer\"\n[head]\noffload = \"all\"", 1),
+    ("offload = \"optimizer\"\n[[layers]]\nrange = [0, 1]\noffload = \"all\"", 2),
+    ("pp = 2\nmicro_batches = 4\noffload = \"all\"", 2),
+    ("pp = 2\nschedule = \"gpipe\"\nmicro_batches = 4\noffload = \"activations\"", 2),
+    ("pp = 2\nschedule = \"interleaved\"\nvirtual_stages = 2\nmicro_batches = 4\noffload = \"all\"", 2),
+    ("pp = 2\nschedule = \"zero-bubble\"\nmicro_batches = 4\noffload = \"all\"", 2),
+    ("pp = 2\ndp = 2\nzero = 3\nmicro_batches = 2\noffload = \"all\"", 4),
+    ("pp = 2\ntp = 2\nsequence = \"megatron\"\nmicro_batches = 2\noffload = \"all\"", 4),
+];

@@ -68,7 +68,7 @@ impl Order<'_> {
     pub fn compile_model(&self, model: &Path, kind: &str, stop_after: Option<&str>) -> Checked<Compiled> {
         let what = Compilation {
             model,
-            cluster: &parse_cluster(&cluster(self.ranks, kind))?,
+            cluster: &parse_cluster(&self.cluster(kind))?,
             recipe: &Recipe { compute: self.compute, ..self.fixture.recipe(self.dialect, self.optimizer) },
             pins: &self.pins()?,
             profile: None,
@@ -83,11 +83,20 @@ impl Order<'_> {
         })
     }
 
+    /// Ranks of one machine, with host memory where the strategy speaks of it.
+    fn cluster(&self, kind: &str) -> String {
+        let has_host = self.strategy.contains("offload");
+        cluster(self.ranks, kind) + if has_host { HOST } else { "" }
+    }
+
     /// The weights inside the ONNX file.
     pub fn weights(&self) -> PlanWeights {
         PlanWeights::new(Path::new(""), Some(&self.fixture.onnx(self.dialect)))
     }
 }
+
+/// What of its memory a host lets each device use.
+const HOST: &str = "[host]\nmemory_gib = 2.0\nbandwidth_gbps = 4.0\nlatency_us = 5.0\n";
 
 /// Ranks of one machine.
 fn cluster(ranks: u32, kind: &str) -> String {

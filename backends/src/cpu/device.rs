@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use galvatron_ir::plan::ALIGNMENT;
+use galvatron_ir::plan::{ALIGNMENT, Memory};
 use galvatron_ir::types::DType;
 
 use super::arena::{Arena, Element};
@@ -12,12 +12,15 @@ use super::kernels::sum_parts::sum_parts;
 use super::threads::Threads;
 use crate::comm::{Collective, CommFault, ReduceOp, Site};
 use crate::device::{
-    AttentionBlock, Corner, Device, Exchange, ExchangeKind, Kernel, Move, NodeSpec, Readout, Routing, Span, Write,
+    AttentionBlock, Corner, Device, Exchange, ExchangeKind, HostCopy, Kernel, Move, NodeSpec, Readout, Routing, Span,
+    Write,
 };
 
 /// A CPU rank. With more than one thread it has a pool of its own.
 pub struct Cpu {
     arena: Arc<Arena>,
+    /// The second arena, for what a plan puts into host memory.
+    host: Arc<Arena>,
     /// The device's own memory; nodes of a rank run one after the other and share it.
     scratch: Span,
     threads: Threads,
@@ -28,19 +31,45 @@ impl Cpu {
     /// A rank with an arena of that many bytes and that many threads; `None` if there is not enough memory or the threads
     /// cannot be started.
     pub fn new(arena_bytes: u64, n_threads: usize) -> Option<Cpu> {
-        Cpu::with_scratch(arena_bytes, 0, n_threads)
+        Cpu::with_memory(&MemoryBytes { device: arena_bytes, ..MemoryBytes::default() }, n_threads)
     }
 
-    /// The same with that much memory of its own behind the arena, for f32 copies of bf16 where a node has no workspace for them.
-    pub fn with_scratch(arena_bytes: u64, scratch_bytes: u64, n_threads: usize) -> Option<Cpu> {
-        let scratch = Span { offset: arena_bytes.next_multiple_of(ALIGNMENT), bytes: scratch_bytes };
+    /// The same with a second arena, and memory of its own.
+    pub fn with_memory(bytes: &MemoryBytes, n_threads: usize) -> Option<Cpu> {
+        let scratch = Span { offset: bytes.device.next_multiple_of(ALIGNMENT), bytes: bytes.scratch };
         let threads = Threads::new(n_threads);
         let pool = match threads.get() {
             1 => None,
             n => Some(rayon::ThreadPoolBuilder::new().num_threads(n).build().ok()?),
         };
         let arena = Arc::new(Arena::new(scratch.offset.checked_add(scratch.bytes)?)?);
-        Some(Cpu { arena, scratch, threads, pool })
+        let host = Arc::new(Arena::new(bytes.host)?);
+        Some(Cpu { arena, host, scratch, threads, pool })
+    }
+}
+
+/// Bytes that a CPU rank allocates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryBytes {
+    /// The arena that everything is computed in.
+    pub device: u64,
+    /// The arena that stands for host memory.
+    pub host: u64,
+    /// What lies behind the first arena: f32 copies of bf16 where a node has no workspace for them.
+    pub scratch: u64,
+}
+
+/// A copy from one arena to the other.
+struct Crossing {
+    from: (Arc<Arena>, Span),
+    to: (Arc<Arena>, Span),
+}
+
+impl Kernel for Crossing {
+    fn run(&self) -> Result<(), String> {
+        let ((from, source), (to, target)) = (&self.from, &self.to);
+        to.view_mut::<u8>(*target).copy_from_slice(from.view(*source));
+        Ok(())
     }
 }
 
@@ -129,6 +158,15 @@ impl Device for Cpu {
         })
     }
 
+    fn prepare_host_copy(&self, copy: &HostCopy) -> Result<Box<dyn Kernel>, String> {
+        let (device, host) = ((Arc::clone(&self.arena), copy.device), (Arc::clone(&self.host), copy.host));
+        let (from, to) = match copy.to {
+            Memory::Host => (device, host),
+            Memory::Device => (host, device),
+        };
+        Ok(Box::new(Crossing { from, to }))
+    }
+
     fn exchange(&self, comm: &mut dyn Collective, exchange: &Exchange, site: &Site<'_>) -> Result<(), CommFault> {
         let (arena, group) = (&*self.arena, exchange.group);
         match exchange.kind {
@@ -178,6 +216,14 @@ impl Device for Cpu {
 
     fn read(&self, at: Span, out: &mut [u8]) {
         out.copy_from_slice(self.arena.view(at));
+    }
+
+    fn fill_host(&self, at: Span, write: Write<'_>) -> Result<(), String> {
+        write(self.host.view_mut(at))
+    }
+
+    fn read_host(&self, at: Span, out: &mut [u8]) {
+        out.copy_from_slice(self.host.view(at));
     }
 
     fn prepare_readout(&self, at: Span) -> Result<Box<dyn Readout>, String> {

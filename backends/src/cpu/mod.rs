@@ -7,4 +7,4 @@ pub mod kernels;
 pub mod math;
 pub mod threads;
 
-pub use device::Cpu;
+pub use device::{Cpu, MemoryBytes};

@@ -11,7 +11,7 @@ use super::kernels::{
 use crate::device::{BufferSpec, Move, NodeSpec};
 
 /// Mnemonics of the ops that no plan can run on a GPU, and why.
-pub const UNSUPPORTED: [(&str, &str); 23] = [
+pub const UNSUPPORTED: [(&str, &str); 25] = [
     ("comm.reshard", "it is lowered to collectives before a plan is made"),
     ("comm.ring_attention", NOT_WRITTEN),
     ("comm.ring_attention_grad", NOT_WRITTEN),
@@ -19,6 +19,8 @@ pub const UNSUPPORTED: [(&str, &str); 23] = [
     ("comm.routed_moe_grad", NOT_WRITTEN),
     ("pipe.send", NO_STAGES),
     ("pipe.recv", NO_STAGES),
+    ("mem.to_host", NO_HOST),
+    ("mem.to_device", NO_HOST),
     ("equal", NOT_WRITTEN),
     ("less", NOT_WRITTEN),
     ("less_equal", NOT_WRITTEN),
@@ -42,6 +44,9 @@ const NOT_WRITTEN: &str = "it runs on CPUs only";
 
 /// Why there are no messages between stages.
 const NO_STAGES: &str = "GPUs have no pipeline stages yet";
+
+/// Why nothing lies in host memory.
+const NO_HOST: &str = "GPUs have no arena in host memory yet";
 
 /// Mnemonics of the ops that the engine does without a kernel: by exchanges, moves and writes of the host.
 pub const BY_THE_ENGINE: [&str; 7] = [
@@ -184,7 +189,7 @@ mod tests {
     fn buffer(ty: &TensorType, end: &mut u64) -> BufferSpec {
         let offset = *end;
         *end = (offset + ty.bytes()).next_multiple_of(64);
-        BufferSpec { offset, ty: ty.clone(), global_shape: ty.shape.clone(), first: vec![0; ty.rank()] }
+        BufferSpec::whole(ty, offset)
     }
 
     fn lowered(op: &Op, types: &[&TensorType]) -> Program {

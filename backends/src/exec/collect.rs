@@ -8,7 +8,7 @@ use galvatron_ir::module::Module;
 use super::shard::for_each_run;
 use super::view;
 use super::weights::WeightSource;
-use crate::device::{BufferSpec, Device, Span};
+use crate::device::{BufferSpec, Device};
 use crate::fault::RunFault;
 
 /// A tensor in host memory.
@@ -57,9 +57,7 @@ impl Gather {
 
     /// Copies a rank's part of entry `index`.
     pub(super) fn write(&self, index: usize, device: &dyn Device, buffer: &BufferSpec) {
-        self.write_runs(index, buffer, |from, out| {
-            device.read(Span { offset: buffer.offset + from as u64, bytes: out.len() as u64 }, out);
-        });
+        self.write_runs(index, buffer, |from, out| buffer.read(device, from as u64, out));
     }
 
     /// Copies a part of entry `index` that another process has sent.

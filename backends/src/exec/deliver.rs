@@ -7,7 +7,7 @@ use galvatron_ir::module::Module;
 
 use super::gate::Flow;
 use super::layout::Layout;
-use super::observe::Ends;
+use super::observe::{Ends, N_REGIONS};
 use super::rank::{Shared, Worker, part};
 use super::weights::Stored;
 use crate::comm::Site;
@@ -104,14 +104,12 @@ impl Worker {
         if shared.is_whole {
             return Ok(self.comm.barrier(self.world, &site)?);
         }
-        let Ends { persistent, slots, transient } = shared.observed[self.rank].ends();
-        let own = [persistent, slots, transient].map(u64::to_le_bytes);
+        let own = shared.observed[self.rank].ends().numbers().map(u64::to_le_bytes);
         let mut all = vec![0; own.as_flattened().len() * shared.observed.len()];
         self.comm.all_gather(self.world, own.as_flattened(), &mut all, &site)?;
-        let numbers = all.as_chunks::<8>().0.as_chunks::<3>().0;
+        let numbers = all.as_chunks::<8>().0.as_chunks::<N_REGIONS>().0;
         for (observed, numbers) in shared.observed.iter().zip(numbers) {
-            let [persistent, slots, transient] = numbers.map(u64::from_le_bytes);
-            observed.bind(Ends { persistent, slots, transient });
+            observed.bind(Ends::of(numbers.map(u64::from_le_bytes)));
         }
         Ok(())
     }

@@ -279,6 +279,7 @@ impl Snapshots<'_> {
             grad_norm: report.grad_norm,
             step_time_s: report.time.as_secs_f64(),
             peak_bytes: shared.observed.iter().map(Observed::peak_bytes).collect(),
+            host_bytes: shared.observed.iter().map(Observed::host_bytes).collect(),
             trained,
         })
     }
@@ -331,6 +332,7 @@ fn finish(
     Ok(RunReport {
         steps: ends.first().map_or(0, |end| end.steps),
         peak_bytes: shared.observed.iter().map(Observed::peak_bytes).collect(),
+        host_bytes: shared.observed.iter().map(Observed::host_bytes).collect(),
         traffic: ends.iter().map(|end| end.traffic).collect(),
         remarks: ends.iter().filter_map(|end| Some((end.rank, end.remark.clone()?))).collect(),
         trained,

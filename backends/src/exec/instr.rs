@@ -7,7 +7,7 @@ use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::Module;
 use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::op::{Op, mem, opt};
-use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
+use galvatron_ir::plan::{Chunk, Memory, PhaseKind, ResidentRole};
 use galvatron_ir::{NodeId, ValueId};
 
 use super::RunOptions;
@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::observe::Ends;
 use super::{ring, routed};
 use crate::comm::Collective;
-use crate::device::{BufferSpec, Device, Kernel, NodeSpec, Readout, Span};
+use crate::device::{BufferSpec, Device, HostCopy, Kernel, NodeSpec, Readout, Span};
 use crate::fault::{RunFault, Unsupported};
 
 /// One node of one rank.
@@ -151,7 +151,8 @@ impl Builder<'_> {
         let (args, results) = (self.layout.buffers(&node.args)?, self.layout.buffers(&node.results)?);
         let workspace = self.layout.workspace(id, &args, &results)?;
         let (name, op) = (self.layout.chunk.node_name(id), node.op.mnemonic());
-        let spans = args.iter().chain(&results).map(BufferSpec::span).chain(workspace);
+        let spans = args.iter().chain(&results).map(|b| (b.memory, b.span()));
+        let spans = spans.chain(workspace.map(|at| (Memory::Device, at)));
         let ends = self.layout.ends(spans);
         let work = match self.grouped.remove(&id) {
             Some(work) => Ok(work),
@@ -215,8 +216,20 @@ impl Builder<'_> {
             Op::Recv(op) => self.message(op.channel, op.from, results[0].span()).map(Work::Recv),
             Op::Dropout(_) => return self.by_micro_batch(node, workspace),
             Op::Update(_) | Op::Reshape(_) if is_same_place(&spec) => Ok(Work::Nothing),
+            Op::ToHost(_) | Op::ToDevice(_) => self.host_copy(&args[0], &results[0]),
+            _ if is_in_host(&spec) => Err("what lies in host memory is only copied, and updated where it lies".into()),
             _ => self.device.prepare(&spec).map(Work::Kernel),
         })
+    }
+
+    fn host_copy(&self, from: &BufferSpec, to: &BufferSpec) -> Result<Work, String> {
+        let (device, host) = match (from.memory, to.memory) {
+            (Memory::Device, Memory::Host) => (from, to),
+            (Memory::Host, Memory::Device) => (to, from),
+            _ => return Err("it copies within one memory".into()),
+        };
+        let copy = HostCopy { to: to.memory, device: device.span(), host: host.span() };
+        self.device.prepare_host_copy(&copy).map(Work::Kernel)
     }
 
     fn load(&self, op: &galvatron_ir::op::mem::Load, value: ValueId) -> Result<Work, RunFault> {
@@ -264,7 +277,12 @@ pub(super) fn is_same_place(spec: &NodeSpec<'_>) -> bool {
         Some(result) => (result, &spec.args[0]),
         None => (&spec.args[0], &spec.args[1]),
     };
-    to.span() == from.span()
+    (to.memory, to.span()) == (from.memory, from.span())
+}
+
+/// Whether a node has an operand or a result in host memory.
+pub(super) fn is_in_host(spec: &NodeSpec<'_>) -> bool {
+    spec.args.iter().chain(spec.results).any(|buffer| buffer.memory == Memory::Host)
 }
 
 /// The value of a chunk that holds an output of the program: the last one that is whole on every rank.
@@ -306,6 +324,6 @@ pub(super) fn optimizer_nodes(module: &Module) -> Vec<Optimizer> {
 /// The ends of what is in memory before the first step.
 pub(super) fn resident_ends(layout: &Layout<'_>) -> Result<Ends, RunFault> {
     let loaded = layout.chunk.residents.iter().filter(|r| r.role != ResidentRole::Accumulator);
-    let spans = loaded.map(|r| layout.buffer(r.value).map(|b| b.span())).collect::<Result<Vec<_>, _>>()?;
+    let spans = loaded.map(|r| layout.buffer(r.value).map(|b| (b.memory, b.span()))).collect::<Result<Vec<_>, _>>()?;
     Ok(layout.ends(spans.into_iter()))
 }

@@ -3,7 +3,7 @@
 use galvatron_ir::cluster::DeviceKind;
 use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::module::Module;
-use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
+use galvatron_ir::plan::{ALIGNMENT, Arena, Chunk, Memory, Place, Region, Slots};
 use galvatron_ir::types::TensorType;
 use galvatron_ir::{AxisId, NodeId, ValueId};
 
@@ -11,7 +11,8 @@ use super::observe::Ends;
 use crate::device::{BufferSpec, Span};
 use crate::fault::RunFault;
 
-/// One rank's view of a chunk: the persistent region lies first in its arena, then the slots, then the transient region.
+/// One rank's view of a chunk: the persistent region lies first in its arena, then the slots, then the transient region; in the arena in
+/// host memory the slots lie last.
 #[derive(Clone)]
 pub(super) struct Layout<'a> {
     pub(super) module: &'a Module,
@@ -28,6 +29,11 @@ pub(super) struct Layout<'a> {
 /// Bytes of an arena with all regions.
 pub(super) fn arena_bytes(arena: &Arena) -> u64 {
     transient_start(arena) + arena.transient
+}
+
+/// Bytes of an arena in host memory with all regions.
+pub(super) fn host_bytes(arena: &Arena) -> u64 {
+    host_slots_start(arena) + arena.host_slots
 }
 
 /// Bytes of the largest f32 copies of a node of a rank that has no kernels for bf16, where the plan is for devices that have:
@@ -51,6 +57,10 @@ fn slots_start(arena: &Arena) -> u64 {
 
 fn transient_start(arena: &Arena) -> u64 {
     (slots_start(arena) + arena.slots).next_multiple_of(ALIGNMENT)
+}
+
+fn host_slots_start(arena: &Arena) -> u64 {
+    arena.host.next_multiple_of(ALIGNMENT)
 }
 
 impl<'a> Layout<'a> {
@@ -117,7 +127,7 @@ impl<'a> Layout<'a> {
         let place = v.place.ok_or_else(|| fault("it has no place in memory".into()))?;
         let offset = self.absolute(place, ty.bytes()).map_err(fault)?;
         let first = sharding.dims.iter().zip(&ty.shape).map(|(axes, extent)| self.index_along(axes) * extent).collect();
-        Ok(BufferSpec { offset, ty, global_shape: v.ty.shape.clone(), first })
+        Ok(BufferSpec { memory: place.region.memory(), offset, ty, global_shape: v.ty.shape.clone(), first })
     }
 
     /// The rank's parts of some values.
@@ -144,11 +154,12 @@ impl<'a> Layout<'a> {
         Ok(Some(Span { offset: self.absolute(place, bytes).map_err(fault)?, bytes }))
     }
 
-    /// Offset from the start of the arena of a place that holds `bytes`.
+    /// Offset from the start of its arena of a place that holds `bytes`.
     fn absolute(&self, place: Place, bytes: u64) -> Result<u64, String> {
         let (start, size) = match place.region {
             Region::Persistent => (0, self.arena.persistent),
-            Region::Slot => self.slot(),
+            Region::Slot | Region::HostSlot => self.slot(place.region.memory()),
+            Region::Host => (0, self.arena.host),
             Region::Transient => (transient_start(&self.arena), self.arena.transient),
         };
         if !place.offset.is_multiple_of(ALIGNMENT) {
@@ -161,23 +172,30 @@ impl<'a> Layout<'a> {
         Ok(start + place.offset)
     }
 
-    /// Where the slot starts, and its bytes; the last one may be shorter than the others.
-    fn slot(&self) -> (u64, u64) {
-        let Slots { bytes, offset, .. } = self.chunk.slots;
+    /// Where the slot starts in the arena of a memory, and its bytes; the last one may be shorter than the others.
+    fn slot(&self, memory: Memory) -> (u64, u64) {
+        let Slots { bytes, offset, host_bytes, host_offset, .. } = self.chunk.slots;
+        let (bytes, offset, start, all) = match memory {
+            Memory::Device => (bytes, offset, slots_start(&self.arena), self.arena.slots),
+            Memory::Host => (host_bytes, host_offset, host_slots_start(&self.arena), self.arena.host_slots),
+        };
         let first = offset.saturating_add(bytes.saturating_mul(u64::from(self.slot)));
-        (slots_start(&self.arena).saturating_add(first), bytes.min(self.arena.slots.saturating_sub(first)))
+        (start.saturating_add(first), bytes.min(all.saturating_sub(first)))
     }
 
-    /// Where the part of a value, or the workspace, ends in its region.
-    pub(super) fn ends(&self, spans: impl Iterator<Item = Span>) -> Ends {
+    /// Where the parts of values, and the workspace, end in their regions.
+    pub(super) fn ends(&self, spans: impl Iterator<Item = (Memory, Span)>) -> Ends {
         let (slots, transient) = (slots_start(&self.arena), transient_start(&self.arena));
+        let host_slots = host_slots_start(&self.arena);
         let mut ends = Ends::default();
-        for span in spans {
+        for (memory, span) in spans {
             let end = span.offset + span.bytes;
-            let (region, start) = match span.offset {
-                offset if offset < slots => (&mut ends.persistent, 0),
-                offset if offset < transient => (&mut ends.slots, slots),
-                _ => (&mut ends.transient, transient),
+            let (region, start) = match (memory, span.offset) {
+                (Memory::Device, offset) if offset < slots => (&mut ends.persistent, 0),
+                (Memory::Device, offset) if offset < transient => (&mut ends.slots, slots),
+                (Memory::Device, _) => (&mut ends.transient, transient),
+                (Memory::Host, offset) if offset < host_slots => (&mut ends.host, 0),
+                (Memory::Host, _) => (&mut ends.host_slots, host_slots),
             };
             *region = (*region).max(end - start);
         }

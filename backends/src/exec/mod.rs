@@ -29,6 +29,7 @@ mod weights;
 use std::time::Duration;
 
 use galvatron_ir::module::Module;
+use galvatron_ir::plan::Arena;
 use galvatron_ir::trace::TraceEvent;
 
 pub use collect::{HostTensor, Tensors, Trained};
@@ -40,7 +41,7 @@ pub use hold::Hold;
 pub use weights::WeightSource;
 
 use crate::comm::{Collective, Stats, local_world};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, MemoryBytes};
 use crate::fault::RunFault;
 
 /// How to run a plan.
@@ -111,6 +112,8 @@ pub struct StepReport {
     pub step_time_s: f64,
     /// For each rank the bytes that it was seen to use so far.
     pub peak_bytes: Vec<u64>,
+    /// The same of host memory.
+    pub host_bytes: Vec<u64>,
     /// Parameters and states, in the steps in which they are collected.
     pub trained: Option<Trained>,
 }
@@ -122,6 +125,8 @@ pub struct RunReport {
     pub steps: u64,
     /// For each rank the bytes that it was seen to use.
     pub peak_bytes: Vec<u64>,
+    /// The same of host memory.
+    pub host_bytes: Vec<u64>,
     /// For each rank of this process what it communicated.
     pub traffic: Vec<Stats>,
     /// Parameters and states at the end, if asked for.
@@ -173,9 +178,10 @@ pub fn run_ranks(
     let mut world: World = Vec::new();
     for comm in comms {
         let stage = module.stage_of_rank(comm.rank() as u64).map(|stage| &module.stages[stage]);
-        let bytes = stage.map_or(0, |stage| layout::arena_bytes(&stage.arena));
-        let fault = || RunFault::Memory { rank: comm.rank(), bytes };
-        let device = Cpu::with_scratch(bytes, scratch, n_threads).ok_or_else(fault);
+        let bytes = |of: fn(&Arena) -> u64| stage.map_or(0, |stage| of(&stage.arena));
+        let (device, host) = (bytes(layout::arena_bytes), bytes(layout::host_bytes));
+        let fault = || RunFault::Memory { rank: comm.rank(), bytes: device.saturating_add(host) };
+        let device = Cpu::with_memory(&MemoryBytes { device, host, scratch }, n_threads).ok_or_else(fault);
         let device = device.inspect_err(|fault| comm.abort(&fault.to_string()))?;
         world.push((Box::new(device), comm));
     }

@@ -8,34 +8,53 @@ pub(super) struct Ends {
     pub(super) persistent: u64,
     pub(super) slots: u64,
     pub(super) transient: u64,
+    pub(super) host: u64,
+    pub(super) host_slots: u64,
+}
+
+/// Regions of both memories.
+pub(super) const N_REGIONS: usize = 5;
+
+impl Ends {
+    /// One number for each region.
+    pub(super) fn numbers(self) -> [u64; N_REGIONS] {
+        [self.persistent, self.slots, self.transient, self.host, self.host_slots]
+    }
+
+    /// What [`numbers`](Self::numbers) gave.
+    pub(super) fn of(numbers: [u64; N_REGIONS]) -> Ends {
+        let [persistent, slots, transient, host, host_slots] = numbers;
+        Ends { persistent, slots, transient, host, host_slots }
+    }
 }
 
 /// What one rank has used so far; the rank writes it, rank 0 reports it.
 #[derive(Debug, Default)]
-pub(super) struct Observed {
-    persistent: AtomicU64,
-    slots: AtomicU64,
-    transient: AtomicU64,
-}
+pub(super) struct Observed([AtomicU64; N_REGIONS]);
 
 impl Observed {
     /// Notes that buffers up to these ends are in use.
     pub(super) fn bind(&self, ends: Ends) {
-        self.persistent.fetch_max(ends.persistent, Ordering::Relaxed);
-        self.slots.fetch_max(ends.slots, Ordering::Relaxed);
-        self.transient.fetch_max(ends.transient, Ordering::Relaxed);
+        for (region, end) in self.0.iter().zip(ends.numbers()) {
+            region.fetch_max(end, Ordering::Relaxed);
+        }
     }
 
     /// What is in use.
     pub(super) fn ends(&self) -> Ends {
-        let of = |region: &AtomicU64| region.load(Ordering::Relaxed);
-        Ends { persistent: of(&self.persistent), slots: of(&self.slots), transient: of(&self.transient) }
+        Ends::of(self.0.each_ref().map(|region| region.load(Ordering::Relaxed)))
     }
 
-    /// Bytes of all regions together.
+    /// Bytes of all regions of the device's memory together.
     pub(super) fn peak_bytes(&self) -> u64 {
-        let Ends { persistent, slots, transient } = self.ends();
+        let Ends { persistent, slots, transient, .. } = self.ends();
         persistent + slots + transient
+    }
+
+    /// Bytes of all regions of host memory together.
+    pub(super) fn host_bytes(&self) -> u64 {
+        let Ends { host, host_slots, .. } = self.ends();
+        host + host_slots
     }
 }
 
@@ -46,8 +65,8 @@ mod tests {
     #[test]
     fn the_peak_is_the_sum_of_the_highest_ends() {
         let observed = Observed::default();
-        observed.bind(Ends { persistent: 64, slots: 7, transient: 10 });
-        observed.bind(Ends { persistent: 32, slots: 5, transient: 100 });
-        assert_eq!(observed.peak_bytes(), 171);
+        observed.bind(Ends { persistent: 64, slots: 7, transient: 10, host: 1, host_slots: 9 });
+        observed.bind(Ends { persistent: 32, slots: 5, transient: 100, host: 2, host_slots: 0 });
+        assert_eq!((observed.peak_bytes(), observed.host_bytes()), (171, 11));
     }
 }

@@ -260,7 +260,7 @@ impl Worker {
 /// The bytes of a rank's part of a value.
 pub(super) fn part(device: &dyn Device, buffer: &BufferSpec) -> Vec<u8> {
     let mut bytes = vec![0; buffer.ty.bytes() as usize];
-    device.read(buffer.span(), &mut bytes);
+    buffer.read(device, 0, &mut bytes);
     bytes
 }
 

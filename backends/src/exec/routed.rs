@@ -110,9 +110,9 @@ impl Work {
         }
         let mut offset = at.offset;
         let mut place = |ty: &TensorType| {
-            let (at, zeros) = (offset, vec![0; ty.rank()]);
+            let at = offset;
             offset += ty.bytes().next_multiple_of(SCRATCH_ALIGNMENT);
-            BufferSpec { offset: at, ty: ty.clone(), global_shape: ty.shape.clone(), first: zeros }
+            BufferSpec::whole(ty, at)
         };
         let counts = scratch.counts.each_ref().map(|ty| place(ty).span());
         let rows = place(&scratch.rows).span();

@@ -2,7 +2,7 @@
 //! result is where their operand is.
 //!
 //! A group of a run is one kernel, which its first node runs. Collectives end a run: what is computed before one runs beside
-//! it and is not to wait for it. So do loads and scalars of the host, what is another kernel in each micro-batch, what runs with the last
+//! it and is not to wait for it. So do copies to host memory and back, loads and scalars of the host, what is another kernel in each micro-batch, what runs with the last
 //! one only, a result that is reported, and a gradient that is dumped.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use galvatron_ir::plan::Chunk;
 use galvatron_ir::plan::lifetime::{Lifetime, Owner, buffer_of_values, lifetimes};
 use galvatron_ir::{NodeId, ValueId};
 
-use super::instr::{Builder, Work, is_same_place};
+use super::instr::{Builder, Work, is_in_host, is_same_place};
 use crate::device::{BufferSpec, Kernel, NodeSpec, READ_LATER, RunNode, Span};
 use crate::fault::RunFault;
 
@@ -141,6 +141,9 @@ impl Builder<'_> {
         let spec = NodeSpec { op: &node.op, args: &args, results: &results, workspace };
         if matches!(node.op, Op::Update(_) | Op::Reshape(_)) && is_same_place(&spec) {
             return Ok(Place::Between);
+        }
+        if is_in_host(&spec) {
+            return Ok(Place::Outside);
         }
         Ok(Place::Inside(Member { id, args, results, workspace, last_readers: Vec::new() }))
     }

@@ -124,7 +124,7 @@ fn viewed(data: Vec<f32>, initializer: &Initializer, weight: &Weight) -> Result<
 /// Writes a rank's part of a global tensor.
 fn write_shard(device: &dyn Device, buffer: &BufferSpec, data: &[f32]) {
     let element = buffer.ty.dtype.bytes() as usize;
-    let written = device.fill(buffer.span(), &mut |out| {
+    let written = buffer.fill(device, &mut |out| {
         for_each_run(&buffer.global_shape, &buffer.first, &buffer.ty.shape, |to, from, n| {
             encode(buffer.ty.dtype, &data[from..from + n], &mut out[to * element..(to + n) * element]);
         });

@@ -151,6 +151,7 @@ fn compute(op: &Op, args: &[&Tensor], results: &[TensorType], part: &Part) -> Re
         Op::RingAttention(_) | Op::RingAttentionGrad(_) | Op::RoutedMoe(_) | Op::RoutedMoeGrad(_) => return refuse(op),
         Op::AllGather(_) | Op::AllToAll(_) | Op::Shard(_) | Op::Send(_) | Op::Recv(_) => return refuse(op),
         Op::Load(_) | Op::RunScalar(_) | Op::Accumulate(_) | Op::Update(_) => return refuse(op),
+        Op::ToHost(_) | Op::ToDevice(_) => return refuse(op),
     };
     Ok(vec![one])
 }

@@ -98,7 +98,7 @@ mod tests {
         let level = |name: &str, size| LinkLevel { name: name.into(), size, bandwidth: 1e9, latency_ns: 0.0 };
         let group = |&(count, memory_bytes, speed): &_| DeviceGroup { name: "g".into(), count, memory_bytes, speed };
         let groups = groups.iter().map(group).collect();
-        Cluster { name: "c".into(), device, groups, levels: vec![level("inter", 2), level("intra", 4)] }
+        Cluster { name: "c".into(), device, groups, host: None, levels: vec![level("inter", 2), level("intra", 4)] }
     }
 
     #[test]

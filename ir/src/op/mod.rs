@@ -46,6 +46,8 @@ pub enum Effects {
     Reads,
     /// It writes a resident value.
     Writes,
+    /// It copies a value between the memories of its device and of the host.
+    Copies,
 }
 
 /// How result 0 may share memory with an operand.
@@ -249,6 +251,8 @@ ops! {
     mem::RunScalar,
     mem::Accumulate,
     mem::Update,
+    mem::ToHost,
+    mem::ToDevice,
 }
 
 impl Op {

@@ -87,7 +87,8 @@ pub fn buffer_of_values(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Option<usi
 /// A result may take the place of an operand that its op lists for it if that has the same bytes, is no other
 /// operand of the node too, and dies here: no later node reads it. An accumulator dies with its last reader, of the last micro-batch; a parameter or a
 /// state dies here if the result becomes its new value. What an `update` reads is never written over, nor is what lies in a region
-/// that the result would outlive.
+/// that the result would outlive. A copy to host memory that becomes the new value of a resident there takes its place once nothing reads
+/// that any more.
 pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
     let buffer_of = buffer_of_values(chunk, lifetimes);
     let updates = updates_of(chunk, &buffer_of, lifetimes.len());
@@ -110,7 +111,11 @@ pub fn reuses(chunk: &Chunk, lifetimes: &[Lifetime]) -> Vec<Reuse> {
                 let lasts = lifetimes[over].region <= lifetimes[writer].region;
                 (dies && lasts && !is_other && lifetimes[over].bytes == lifetimes[writer].bytes).then_some(over)
             };
-            if let Some(over) = alias.reusable(i, node.results.len()).iter().find_map(is_free) {
+            let replaced = || {
+                let is_new_value = matches!(node.op, Op::ToHost(_));
+                updates[writer].iter().copied().find(|&over| is_new_value && lifetimes[over].last_read < position)
+            };
+            if let Some(over) = alias.reusable(i, node.results.len()).iter().find_map(is_free).or_else(replaced) {
                 found.push(Reuse { writer, over });
             }
         }
@@ -168,6 +173,7 @@ struct Table<'a> {
     mesh: &'a Mesh,
     lifetimes: Vec<Lifetime>,
     buffer_of: Vec<Option<usize>>,
+    in_host: Vec<bool>,
     micro_batches: Range<usize>,
     n_positions: usize,
 }
@@ -176,8 +182,8 @@ impl<'a> Table<'a> {
     fn new(chunk: &'a Chunk, mesh: &'a Mesh) -> Self {
         let n_positions = chunk.phases.iter().map(|p| p.body.len()).sum();
         let buffer_of = vec![None; chunk.graph.n_values()];
-        let micro_batches = micro_batch_positions(chunk);
-        Table { chunk, mesh, lifetimes: Vec::new(), buffer_of, micro_batches, n_positions }
+        let (in_host, micro_batches) = (chunk.in_host(), micro_batch_positions(chunk));
+        Table { chunk, mesh, lifetimes: Vec::new(), buffer_of, in_host, micro_batches, n_positions }
     }
 
     fn open(&mut self, owner: Owner, value: ValueId, position: usize) {
@@ -236,8 +242,17 @@ impl<'a> Table<'a> {
         self.lifetimes
     }
 
-    /// In a chunk with slots phases of other micro-batches and chunks run between its own: only what lives within one is transient.
     fn region(&self, lifetime: &Lifetime) -> Region {
+        let region = self.region_by_time(lifetime);
+        match region {
+            _ if !lifetime.values.first().is_some_and(|root| self.in_host[root.index()]) => region,
+            Region::Slot => Region::HostSlot,
+            _ => Region::Host,
+        }
+    }
+
+    /// In a chunk with slots phases of other micro-batches and chunks run between its own: only what lives within one is transient.
+    fn region_by_time(&self, lifetime: &Lifetime) -> Region {
         if let Owner::Resident(..) = lifetime.owner {
             return Region::Persistent;
         }
@@ -291,7 +306,7 @@ mod tests {
         fn resident(&mut self, role: ResidentRole, shape: &[u64]) -> ValueId {
             let value = self.0.graph.declare("r", TensorType::f32(shape));
             self.0.graph.value_mut(value).sharding = Some(Sharding::replicated(shape.len()));
-            self.0.residents.push(Resident { value, role });
+            self.0.residents.push(Resident { value, role, memory: crate::plan::Memory::Device });
             value
         }
 

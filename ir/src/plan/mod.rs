@@ -4,7 +4,7 @@ mod last;
 pub mod lifetime;
 mod stage;
 
-pub use crate::place::{ALIGNMENT, Place, Region};
+pub use crate::place::{ALIGNMENT, Memory, Place, Region};
 pub use last::with_last_micro_batch;
 pub use stage::{Arena, Slots, Stage};
 
@@ -99,6 +99,8 @@ pub struct Resident {
     pub value: ValueId,
     /// Why it stays.
     pub role: ResidentRole,
+    /// In which memory.
+    pub memory: Memory,
 }
 
 /// A slice of the model as one SPMD program: every rank of its stage runs it on its own parts.
@@ -144,6 +146,15 @@ impl Chunk {
         let value = node.results.first().or(node.args.first());
         let name = value.map_or("", |&v| self.graph.value(v).name.as_str());
         if node.results.is_empty() { format!("{} %{name}", node.op.mnemonic()) } else { format!("%{name}") }
+    }
+
+    /// For each value of the graph whether it lies in host memory: a copy to it computes the value, or it is a resident there.
+    pub fn in_host(&self) -> Vec<bool> {
+        let mut in_host = vec![false; self.graph.n_values()];
+        self.residents.iter().for_each(|r| in_host[r.value.index()] = r.memory == Memory::Host);
+        let copies = self.nodes().map(|(_, node)| self.graph.node(node)).filter(|n| matches!(n.op, Op::ToHost(_)));
+        copies.flat_map(|node| &node.results).for_each(|result| in_host[result.index()] = true);
+        in_host
     }
 
     /// Type of the part of a value that one rank holds.

@@ -30,7 +30,7 @@ impl Stage {
     }
 }
 
-/// Bytes of each region of one rank's arena.
+/// Bytes of each region of one rank's arenas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Arena {
     /// What lives across phases and steps.
@@ -39,16 +39,25 @@ pub struct Arena {
     pub slots: u64,
     /// What lives within one phase, or within one micro-batch of a chunk without slots.
     pub transient: u64,
+    /// What lies in host memory and in no slot.
+    pub host: u64,
+    /// Activation slots of all chunks in host memory.
+    pub host_slots: u64,
 }
 
 impl Arena {
-    /// All bytes.
+    /// All bytes of the device's memory.
     pub fn bytes(&self) -> u64 {
         self.persistent + self.slots + self.transient
     }
+
+    /// All bytes of host memory.
+    pub fn host_bytes(&self) -> u64 {
+        self.host + self.host_slots
+    }
 }
 
-/// Activation slots of a chunk: equal parts of its stage's region `slots`. What the forward phase of a micro-batch leaves to its
+/// Activation slots of a chunk: equal parts of its stage's regions of slots, in each memory. What the forward phase of a micro-batch leaves to its
 /// backward phase lies in slot number *micro-batch modulo count*.
 ///
 /// With a count of 0 backward follows forward at once, and what lies between is transient.
@@ -60,4 +69,8 @@ pub struct Slots {
     pub bytes: u64,
     /// Where the first one starts in the region.
     pub offset: u64,
+    /// Bytes of one in host memory, a multiple of the alignment.
+    pub host_bytes: u64,
+    /// Where the first one starts there.
+    pub host_offset: u64,
 }

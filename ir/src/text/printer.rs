@@ -3,13 +3,13 @@
 use super::VERSION;
 use super::lexer::quote;
 use super::literals::{Literals, in_quotes};
-use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, LinkLevel};
+use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, HostMemory, LinkLevel};
 use crate::graph::{Graph, Node, Value};
 use crate::id::{AxisId, NodeId, ValueId};
 use crate::mesh::Mesh;
 use crate::module::{Initializer, Level, Module, Program, TrainInfo, ViewStep, Weight};
 use crate::op::{AttrValue, Attrs};
-use crate::plan::{Arena, Chunk, Place, Predicted, ScheduleStep, Slots, Stage};
+use crate::plan::{Arena, Chunk, Memory, Place, Predicted, ScheduleStep, Slots, Stage};
 use crate::recipe::ScheduleKind;
 use std::fmt::{self, Display, Formatter, Result, Write};
 
@@ -101,6 +101,9 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> Result {
         let name = quote(name);
         write!(out, " group {{name={name}, count={count}, memory_bytes={memory_bytes}, speed={speed:?}}}")?;
     }
+    if let Some(HostMemory { memory_bytes, bandwidth, latency_ns }) = &cluster.host {
+        write!(out, " host {{memory_bytes={memory_bytes}, bandwidth={bandwidth:?}, latency_ns={latency_ns:?}}}")?;
+    }
     for LinkLevel { name, size, bandwidth, latency_ns } in &cluster.levels {
         let name = quote(name);
         write!(out, " level {{name={name}, size={size}, bandwidth={bandwidth:?}, latency_ns={latency_ns:?}}}")?;
@@ -126,9 +129,10 @@ fn write_plan(out: &mut String, module: &Module) -> Result {
     }
     for (index, stage) in module.stages.iter().enumerate().filter(|(_, s)| is_plan || s.arena != Arena::default()) {
         let of = if is_whole(module) { String::new() } else { format!(" of {index}") };
-        let Arena { persistent, slots, transient } = stage.arena;
-        let slots = if slots > 0 { format!("slots={slots}, ") } else { String::new() };
-        writeln!(out, "  arena{of} {{persistent={persistent}, {slots}transient={transient}}}")?;
+        let Arena { persistent, slots, transient, host, host_slots } = stage.arena;
+        let some = |name: &str, bytes: u64| if bytes > 0 { format!("{name}={bytes}, ") } else { String::new() };
+        let (slots, host) = (some("slots", slots), some("host", host) + &some("host_slots", host_slots));
+        writeln!(out, "  arena{of} {{persistent={persistent}, {slots}{host}transient={transient}}}")?;
     }
     if is_plan || module.predicted != Predicted::default() {
         let Predicted { step_time_ns, gap_ppm } = module.predicted;
@@ -206,13 +210,18 @@ fn write_chunk(out: &mut String, module: &Module, literals: &Literals, (index, c
         write!(out, " of {}", chunk.stage)?;
     }
     if chunk.slots != Slots::default() {
-        let Slots { count, bytes, offset } = chunk.slots;
-        write!(out, " slots {{count={count}, bytes={bytes}, offset={offset}}}")?;
+        let Slots { count, bytes, offset, host_bytes, host_offset } = chunk.slots;
+        write!(out, " slots {{count={count}, bytes={bytes}, offset={offset}")?;
+        if (host_bytes, host_offset) != (0, 0) {
+            write!(out, ", host_bytes={host_bytes}, host_offset={host_offset}")?;
+        }
+        out.write_char('}')?;
     }
     out.write_str(" {\n")?;
     for resident in &chunk.residents {
         let (role, name) = (resident.role.name(), text.name(resident.value));
-        writeln!(out, "    resident {role} %{name}: {}", text.tail(resident.value))?;
+        let memory = if resident.memory == Memory::Host { "host " } else { "" };
+        writeln!(out, "    resident {memory}{role} %{name}: {}", text.tail(resident.value))?;
     }
     for phase in chunk.phases.iter().filter(|p| !p.body.is_empty()) {
         writeln!(out, "    {} {{", phase.kind.name())?;

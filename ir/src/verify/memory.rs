@@ -2,6 +2,7 @@
 
 use super::context::{ChunkCx, node_name};
 use super::{Finding, Part, Site};
+use crate::cluster::Cluster;
 use crate::id::ValueId;
 use crate::plan::lifetime::{Lifetime, Owner, Reuse, lifetimes, reuses};
 use crate::plan::{ALIGNMENT, Arena, Chunk, Place, Region, Slots};
@@ -29,18 +30,34 @@ pub(super) fn check(cx: &ChunkCx<'_>) -> Vec<Finding> {
 
 /// The arena can be counted, and the slots lie inside of their region.
 fn check_regions(cx: &ChunkCx<'_>) -> Result<(), String> {
-    let Arena { persistent, slots, transient } = cx.module.stage_of(cx.chunk).arena;
-    if persistent.checked_add(slots).and_then(|n| n.checked_add(transient)).is_none() {
+    let Arena { persistent, slots, transient, host, host_slots } = cx.module.stage_of(cx.chunk).arena;
+    let sum = [persistent, slots, transient, host, host_slots].into_iter().try_fold(0u64, u64::checked_add);
+    if sum.is_none() {
         return Err("the arena has more bytes than can be counted".into());
     }
-    let Slots { count, bytes, offset } = cx.chunk.slots;
+    let limit = cx.module.cluster.as_ref().map_or(u64::MAX, Cluster::host_bytes);
+    if host + host_slots > limit {
+        let bytes = host + host_slots;
+        return Err(format!("{bytes} bytes lie in host memory, of which the cluster lets a device use {limit}"));
+    }
+    let Slots { count, bytes, offset, host_bytes, host_offset } = cx.chunk.slots;
+    let regions = [(Region::Slot, bytes, offset, slots), (Region::HostSlot, host_bytes, host_offset, host_slots)];
+    regions.into_iter().try_for_each(|slots| check_slots(cx, count, slots))
+}
+
+/// The slots of a chunk lie inside of a region: bytes of one, offset of the first, and bytes of the region.
+fn check_slots(
+    cx: &ChunkCx<'_>,
+    count: u32,
+    (region, bytes, offset, limit): (Region, u64, u64, u64),
+) -> Result<(), String> {
     if !bytes.is_multiple_of(ALIGNMENT) || !offset.is_multiple_of(ALIGNMENT) {
         return Err(format!("the slots of chunk {} are not aligned to {ALIGNMENT} bytes", cx.index));
     }
     // The last slot may end before its alignment does.
     let end = bytes.checked_mul(u64::from(count)).and_then(|n| n.checked_add(offset));
-    if count > 0 && end.is_none_or(|end| end >= slots.saturating_add(ALIGNMENT)) {
-        return Err(format!("the slots of chunk {} end behind region `slot` of {slots} bytes", cx.index));
+    if count > 0 && end.is_none_or(|end| end >= limit.saturating_add(ALIGNMENT)) {
+        return Err(format!("the slots of chunk {} end behind region `{}` of {limit} bytes", cx.index, region.name()));
     }
     Ok(())
 }
@@ -65,20 +82,22 @@ impl Regions {
     /// What lives across phases is not shared with the other chunks of the stage.
     fn shared(&self, cx: &ChunkCx<'_>, buffers: &[Lifetime]) -> Option<Finding> {
         let earlier = cx.module.chunks[..cx.index as usize].iter().filter(|c| c.stage == cx.chunk.stage);
-        let range = |chunk: &Chunk, buffers: &[Lifetime]| {
-            let kept = buffers.iter().filter(|b| b.region == Region::Persistent && b.bytes > 0);
+        let range = |region: Region, chunk: &Chunk, buffers: &[Lifetime]| {
+            let kept = buffers.iter().filter(|b| b.region == region && b.bytes > 0);
             let ends = kept.filter_map(|b| place_in(chunk, b).map(|p| (p.offset, p.offset.saturating_add(b.bytes))));
             ends.fold((u64::MAX, 0), |(low, high), (start, end)| (low.min(start), high.max(end)))
         };
-        let slots = |chunk: &Chunk| {
-            let Slots { count, bytes, offset } = chunk.slots;
-            (offset, offset.saturating_add(bytes.saturating_mul(u64::from(count))))
+        let all = |chunk: &Chunk, buffers: &[Lifetime]| {
+            let Slots { count, bytes, offset, host_bytes, host_offset } = chunk.slots;
+            let slots =
+                |offset: u64, bytes: u64| (offset, offset.saturating_add(bytes.saturating_mul(u64::from(count))));
+            let [persistent, host] = [Region::Persistent, Region::Host].map(|region| range(region, chunk, buffers));
+            [persistent, host, slots(offset, bytes), slots(host_offset, host_bytes)]
         };
-        let meets = |(a, b): (u64, u64), (c, d): (u64, u64)| a < d && c < b;
-        let own = (range(cx.chunk, buffers), slots(cx.chunk));
+        let own = all(cx.chunk, buffers);
         let overlaps = earlier.into_iter().any(|other| {
-            let theirs = range(other, &lifetimes(other, cx.mesh));
-            meets(own.0, theirs) || meets(own.1, slots(other))
+            let theirs = all(other, &lifetimes(other, cx.mesh));
+            own.iter().zip(&theirs).any(|(&(a, b), &(c, d))| a < d && c < b)
         });
         let message = || format!("chunk {} overlaps another chunk of its stage in memory", cx.index);
         overlaps.then(|| Finding::new("G0213", Site::Arena(cx.chunk.stage as usize), message()))
@@ -104,10 +123,11 @@ fn check_place(cx: &ChunkCx<'_>, buffer: &Lifetime, region: Region) -> Result<Op
     if !place.offset.is_multiple_of(ALIGNMENT) {
         return Err(format!("the offset {} of {name} is no multiple of {ALIGNMENT}", place.offset));
     }
-    if matches!(buffer.owner, Owner::Resident(..)) && place.region != Region::Persistent {
-        return Err(format!("{name} outlives the step, so its region must be `persistent`"));
+    if matches!(buffer.owner, Owner::Resident(..)) && place.region != buffer.region {
+        return Err(format!("{name} outlives the step, so its region must be `{}`", buffer.region.name()));
     }
-    if place.region != region && (cx.chunk.slots.count > 0 || place.region == Region::Slot) {
+    let is_elsewhere = place.region.memory() != region.memory();
+    if place.region != region && (is_elsewhere || cx.chunk.slots.count > 0 || place.region == Region::Slot) {
         let (found, wanted) = (place.region.name(), region.name());
         return Err(format!("{name} lies in region `{found}`, its lifetime asks for `{wanted}`"));
     }
@@ -128,6 +148,8 @@ fn region_bytes(cx: &ChunkCx<'_>, region: Region) -> u64 {
         Region::Persistent => arena.persistent,
         Region::Slot => cx.chunk.slots.bytes,
         Region::Transient => arena.transient,
+        Region::Host => arena.host,
+        Region::HostSlot => cx.chunk.slots.host_bytes,
     }
 }
 

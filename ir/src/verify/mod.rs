@@ -29,6 +29,7 @@
 //!   `training` on every trainable weight has one update.
 //! - `G0215` *stages*: stages cover the ranks without overlap, with the same micro-batches; every channel has one send and one receive,
 //!   which name each other's chunk and one program value, in one phase and one placement.
+//! - `G0216` *host memory*: what lies there is read by copies to the device only, and written by copies from it; copies keep placements.
 //!
 //! Checks that need others to hold run only if those found nothing.
 
@@ -38,6 +39,7 @@ mod coverage;
 mod declarations;
 mod erasure;
 mod finding;
+mod host;
 mod locate;
 mod memory;
 mod messages;
@@ -112,7 +114,15 @@ fn check_chunk(cx: &ChunkCx<'_>) -> Vec<Finding> {
     let rounds: [&[Check]; 4] = [
         &[order::check_chunk],
         &[placement::check],
-        &[operand::check, collective::check, erasure::check, phases::check, residents::check, coverage::check],
+        &[
+            operand::check,
+            collective::check,
+            erasure::check,
+            phases::check,
+            residents::check,
+            coverage::check,
+            host::check,
+        ],
         &[memory::check],
     ];
     let found = rounds.iter().map(|checks| checks.iter().flat_map(|check| check(cx)).collect::<Vec<_>>());

@@ -22,7 +22,8 @@ pub(super) fn check(module: &Module, facts: &ProgramFacts) -> Vec<Finding> {
 fn foreign_op(module: &Module, node: NodeId) -> Option<Finding> {
     let graph = &module.program.graph;
     let op = &graph.node(node).op;
-    let is_foreign = matches!(op.effects(), Effects::Communicates | Effects::Writes) || matches!(op, Op::Load(_));
+    let is_foreign =
+        matches!(op.effects(), Effects::Communicates | Effects::Writes | Effects::Copies) || matches!(op, Op::Load(_));
     let message = || format!("{}: `{}` cannot be in a program", node_name(graph, node), op.mnemonic());
     is_foreign.then(|| Finding::new("G0214", Site::ProgramNode(node, Part::Op), message()))
 }

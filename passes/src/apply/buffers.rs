@@ -1,6 +1,6 @@
-//! `assign-buffers`: every value of every rank gets its place in the arena.
+//! `assign-buffers`: every value of every rank gets its place in the arena of its memory.
 //!
-//! Residents lie one after the other in the persistent region. All other values live for the intervals, and in the regions, that
+//! Residents lie one after the other in the persistent region, or in that of host memory. All other values live for the intervals, and in the regions, that
 //! [`lifetimes`] gives; those of a region are packed in order of time, each into the smallest free gap that holds it.
 //! A result that may be written over a dying operand shares its place.
 
@@ -31,17 +31,28 @@ fn assign(chunk: &mut Chunk, mesh: &Mesh, arena: &mut Arena) {
     let buffers = lifetimes(chunk, mesh);
     let reuses = reuses(chunk, &buffers);
     let held = held_until(chunk, mesh, &buffers);
-    let (places, size) = pack(&buffers, held, &reuses, arena.persistent.next_multiple_of(ALIGNMENT));
+    let starts = [arena.persistent, arena.host].map(|end| end.next_multiple_of(ALIGNMENT));
+    let (places, size) = pack(&buffers, held, &reuses, starts);
     for (buffer, place) in buffers.iter().zip(places) {
         write_place(chunk, buffer, place);
     }
     arena.persistent = arena.persistent.max(size.persistent);
     arena.transient = arena.transient.max(size.transient);
+    arena.host = arena.host.max(size.host);
     if chunk.slots.count > 0 {
-        let offset = arena.slots.next_multiple_of(ALIGNMENT);
-        chunk.slots = Slots { bytes: size.slots.next_multiple_of(ALIGNMENT), offset, ..chunk.slots };
-        arena.slots = offset + u64::from(chunk.slots.count - 1) * chunk.slots.bytes + size.slots;
+        let (bytes, offset) = put_slots(&mut arena.slots, chunk.slots.count, size.slots);
+        let has_host = size.host_slots > 0;
+        let host = has_host.then(|| put_slots(&mut arena.host_slots, chunk.slots.count, size.host_slots));
+        let (host_bytes, host_offset) = host.unwrap_or_default();
+        chunk.slots = Slots { bytes, offset, host_bytes, host_offset, ..chunk.slots };
     }
+}
+
+/// Puts slots of some bytes behind the end of those of other chunks: bytes from one to the next, and the offset of the first.
+fn put_slots(end: &mut u64, count: u32, bytes: u64) -> (u64, u64) {
+    let (stride, offset) = (bytes.next_multiple_of(ALIGNMENT), end.next_multiple_of(ALIGNMENT));
+    *end = offset + u64::from(count - 1) * stride + bytes;
+    (stride, offset)
 }
 
 fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
@@ -53,9 +64,14 @@ fn write_place(chunk: &mut Chunk, buffer: &Lifetime, place: Place) {
     }
 }
 
-/// A place for each buffer, which is given to no other until the last position in `last`, and the ends of the regions; persistent
-/// memory starts at `persistent`.
-fn pack(buffers: &[Lifetime], mut last: Vec<usize>, reuses: &[Reuse], mut persistent: u64) -> (Vec<Place>, Arena) {
+/// A place for each buffer, which is given to no other until the last position in `last`, and the ends of the regions; what lives across
+/// steps starts at `persistent` and `host`.
+fn pack(
+    buffers: &[Lifetime],
+    mut last: Vec<usize>,
+    reuses: &[Reuse],
+    [mut persistent, mut host]: [u64; 2],
+) -> (Vec<Place>, Arena) {
     let leader = leaders(buffers.len(), reuses);
     for (i, &l) in leader.iter().enumerate() {
         last[l] = last[l].max(last[i]);
@@ -63,11 +79,17 @@ fn pack(buffers: &[Lifetime], mut last: Vec<usize>, reuses: &[Reuse], mut persis
     let mut places = vec![Place { region: Region::Transient, offset: 0 }; buffers.len()];
     let is_resident = |b: &Lifetime| matches!(b.owner, Owner::Resident(..));
     for (i, buffer) in buffers.iter().enumerate().filter(|(_, b)| is_resident(b)) {
-        places[i] = Place { region: Region::Persistent, offset: persistent };
-        persistent += buffer.bytes.next_multiple_of(ALIGNMENT);
+        let end = if buffer.region == Region::Host { &mut host } else { &mut persistent };
+        places[i] = Place { region: buffer.region, offset: *end };
+        *end += buffer.bytes.next_multiple_of(ALIGNMENT);
     }
     // What lives across phases lies behind the residents.
-    let mut heaps = [Heap::starting_at(persistent), Heap::default(), Heap::default()];
+    let heap = |(region, _)| match region {
+        Region::Persistent => Heap::starting_at(persistent),
+        Region::Host => Heap::starting_at(host),
+        Region::Slot | Region::Transient | Region::HostSlot => Heap::default(),
+    };
+    let mut heaps = Region::ALL.map(heap);
     // Buffers come in order of their first position.
     for (i, buffer) in buffers.iter().enumerate().filter(|(i, b)| leader[*i] == *i && !is_resident(b)) {
         let bytes = buffer.bytes.next_multiple_of(ALIGNMENT);
@@ -81,8 +103,13 @@ fn pack(buffers: &[Lifetime], mut last: Vec<usize>, reuses: &[Reuse], mut persis
         let ends = places.iter().zip(buffers).filter(|(p, _)| p.region == region).map(|(p, b)| p.offset + b.bytes);
         ends.max().unwrap_or(0)
     };
-    let arena =
-        Arena { persistent: end(Region::Persistent), slots: end(Region::Slot), transient: end(Region::Transient) };
+    let arena = Arena {
+        persistent: end(Region::Persistent),
+        slots: end(Region::Slot),
+        transient: end(Region::Transient),
+        host: end(Region::Host),
+        host_slots: end(Region::HostSlot),
+    };
     (places, arena)
 }
 

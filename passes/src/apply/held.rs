@@ -5,7 +5,7 @@
 //! next collective, which hardly begins before this one has ended, nor beyond the phase. This is room for speed: the order in which
 //! the device does its work is right without it.
 
-use super::overlap::{communicates, communicates_aside};
+use super::overlap::{communicates, communicates_aside, copies_host};
 use galvatron_ir::ValueId;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::plan::Chunk;
@@ -26,7 +26,7 @@ pub(super) fn held_until(chunk: &Chunk, mesh: &Mesh, buffers: &[Lifetime]) -> Ve
     let read_at = first_reads(chunk);
     let mut start = 0;
     for phase in &chunk.phases {
-        let aside = |&(_, node): &(usize, &_)| communicates(chunk, *node);
+        let aside = |&(_, node): &(usize, &_)| communicates(chunk, *node) || copies_host(chunk, *node);
         let begun: Vec<(usize, _)> = phase.body.iter().enumerate().filter(aside).collect();
         for (n, &(i, &id)) in begun.iter().enumerate().filter(|_| phase.kind.is_per_micro_batch()) {
             let node = chunk.graph.node(id);

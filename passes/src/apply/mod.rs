@@ -5,6 +5,7 @@ mod buffers;
 mod checkpoint;
 mod collectives;
 mod held;
+mod offload;
 pub(crate) mod overlap;
 mod schedule;
 pub(crate) mod shard;
@@ -14,6 +15,7 @@ pub use bucket::bucket_reductions;
 pub use buffers::assign_buffers;
 pub use checkpoint::insert_recomputation;
 pub use collectives::lower_reshards;
+pub use offload::offload;
 pub use overlap::overlap;
 pub use schedule::schedule;
 pub(crate) use schedule::{in_flight, passes, run_alike};
@@ -33,6 +35,7 @@ pub fn apply(module: &mut Module, strategy: &Strategy, rules: &Rules) {
 pub(crate) fn order(module: &mut Module, strategy: &Strategy, rules: &Rules) {
     shard(module, strategy, rules);
     insert_recomputation(module, strategy);
+    offload(module, strategy);
     lower_reshards(module);
     bucket_reductions(module);
     schedule(module, strategy);

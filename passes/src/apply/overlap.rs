@@ -13,8 +13,8 @@
 use crate::strategy::Strategy;
 use galvatron_ir::cluster::DeviceKind;
 use galvatron_ir::mesh::Mesh;
-use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
+use galvatron_ir::op::{Effects, Op};
 use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole};
 use galvatron_ir::{Module, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,7 +30,8 @@ pub fn overlap(module: &mut Module, strategy: &Strategy) {
         let is_aside = communicates_aside(mesh) && !strategy.in_turn;
         if is_aside {
             for phase in PASSES {
-                prefetch(chunk, phase, mesh);
+                prefetch(chunk, phase, mesh, &begins_gather);
+                prefetch(chunk, phase, mesh, &begins_fetch);
                 defer_sums(chunk, phase);
             }
         }
@@ -50,7 +51,26 @@ pub(crate) fn communicates(chunk: &Chunk, node: NodeId) -> bool {
     step_of_op(&chunk.graph.node(node).op).is_some_and(|step| step.communicates())
 }
 
-/// The collectives that gather one parameter.
+/// Whether a node copies between the memories of device and host, which devices that communicate aside do beside computation too.
+pub(crate) fn copies_host(chunk: &Chunk, node: NodeId) -> bool {
+    chunk.graph.node(node).op.effects() == Effects::Copies
+}
+
+/// What begins a gather, or a copy from host memory: a node that may stand ahead of what reads its result.
+type Begins<'b> = &'b dyn Fn(&Chunk, NodeId) -> bool;
+
+/// Whether a node is the first one that gathers a parameter.
+fn begins_gather(chunk: &Chunk, node: NodeId) -> bool {
+    let is_parameter = |v: &ValueId| chunk.residents.iter().any(|r| r.value == *v && r.role == ResidentRole::Parameter);
+    communicates(chunk, node) && chunk.graph.node(node).args.first().is_some_and(is_parameter)
+}
+
+/// Whether a node copies something to the device that an earlier phase has left in host memory.
+fn begins_fetch(chunk: &Chunk, node: NodeId) -> bool {
+    matches!(chunk.graph.node(node).op, Op::ToDevice(_))
+}
+
+/// The collectives that gather one parameter, or a copy from host memory.
 struct Gather {
     nodes: Vec<NodeId>,
     /// Bytes of what is gathered, on one rank.
@@ -59,10 +79,10 @@ struct Gather {
     first_use: usize,
 }
 
-/// Moves gathers of parameters ahead. Before a node runs, the next ones are begun until those that nothing has read yet have the bytes of
+/// Moves gathers of one kind ahead. Before a node runs, the next ones are begun until those that nothing has read yet have the bytes of
 /// a usual one, beside what the node itself reads.
-fn prefetch(chunk: &mut Chunk, phase: PhaseKind, mesh: &Mesh) {
-    let (mut gathers, others) = take_gathers(chunk, phase, mesh);
+fn prefetch(chunk: &mut Chunk, phase: PhaseKind, mesh: &Mesh, begins: Begins<'_>) {
+    let (mut gathers, others) = take_gathers(chunk, phase, mesh, begins);
     let room = usual_bytes(&gathers);
     gathers.sort_by_key(|gather| gather.first_use);
     let mut next: VecDeque<Gather> = gathers.into();
@@ -93,19 +113,17 @@ fn begin(
     }
 }
 
-/// The gathers of parameters of a phase, and its other nodes, both in order.
-fn take_gathers(chunk: &Chunk, phase: PhaseKind, mesh: &Mesh) -> (Vec<Gather>, Vec<NodeId>) {
-    let is_parameter = |v: &ValueId| chunk.residents.iter().any(|r| r.value == *v && r.role == ResidentRole::Parameter);
-    let parameters: BTreeSet<ValueId> = chunk.residents.iter().map(|r| r.value).filter(is_parameter).collect();
+/// The gathers of one kind of a phase, and its other nodes, both in order.
+fn take_gathers(chunk: &Chunk, phase: PhaseKind, mesh: &Mesh, begins: Begins<'_>) -> (Vec<Gather>, Vec<NodeId>) {
     let mut gather_of: BTreeMap<ValueId, usize> = BTreeMap::new();
     let (mut gathers, mut others) = (Vec::<Gather>::new(), Vec::new());
     for &id in chunk.phase(phase) {
         let node = chunk.graph.node(id);
         let begun = node.args.first().and_then(|arg| gather_of.get(arg).copied());
-        let is_gather = step_of_op(&node.op).is_some() && node.args.len() == 1;
-        let index = match (is_gather, begun) {
-            (true, Some(index)) => index,
-            (true, None) if parameters.contains(&node.args[0]) && communicates(chunk, id) => {
+        let is_step = step_of_op(&node.op).is_some() && node.args.len() == 1;
+        let index = match begun {
+            Some(index) if is_step => index,
+            None if node.args.len() == 1 && begins(chunk, id) => {
                 gathers.push(Gather { nodes: Vec::new(), bytes: 0, first_use: usize::MAX });
                 gathers.len() - 1
             }

@@ -70,6 +70,7 @@ mod tests {
             name: "c".into(),
             device,
             groups: Vec::new(),
+            host: None,
             levels: vec![level("inter", 2, 25e9), level("intra", 8, 300e9)],
         }
     }

@@ -26,7 +26,7 @@ pub use timeline::timeline;
 use crate::segment::Segment;
 use calibrate::Calibration;
 use galvatron_ir::Module;
-use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec};
+use galvatron_ir::cluster::{Cluster, DeviceKind, DeviceSpec, HostMemory};
 use galvatron_ir::mesh::{Mesh, ReshardStep, Sharding, reshard_steps};
 use galvatron_ir::op::Op;
 use galvatron_ir::profile::Profile;
@@ -146,6 +146,12 @@ impl CostModel {
     /// Nanoseconds to move some bytes through memory.
     pub fn copy_ns(&self, bytes: u64) -> u64 {
         compute::copy_ns(&self.device, bytes)
+    }
+
+    /// Nanoseconds of a copy between the memories of a device and its host; through the device's own memory where the cluster knows no host.
+    pub fn host_copy_ns(&self, bytes: u64) -> u64 {
+        let over_link = |host: &HostMemory| (bytes as f64 / host.bandwidth * 1e9 + host.latency_ns) as u64;
+        self.cluster.host.as_ref().map_or_else(|| self.copy_ns(2 * bytes), over_link)
     }
 
     /// How many times longer computing and communicating take while both run; `None` where a device does one at a time.

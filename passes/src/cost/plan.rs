@@ -3,6 +3,7 @@
 use super::CostModel;
 use super::legs::Legs;
 use super::pipeline::replay;
+use crate::apply::overlap::copies_host;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
 use galvatron_ir::op::comm::step_of_op;
@@ -41,6 +42,10 @@ pub fn node_cost(model: &CostModel, chunk: &Chunk, mesh: &Mesh, node: NodeId) ->
         return PhaseTimes::default();
     }
     let (args, results) = (chunk.local_types(&n.args, mesh), chunk.local_types(&n.results, mesh));
+    if copies_host(chunk, node) {
+        let communication_ns = model.host_copy_ns(results.iter().map(|t| t.bytes()).sum());
+        return PhaseTimes { communication_ns, ..PhaseTimes::default() };
+    }
     match step_of_op(&n.op) {
         Some(step) => {
             let from: u64 = args.iter().map(|t| t.bytes()).sum();

@@ -105,7 +105,7 @@ mod tests {
         let device =
             DeviceSpec { kind, memory_bytes: 1 << 36, f32_flops: 1e12, bf16_flops: 1e12, memory_bandwidth: 1e12 };
         let level = LinkLevel { name: "node".into(), size: 8, bandwidth: 1e9, latency_ns: 0.0 };
-        CostModel::analytic(&Cluster { name: "c".into(), device, groups: Vec::new(), levels: vec![level] })
+        CostModel::analytic(&Cluster { name: "c".into(), device, groups: Vec::new(), host: None, levels: vec![level] })
     }
 
     /// A causal ring of eight ranks over a sequence.

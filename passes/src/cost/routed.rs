@@ -87,7 +87,7 @@ mod tests {
             memory_bandwidth: 1e12,
         };
         let level = LinkLevel { name: "node".into(), size: 64, bandwidth: 1e9, latency_ns };
-        CostModel::analytic(&Cluster { name: "c".into(), device, groups: Vec::new(), levels: vec![level] })
+        CostModel::analytic(&Cluster { name: "c".into(), device, groups: Vec::new(), host: None, levels: vec![level] })
     }
 
     /// Operands of the gradient of a mixture of some experts of widths 64 and 128, of which every token chooses two.

@@ -6,9 +6,9 @@
 //! al., 2022). On a device without such a stream everything follows in order.
 
 use super::plan::PhaseTimes;
+use crate::apply::overlap::{communicates, copies_host};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Alias;
-use galvatron_ir::op::comm::step_of_op;
 use galvatron_ir::plan::{Chunk, Place, Region};
 use galvatron_ir::{NodeId, ValueId};
 use std::collections::VecDeque;
@@ -80,7 +80,7 @@ impl Streams {
 
     /// Runs the next node, or begins it where it is a collective.
     pub(super) fn run(&mut self, chunk: &Chunk, mesh: &Mesh, node: NodeId, times: PhaseTimes) {
-        let is_aside = step_of_op(&chunk.graph.node(node).op).is_some_and(|step| step.communicates());
+        let is_aside = communicates(chunk, node) || copies_host(chunk, node);
         if self.slowdown.is_none() {
             return self.compute(node, times.compute_ns + times.communication_ns);
         }

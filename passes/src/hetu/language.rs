@@ -1,7 +1,7 @@
 //! The strategies that Galvatron has, and pins in both directions: which strategies pins allow, and which pins a plan is.
 
 use super::price::{Plan, Strategy, Vocabulary};
-use crate::search::{LayerPins, Mode, Pins, SequenceMode};
+use crate::search::{LayerPins, Mode, Offload, Pins, SequenceMode};
 use crate::strategy::ScheduleKind;
 
 /// The divisors of a number, ascending.
@@ -73,6 +73,7 @@ impl Part {
             zero: self.zero(),
             sequence: self.is_tensor().then_some(SequenceMode::Megatron),
             recompute: Some(self.mode),
+            offload: Some(Offload::default()),
             ..LayerPins::default()
         }
     }
@@ -88,6 +89,7 @@ impl Part {
             && pins.zero.is_none_or(|zero| own.zero.is_none_or(|own| own == zero))
             && (pins.sequence != Some(SequenceMode::None) || !self.is_tensor())
             && pins.recompute.is_none_or(|mode| mode == self.mode)
+            && pins.offload.is_none_or(|offload| !offload.is_any())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
-use super::pins::{ContextKind, ExpertKind};
+use super::pins::{ContextKind, ExpertKind, Offload};
 use super::price::{Facts, Group, Piece, siblings};
 use super::recompute::Recompute;
 use super::sequence::{Sequences, TensorKind};
@@ -44,6 +44,8 @@ pub struct SegmentChoice {
     pub zero: u8,
     /// What is recomputed.
     pub mode: Mode,
+    /// Whether the optimizer states of its weights lie in host memory.
+    pub host_states: bool,
     /// Surrogate cost of one step.
     pub cost: Cost,
 }
@@ -69,8 +71,14 @@ impl SegmentChoice {
             boundary: choice.boundary,
             zero: choice.zero,
             mode: choice.mode,
+            host_states: choice.host_states,
             cost: choice.cost,
         }
+    }
+
+    /// What lies in host memory.
+    pub fn offload(&self) -> Offload {
+        Offload { activations: self.mode == Mode::Offload, states: self.host_states }
     }
 
     /// Ranks of the tensor axes, whatever they cut.
@@ -122,8 +130,11 @@ impl SegmentChoice {
         if self.zero > 0 {
             name += &format!(", zero {}", self.zero);
         }
-        if self.mode != Mode::None {
+        if !matches!(self.mode, Mode::None | Mode::Offload) {
             name += &format!(", recompute {}", self.mode.name());
+        }
+        if self.offload().is_any() {
+            name += &format!(", offload {}", self.offload().name());
         }
         name
     }
@@ -315,7 +326,11 @@ pub fn assemble(facts: &Facts<'_>, chosen: &[Chosen<'_>], mesh: &Mesh, micro_bat
                 }
             }
         }
-        strategy.keep.extend(Recompute::of(facts, piece, choice.mode).kept);
+        let Recompute { kept, hosted, .. } = Recompute::of(facts, piece, choice.mode);
+        strategy.keep.extend(kept);
+        strategy.host_activations.extend(hosted);
+        let weights = piece.owned.iter().filter(|&&weight| choice.host_states && facts.has_states(weight));
+        strategy.host_states.extend(weights);
         decision.segments.push(SegmentChoice::of(piece, choice, mesh));
     }
     for (Chosen { piece, .. }, segment) in chosen.iter().zip(&mut decision.segments) {

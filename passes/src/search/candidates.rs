@@ -3,18 +3,20 @@
 use super::boundary::BoundaryKind;
 use super::choices::Setting;
 use super::experts::{self, Experts};
-use super::pins::{LayerPins, PinFault, Pins};
+use super::offload;
+use super::pins::{LayerPins, Offload, PinFault, Pins};
 use super::price::{Facts, Piece};
 use super::sequence::TensorKind;
 use super::solver::Cost;
 use super::solver::chain::{Candidate, Chain};
 use super::split::Split;
+use super::weights::Holding;
 use crate::cost::CostModel;
 use crate::segment::Segment;
 use galvatron_ir::Module;
 use galvatron_ir::mesh::{Mesh, Sharding};
 
-/// What is recomputed in the backward pass of a layer.
+/// What is recomputed in the backward pass of a layer, and where the rest lies until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Nothing.
@@ -23,6 +25,8 @@ pub enum Mode {
     Selective,
     /// Everything: only the layer's input is kept.
     Full,
+    /// Nothing: what is kept lies in host memory until the backward pass.
+    Offload,
 }
 
 impl Mode {
@@ -32,6 +36,7 @@ impl Mode {
             Mode::None => "none",
             Mode::Selective => "selective",
             Mode::Full => "full",
+            Mode::Offload => "offload",
         }
     }
 }
@@ -49,6 +54,8 @@ pub struct Choice {
     pub experts: Experts,
     /// ZeRO level.
     pub zero: u8,
+    /// Whether the optimizer states lie in host memory.
+    pub host_states: bool,
     /// What is recomputed.
     pub mode: Mode,
     /// Option of each group of the class's ops.
@@ -96,6 +103,8 @@ pub struct SpaceBuilder<'a> {
     pub variants: Vec<(usize, LayerPins)>,
     pub(super) pins: &'a Pins,
     pub(super) listing: Listing,
+    /// What is tried in host memory where no pin says it.
+    pub(super) hosts: Offload,
 }
 
 impl<'a> SpaceBuilder<'a> {
@@ -110,7 +119,10 @@ impl<'a> SpaceBuilder<'a> {
         let (facts, pieces) = super::assemble::read_program(&module.program, segments);
         let is_layer = segments.iter().map(|s| s.is_layer).collect();
         let (variant_of, variants) = (Vec::new(), Vec::new());
-        let mut builder = SpaceBuilder { facts, module, model, pieces, is_layer, variant_of, variants, pins, listing };
+        let has_host = model.cluster().host.is_some();
+        let hosts = Offload { activations: has_host, states: has_host };
+        let mut builder =
+            SpaceBuilder { facts, module, model, pieces, is_layer, variant_of, variants, pins, listing, hosts };
         builder.find_variants(segments)?;
         Ok(builder)
     }
@@ -127,6 +139,7 @@ impl<'a> SpaceBuilder<'a> {
             });
         }
         experts::check_pins(self.facts.program, self.pins, segments)?;
+        offload::check_pins(self.pins, self.model.cluster())?;
         let mut known: Vec<(usize, LayerPins)> = Vec::new();
         let mut layer = 0;
         for (i, segment) in segments.iter().enumerate() {
@@ -238,16 +251,34 @@ impl SpaceBuilder<'_> {
     }
 }
 
-/// The recomputation modes that a piece may have.
-pub(super) fn modes(piece: &Piece, pins: &LayerPins) -> Vec<Mode> {
-    match pins.recompute {
-        Some(mode) => vec![mode],
-        None if piece.input.is_some() && piece.output.is_some() => vec![Mode::None, Mode::Selective, Mode::Full],
-        None => vec![Mode::None],
+impl SpaceBuilder<'_> {
+    /// The recomputation modes that a piece may have. Host memory is tried where the cluster says that a plan may use it.
+    pub(super) fn modes(&self, piece: &Piece, pins: &LayerPins) -> Vec<Mode> {
+        let is_between = piece.input.is_some() && piece.output.is_some();
+        let computed: &[Mode] = if is_between { &[Mode::None, Mode::Selective, Mode::Full] } else { &[Mode::None] };
+        match (pins.recompute, pins.offload.map(|offload| offload.activations)) {
+            (None | Some(Mode::None), Some(true)) => vec![Mode::Offload],
+            (Some(mode), _) => vec![mode],
+            (None, None) if is_between && self.hosts.activations => [computed, &[Mode::Offload]].concat(),
+            (None, _) => computed.to_vec(),
+        }
+    }
+
+    /// The ways in which what belongs to the weights of a piece may be held.
+    pub(super) fn holdings(&self, piece: &Piece, pins: &LayerPins, mesh: &Mesh) -> Vec<Holding> {
+        let has_states = piece.owned.iter().any(|weight| self.facts.has_states(*weight));
+        let places: &[bool] = match pins.offload {
+            _ if !has_states => &[false],
+            Some(Offload { states: true, .. }) => &[true],
+            None if self.hosts.states => &[false, true],
+            _ => &[false],
+        };
+        let levels = zero_levels(pins, mesh).into_iter();
+        levels.flat_map(|zero| places.iter().map(move |&host_states| Holding { zero, host_states })).collect()
     }
 }
 
-pub(super) fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
+fn zero_levels(pins: &LayerPins, mesh: &Mesh) -> Vec<u8> {
     match pins.zero {
         Some(zero) => vec![zero],
         None if mesh.world() == 1 => vec![0],

@@ -1,7 +1,7 @@
-//! The candidates of a segment: for each split of the mesh, boundary placement, ZeRO level and recomputation mode the assignments that are kept.
+//! The candidates of a segment: for each split of the mesh, boundary placement, ZeRO level, place of optimizer states and recomputation mode the assignments that are kept.
 
 use super::boundary::BoundaryKind;
-use super::candidates::{Choice, Listing, Mode, SpaceBuilder, modes, zero_levels};
+use super::candidates::{Choice, Listing, Mode, SpaceBuilder};
 use super::experts::Experts;
 use super::flows::{Border, Flows};
 use super::pins::LayerPins;
@@ -11,6 +11,7 @@ use super::recompute::Recompute;
 use super::sequence::TensorKind;
 use super::solver::{Cost, Edge, Problem};
 use super::split::Split;
+use super::weights::Holding;
 use crate::cost::CostModel;
 use galvatron_ir::mesh::{Mesh, Sharding};
 
@@ -51,7 +52,7 @@ struct Way {
     state: u16,
     /// Number of the recomputation mode.
     recompute: usize,
-    zero: u8,
+    holding: Holding,
 }
 
 impl SpaceBuilder<'_> {
@@ -67,7 +68,7 @@ impl SpaceBuilder<'_> {
         let mesh = setting.mesh;
         let mut all = Vec::new();
         let recomputes: Vec<(Mode, Recompute)> =
-            modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
+            self.modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
         for split in self.splits(pins, mesh) {
             let boundaries = self.boundaries(piece, pins, &split, mesh);
             let Some(cut) = self.cut(piece, pins, setting, (split, &recomputes)) else { continue };
@@ -76,8 +77,8 @@ impl SpaceBuilder<'_> {
                 let borders = cut.borders(piece, placed.as_ref());
                 for recompute in 0..recomputes.len() {
                     let costs = cut.border_costs(&borders, recompute);
-                    for zero in zero_levels(pins, mesh) {
-                        let way = Way { boundary, state, recompute, zero };
+                    for holding in self.holdings(piece, pins, mesh) {
+                        let way = Way { boundary, state, recompute, holding };
                         all.extend(cut.choices(&way, &costs, setting.in_flight, self.listing));
                     }
                 }
@@ -141,7 +142,7 @@ impl Cut<'_> {
     fn problem(&self, way: &Way, border: &BorderCosts, experts: Option<Experts>, speed: usize, n: u64) -> Problem {
         let AtSpeed { priced, edges, .. } = &self.speeds[speed];
         let (_, recompute) = &self.recomputes[way.recompute];
-        let problem = priced.problem((border, &edges[way.recompute]), recompute, way.zero, n);
+        let problem = priced.problem((border, &edges[way.recompute]), recompute, way.holding, n);
         match experts {
             Some(experts) => priced.with_experts(problem, experts),
             None => problem,
@@ -157,7 +158,8 @@ impl Cut<'_> {
             boundary: way.boundary,
             tensor: if cuts_sequence { priced.tensor_kind(&assignment) } else { TensorKind::Weights },
             experts: priced.experts(&assignment),
-            zero: way.zero,
+            zero: way.holding.zero,
+            host_states: way.holding.host_states,
             mode: self.recomputes[way.recompute].0,
             assignment,
             cost,

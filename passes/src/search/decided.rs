@@ -3,6 +3,7 @@
 use super::Decision;
 use super::assemble::SegmentChoice;
 use super::boundary::BoundaryKind;
+use super::candidates::Mode;
 use super::pins::{LayerPins, Pins, SequenceMode};
 use crate::segment::Segment;
 
@@ -57,7 +58,8 @@ impl SegmentChoice {
             ep_kind: Some(self.ep_kind).filter(|_| self.ep > 1),
             zero: Some(self.zero),
             sequence: Some(sequence).filter(|_| self.tp > 1 || self.sequence_degree() == 1),
-            recompute: Some(self.mode),
+            recompute: Some(self.mode).filter(|&mode| mode != Mode::Offload),
+            offload: Some(self.offload()),
         }
     }
 
@@ -70,6 +72,7 @@ impl SegmentChoice {
             cp: Some(self.cp as u32).filter(|&n| n > 1 && self.tp > 1),
             zero: Some(self.zero).filter(|&level| level > 0),
             sequence: Some(SequenceMode::Megatron).filter(|_| self.boundary == BoundaryKind::Sequence),
+            offload: Some(self.offload()),
             ..LayerPins::default()
         }
     }

@@ -26,6 +26,7 @@ struct Alike {
     boundary: BoundaryKind,
     zero: u8,
     mode: Mode,
+    host_states: bool,
     everywhere: bool,
 }
 
@@ -49,8 +50,8 @@ impl<'a> Kind<'a> {
     }
 
     fn alike(choice: &'a Choice, everywhere: bool) -> Kind<'a> {
-        let &Choice { boundary, zero, mode, .. } = choice;
-        Kind { alike: Some(Alike { boundary, zero, mode, everywhere }), ..Kind::cut_as(choice) }
+        let &Choice { boundary, zero, mode, host_states, .. } = choice;
+        Kind { alike: Some(Alike { boundary, zero, mode, host_states, everywhere }), ..Kind::cut_as(choice) }
     }
 
     /// All kinds whose temporaries are about as large: the same cuts, boundaries and ZeRO level, whatever is recomputed.
@@ -67,7 +68,7 @@ impl<'a> Kind<'a> {
         };
         let same = (choice.boundary, choice.zero) == (alike.boundary, alike.zero);
         match is_layer {
-            true => is_cut_so && same && choice.mode == alike.mode,
+            true => is_cut_so && same && (choice.mode, choice.host_states) == (alike.mode, alike.host_states),
             false => (same && choice.split == *self.split) || !alike.everywhere,
         }
     }

@@ -19,6 +19,7 @@ mod experts;
 mod flows;
 mod kinds;
 mod line;
+mod offload;
 mod options;
 mod outlines;
 mod part;
@@ -37,12 +38,13 @@ pub mod solver;
 mod spaces;
 mod split;
 mod stages;
+mod unary;
 mod weights;
 
 pub use assemble::{Decision, SegmentChoice, StagesChoice};
 pub use boundary::BoundaryKind;
 pub use candidates::{Candidates, Choice, Listing, Mode};
-pub use pins::{ContextKind, ExpertKind, LayerPins, PinFault, Pins, Place, RING, SequenceMode, WHOLE, ZIGZAG};
+pub use pins::{ContextKind, ExpertKind, LayerPins, Offload, PinFault, Pins, Place, RING, SequenceMode, WHOLE, ZIGZAG};
 pub use pipe::Solved;
 pub use runner_up::{RunnerUp, RunnersUp, runners_up};
 pub use spaces::Space;
@@ -156,12 +158,36 @@ pub fn spaces(
     }
 }
 
-/// Searches the fastest plan whose every stage fits the memory of its devices.
+/// Searches the fastest plan whose every stage fits the memory of its devices and of their hosts.
+///
+/// The budget of the search is the devices' memory. Where its plan takes more host memory than there is, less is tried there: activations
+/// or optimizer states alone, then nothing but what is pinned.
 ///
 /// # Errors
 /// Pins that cannot be met, or a model that does not fit.
 pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &Pins) -> Result<Found, NoPlan> {
-    let builder = SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin)?;
+    let builder = || SpaceBuilder::new(module, segments, model, pins, Listing::Best).map_err(NoPlan::Pin);
+    let excess = |found: &Found| offload::excess_bytes(&found.plan, model.cluster());
+    let first = builder()?;
+    let hosts = first.hosts;
+    let found = search_from(first, module, model)?;
+    if excess(&found) == 0 {
+        return Ok(found);
+    }
+    let mut fastest = Err(NoPlan::Pin(offload::too_large(excess(&found), model.cluster())));
+    for (less, _) in Offload::ALL.into_iter().filter(|&(less, _)| hosts.is_any() && less < hosts) {
+        match (search_from(SpaceBuilder { hosts: less, ..builder()? }, module, model), &fastest) {
+            (Ok(found), Ok(Found { cost, .. })) if cost.step_ns <= found.cost.step_ns => {}
+            (Ok(found), _) if excess(&found) == 0 => fastest = Ok(found),
+            (Err(no_plan), Err(_)) => fastest = Err(no_plan),
+            _ => {}
+        }
+    }
+    fastest
+}
+
+/// Searches the fastest plan of the spaces of a builder whose every stage fits the memory of its devices.
+fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) -> Result<Found, NoPlan> {
     let spaces = Spaces::new(builder)?;
     let mut queue = Queue::new(&spaces);
     let mut replays = Replays::new(module, model, &spaces);

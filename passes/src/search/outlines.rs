@@ -4,7 +4,7 @@
 //! itself. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short. Where stages differ
 //! in speed, an op that may run on any of them takes the least that it takes on one.
 
-use super::candidates::{SpaceBuilder, modes, zero_levels};
+use super::candidates::SpaceBuilder;
 use super::devices::Devices;
 use super::pins::{LayerPins, PinFault};
 use super::price::Piece;
@@ -45,7 +45,7 @@ impl SpaceBuilder<'_> {
 
     fn least_of(&self, piece: &Piece, pins: &LayerPins, (mesh, model): (&Mesh, &CostModel)) -> Vec<Vec<Group>> {
         let recomputes: Vec<Recompute> =
-            modes(piece, pins).into_iter().map(|mode| Recompute::of(&self.facts, piece, mode)).collect();
+            self.modes(piece, pins).into_iter().map(|mode| Recompute::of(&self.facts, piece, mode)).collect();
         let mut all = Vec::new();
         for split in self.splits(pins, mesh) {
             if self.boundaries(piece, pins, &split, mesh).is_empty() {
@@ -53,8 +53,8 @@ impl SpaceBuilder<'_> {
             }
             let Some(priced) = self.priced(piece, pins, (mesh, model), &split) else { continue };
             for recompute in &recomputes {
-                for zero in zero_levels(pins, mesh) {
-                    let group = |g| unbeaten(priced.unaries(g, recompute, zero, 1));
+                for holding in self.holdings(piece, pins, mesh) {
+                    let group = |g| unbeaten(priced.unaries(g, recompute, holding, 1));
                     all.push((0..priced.groups().len()).map(group).collect());
                 }
             }

@@ -37,6 +37,35 @@ pub enum ExpertKind {
     AllToAll,
 }
 
+/// What lies in host memory while nothing needs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Offload {
+    /// What is kept from forward to backward.
+    pub activations: bool,
+    /// Optimizer states.
+    pub states: bool,
+}
+
+impl Offload {
+    /// All kinds with their names in strategies and reports.
+    pub const ALL: [(Offload, &'static str); 4] = [
+        (Offload { activations: false, states: false }, "none"),
+        (Offload { activations: true, states: false }, "activations"),
+        (Offload { activations: false, states: true }, "optimizer"),
+        (Offload { activations: true, states: true }, "all"),
+    ];
+
+    /// Name in strategies and reports.
+    pub fn name(self) -> &'static str {
+        Offload::ALL.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
+    }
+
+    /// Whether anything is.
+    pub fn is_any(self) -> bool {
+        self.activations || self.states
+    }
+}
+
 /// Pins of one segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerPins {
@@ -60,6 +89,8 @@ pub struct LayerPins {
     pub sequence: Option<SequenceMode>,
     /// What is recomputed.
     pub recompute: Option<super::Mode>,
+    /// What lies in host memory.
+    pub offload: Option<Offload>,
 }
 
 /// All pins.
@@ -168,6 +199,7 @@ impl LayerPins {
             zero: self.zero.or(base.zero),
             sequence: self.sequence.or(base.sequence),
             recompute: self.recompute.or(base.recompute),
+            offload: self.offload.or(base.offload),
         }
     }
 }
@@ -175,7 +207,7 @@ impl LayerPins {
 /// A pin that cannot be met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinFault {
-    /// `divisibility`, `world-size`, `no-sequence-axis`, `no-experts`, `too-few-layers` or `unsupported`.
+    /// `divisibility`, `world-size`, `no-sequence-axis`, `no-experts`, `too-few-layers`, `no-host-memory`, `pin-conflict` or `unsupported`.
     pub code: &'static str,
     /// What is wrong.
     pub message: String,

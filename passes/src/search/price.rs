@@ -6,7 +6,7 @@ use super::recompute::Recompute;
 use super::sequence::Sequences;
 use super::solver::{Cost, Edge, Problem, Var};
 use super::split::Split;
-use super::weights::{Reduction, gradient_partial, weight_placement};
+use super::weights::{Holding, Reduction, gradient_partial, weight_placement};
 use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::batch::BatchFactors;
 use crate::cost::{Collective, CostModel, Types};
@@ -54,6 +54,11 @@ impl Facts<'_> {
     fn is_read_again(&self, node: NodeId, value: ValueId) -> bool {
         let reads = |n: &NodeId| self.program.graph.node(*n).args.contains(&value);
         self.backward.get(&node).is_some_and(|nodes| nodes.iter().any(reads))
+    }
+
+    /// Whether the optimizer of a weight has states.
+    pub(super) fn has_states(&self, weight: ValueId) -> bool {
+        self.program.states.iter().any(|state| state.weight == weight)
     }
 
     /// An op that turns data into something without a batch before anything is trained on it: the count of labels.
@@ -109,11 +114,13 @@ pub fn groups(facts: &Facts<'_>, piece: &Piece, mesh: &Mesh, split: &Split, filt
 }
 
 /// Prices of one option of one node, in nanoseconds for one micro-batch and bytes.
-struct OptionPrice {
-    forward_ns: u64,
-    backward_ns: u64,
-    saved_bytes: u64,
-    weights: [WeightPrice; 4],
+pub(super) struct OptionPrice {
+    pub(super) forward_ns: u64,
+    pub(super) backward_ns: u64,
+    pub(super) saved_bytes: u64,
+    /// To copy what is saved to host memory or back, in each micro-batch.
+    pub(super) offload_ns: u64,
+    pub(super) weights: [WeightPrice; 4],
 }
 
 /// A weight as one node reads it under one option.
@@ -126,15 +133,18 @@ struct WeightUse<'a> {
 
 /// Price of the weights of one option at one ZeRO level.
 #[derive(Clone, Copy, Default)]
-struct WeightPrice {
+pub(super) struct WeightPrice {
     /// What is computed for the gradient in each micro-batch.
-    micro_batch_ns: u64,
+    pub(super) micro_batch_ns: u64,
     /// What is communicated beside the forward and the backward pass of each.
-    forward_ns: u64,
-    backward_ns: u64,
-    reduce_ns: u64,
-    step_ns: u64,
-    bytes: u64,
+    pub(super) forward_ns: u64,
+    pub(super) backward_ns: u64,
+    pub(super) reduce_ns: u64,
+    pub(super) step_ns: u64,
+    pub(super) bytes: u64,
+    /// What of these bytes is optimizer state, and the time to copy that from host memory and back.
+    pub(super) state_bytes: u64,
+    pub(super) state_ns: u64,
 }
 
 /// A segment priced under one split, ready to be made into problems.
@@ -149,7 +159,7 @@ pub struct Priced<'a> {
     replicas: Vec<AxisId>,
     pub(super) groups: Vec<Group>,
     /// By group, member and option.
-    prices: Vec<Vec<Vec<OptionPrice>>>,
+    pub(super) prices: Vec<Vec<Vec<OptionPrice>>>,
     pub(super) group_of: BTreeMap<NodeId, usize>,
 }
 
@@ -185,13 +195,9 @@ impl<'a> Priced<'a> {
             None => self.op_ns(node, &option.operands, &option.results),
         };
         let is_view = matches!(n.op.alias(), Alias::View(i) if self.facts.saved.contains(&n.args[i]));
-        let saved_bytes = n
-            .results
-            .iter()
-            .zip(&option.results)
-            .filter(|(r, _)| self.facts.saved.contains(r) && !n.args.is_empty() && !is_view)
-            .map(|(&r, s)| self.bytes(r, s))
-            .sum();
+        let saved = n.results.iter().zip(&option.results);
+        let saved = saved.filter(|(r, _)| self.facts.saved.contains(r) && !n.args.is_empty() && !is_view);
+        let saved: Vec<u64> = saved.map(|(&r, s)| self.bytes(r, s)).collect();
         let mut weights = [WeightPrice::default(); 4];
         for (i, arg) in n.args.iter().enumerate().filter(|(_, a)| self.facts.weights.contains(a)) {
             let used = WeightUse { node, weight: *arg, operand: &option.operands[i], map: &option.map };
@@ -199,7 +205,13 @@ impl<'a> Priced<'a> {
                 self.add_weight(price, &used, zero as u8);
             }
         }
-        OptionPrice { forward_ns, backward_ns: self.backward_ns(node, option), saved_bytes, weights }
+        OptionPrice {
+            forward_ns,
+            backward_ns: self.backward_ns(node, option),
+            saved_bytes: saved.iter().sum(),
+            offload_ns: saved.iter().map(|&bytes| self.model.host_copy_ns(bytes)).sum(),
+            weights,
+        }
     }
 
     /// Share that some contributions have in adding up the gradient of a value.
@@ -324,7 +336,10 @@ impl<'a> Priced<'a> {
         }
         // With one micro-batch the gradient is a temporary of the backward pass, whose activations it replaces.
         let kept = if self.mesh.micro_batches() > 1 { accumulator } else { 0 };
-        price.bytes += kept + n_states * self.wide(weight, &placed.state).bytes();
+        let state = self.wide(weight, &placed.state).bytes();
+        price.state_bytes += n_states * state;
+        price.state_ns += 2 * n_states * self.model.host_copy_ns(state);
+        price.bytes += kept + n_states * state;
         price.micro_batch_ns += self.sum_ns(weight, operand);
         price.reduce_ns += self.reduce_ns(weight, &placed);
         price.step_ns += self.optimizer_ns(optimizer, weight, &placed.state);
@@ -420,55 +435,22 @@ impl<'a> Priced<'a> {
         })
     }
 
-    /// The problem of choosing options, with what borders and edges cost under a recomputation mode, a ZeRO level, and the number of
+    /// The problem of choosing options, with what borders and edges cost under a recomputation mode, a way to hold weights, and the number of
     /// micro-batches whose activations are kept at one time.
     pub fn problem(
         &self,
         (border, edges): (&[(usize, Vec<Cost>)], &[Edge]),
         recompute: &Recompute,
-        zero: u8,
+        holding: Holding,
         in_flight: u64,
     ) -> Problem {
         let mut vars: Vec<Var> = (0..self.groups.len())
-            .map(|i| Var { domain: self.unaries(i, recompute, zero, in_flight).collect() })
+            .map(|i| Var { domain: self.unaries(i, recompute, holding, in_flight).collect() })
             .collect();
         for (group, costs) in border {
             vars[*group].domain.iter_mut().zip(costs).for_each(|(cost, more)| *cost = cost.plus(*more));
         }
         Problem { vars, edges: edges.to_vec() }
-    }
-
-    /// Nanoseconds of an option in one step. What gathers parameters and reduces gradients runs beside the pass that it is for, as far
-    /// as the device can.
-    fn step_ns(&self, price: &OptionPrice, weights: &WeightPrice, m: u64, n_forward: u64) -> u64 {
-        let beside = |compute_ns: u64, communication_ns: u64| {
-            compute_ns + communication_ns - self.model.hidden_ns(compute_ns, communication_ns)
-        };
-        let forward_ns = beside(price.forward_ns, weights.forward_ns);
-        let backward_compute_ns = price.backward_ns + (n_forward - 1) * price.forward_ns;
-        let backward_ns = beside(backward_compute_ns, weights.backward_ns);
-        let last_ns = beside(backward_compute_ns, weights.backward_ns + weights.reduce_ns);
-        m * (forward_ns + backward_ns + weights.micro_batch_ns) + (last_ns - backward_ns) + weights.step_ns
-    }
-
-    /// What each option of a group costs by itself.
-    pub fn unaries(&self, group: usize, recompute: &Recompute, zero: u8, in_flight: u64) -> impl Iterator<Item = Cost> {
-        let facts = self.facts;
-        let members = self.groups[group].members.iter().zip(&self.prices[group]).map(|(&member, prices)| {
-            let node = self.piece.nodes[member];
-            let m = if facts.is_whole_batch(node) { 1 } else { self.mesh.micro_batches() };
-            let n_forward = 1 + u64::from(recompute.again.contains(&node));
-            let is_kept = facts.program.graph.node(node).results.iter().any(|r| recompute.kept.contains(r));
-            (prices, m, n_forward, if is_kept { in_flight } else { 0 })
-        });
-        let members: Vec<_> = members.collect();
-        (0..self.groups[group].options.len()).map(move |option| {
-            members.iter().fold(Cost::ZERO, |sum, (prices, m, n_forward, n_kept)| {
-                let (price, weights) = (&prices[option], &prices[option].weights[zero as usize]);
-                let time_ns = self.step_ns(price, weights, *m, *n_forward);
-                sum.plus(Cost::new(time_ns, weights.bytes + n_kept * price.saved_bytes))
-            })
-        })
     }
 }
 

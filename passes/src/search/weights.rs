@@ -5,6 +5,15 @@ use galvatron_ir::AxisId;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
 use galvatron_ir::types::TensorType;
 
+/// How what belongs to a weight is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holding {
+    /// ZeRO level.
+    pub zero: u8,
+    /// Whether the optimizer states lie in host memory.
+    pub host_states: bool,
+}
+
 /// The placement with `axes` added to the first dimension that they all divide; where there is none, each axis to the first
 /// dimension that it divides, and those left out that divide none. `None` if no axis can be added.
 pub fn zero_shard(sharding: &Sharding, axes: &[AxisId], ty: &TensorType, mesh: &Mesh) -> Option<Sharding> {

@@ -50,7 +50,8 @@ fn write_pins(out: &mut String, pins: &LayerPins) -> std::fmt::Result {
     write_key(out, "ep_kind", &pins.ep_kind, |kind| quoted(kind.name()))?;
     write_key(out, "zero", &pins.zero, u8::to_string)?;
     write_key(out, "sequence", &pins.sequence, |mode| quoted(mode.name()))?;
-    write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))
+    write_key(out, "recompute", &pins.recompute, |mode| quoted(mode.name()))?;
+    write_key(out, "offload", &pins.offload, |offload| quoted(offload.name()))
 }
 
 fn write_key<T>(out: &mut String, key: &str, pin: &Pinned<T>, show: impl Fn(&T) -> String) -> std::fmt::Result {

@@ -40,7 +40,7 @@ fn content(ty: &TensorType, fill: Fill, seed: u64) -> Vec<u8> {
 fn buffer(ty: &TensorType, end: &mut u64) -> BufferSpec {
     let offset = *end;
     *end = (offset + ty.bytes()).next_multiple_of(64);
-    BufferSpec { offset, ty: ty.clone(), global_shape: ty.shape.clone(), first: vec![0; ty.rank()] }
+    BufferSpec::whole(ty, offset)
 }
 
 /// Runs a sample; result `r` is laid over operand `a` for the pairs (a, r).

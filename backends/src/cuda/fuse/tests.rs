@@ -20,7 +20,7 @@ fn at(offset: u64, shape: &[u64]) -> BufferSpec {
 }
 
 fn typed(offset: u64, ty: TensorType) -> BufferSpec {
-    BufferSpec { offset, global_shape: ty.shape.clone(), first: vec![0; ty.rank()], ty }
+    BufferSpec::whole(&ty, offset)
 }
 
 /// A run under construction.

@@ -42,5 +42,5 @@ impl Scratch {
 
 /// A whole tensor at an offset.
 pub(super) fn packed(ty: &TensorType, offset: u64) -> BufferSpec {
-    BufferSpec { offset, ty: ty.clone(), global_shape: ty.shape.clone(), first: vec![0; ty.rank()] }
+    BufferSpec::whole(ty, offset)
 }

@@ -7,7 +7,9 @@ use galvatron_ir::mesh::{Mesh, MeshAxis, Sharding};
 use galvatron_ir::module::{Initializer, Level, Module, TrainInfo, ViewStep, Weight};
 use galvatron_ir::op::Op;
 use galvatron_ir::op::compute::Full;
-use galvatron_ir::plan::{ALIGNMENT, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage};
+use galvatron_ir::plan::{
+    ALIGNMENT, Chunk, Memory, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage,
+};
 use galvatron_ir::recipe::{LrSchedule, ScheduleKind};
 use galvatron_ir::types::TensorType;
 
@@ -85,7 +87,7 @@ impl PlanBuilder {
         let program = self.module.program.graph.value(of).clone();
         let value = self.chunk.graph.declare(&format!("{}.r", program.name), program.ty);
         self.place(value, placement, Some(of), Region::Persistent);
-        self.chunk.residents.push(Resident { value, role });
+        self.chunk.residents.push(Resident { value, role, memory: Memory::Device });
         value
     }
 

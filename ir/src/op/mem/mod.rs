@@ -1,4 +1,4 @@
-//! Ops that read what the run supplies and write what outlives a phase.
+//! Ops that read what the run supplies, write what outlives a phase, and copy between memories.
 
 use crate::mesh::{Linearity, RuleBuilder, ShardingRule};
 use crate::op::{AttrReader, AttrValue, Attrs, Effects, OpDef, Sample, Work, expect_args, traffic};
@@ -27,6 +27,10 @@ macro_rules! memory_op {
         }
     };
 }
+
+mod host;
+
+pub use host::{ToDevice, ToHost};
 
 fn plain_rule(shape: &[u64], n_operands: usize, n_results: usize, linear: Linearity) -> ShardingRule {
     let mut b = RuleBuilder::new();

@@ -4,7 +4,7 @@ use super::Parser;
 use super::cursor::Parsed;
 use crate::diagnostic::Diagnostic;
 use crate::id::NodeId;
-use crate::plan::{Chunk, PhaseKind, Resident, ResidentRole, ScheduleStep};
+use crate::plan::{Chunk, Memory, PhaseKind, Resident, ResidentRole, ScheduleStep};
 use crate::text::lexer::{Kind, Token};
 use crate::text::{ChunkSpans, fault};
 
@@ -50,6 +50,7 @@ impl<'t> Parser<'t> {
     }
 
     fn resident(&mut self, first: Token) -> Parsed<()> {
+        let memory = if self.cursor.eats_word("host") { Memory::Host } else { Memory::Device };
         let token = self.cursor.peek();
         let word = self.cursor.peek_word().unwrap_or_default();
         let role = ResidentRole::ALL.iter().find(|r| r.1 == word).map(|r| r.0);
@@ -62,7 +63,7 @@ impl<'t> Parser<'t> {
         let name = self.declared_name(':')?;
         let (value, spans) = self.declared_tail(first, name)?;
         if let Some(role) = role {
-            self.open_chunk().residents.push(Resident { value, role });
+            self.open_chunk().residents.push(Resident { value, role, memory });
         }
         if let Some(chunk) = self.map.chunks.last_mut() {
             chunk.residents.push(spans);

@@ -89,6 +89,11 @@ impl<'t> Fields<'t> {
         cursor.number(token)
     }
 
+    /// The same where it may be left out.
+    pub fn u64_or(&mut self, cursor: &mut Cursor<'t>, key: &str, default: u64) -> Parsed<u64> {
+        if self.has(key) { self.u64(cursor, key) } else { Ok(default) }
+    }
+
     /// Takes an integer.
     pub fn i64(&mut self, cursor: &mut Cursor<'t>, key: &str) -> Parsed<i64> {
         let token = self.one(cursor, key, "an integer", &[Kind::Int])?;

@@ -4,7 +4,7 @@ use super::Parser;
 use super::cursor::Parsed;
 use super::fields::Fields;
 use super::types::tensor_type;
-use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, LinkLevel};
+use crate::cluster::{Cluster, DeviceGroup, DeviceKind, DeviceSpec, HostMemory, LinkLevel};
 use crate::diagnostic::Diagnostic;
 use crate::mesh::{Mesh, MeshAxis};
 use crate::module::{Initializer, Normal, TrainInfo};
@@ -57,7 +57,7 @@ impl<'t> Parser<'t> {
         Err(self.cursor.report(fault::unknown((fault::KEYWORD, "kind of devices"), word, known, token.span())))
     }
 
-    /// `cluster {…} group {…} level {…}`, groups in the order of the ranks, slowest links first; the first word was taken.
+    /// `cluster {…} group {…} host {…} level {…}`, groups in the order of the ranks, slowest links first; the first word was taken.
     pub fn cluster(&mut self, first: Token) -> Parsed<()> {
         let mut fields = Fields::read(&mut self.cursor)?;
         let c = &mut self.cursor;
@@ -74,11 +74,12 @@ impl<'t> Parser<'t> {
         while self.cursor.eats_word("group") {
             groups.push(self.device_group()?);
         }
+        let host = if self.cursor.eats_word("host") { Some(self.host_memory()?) } else { None };
         let mut levels = Vec::new();
         while self.cursor.eats_word("level") {
             levels.push(self.link_level()?);
         }
-        let cluster = Cluster { name, device, groups, levels };
+        let cluster = Cluster { name, device, groups, host, levels };
         if let Err(message) = cluster.check() {
             let span = self.cursor.span_from(first);
             return Err(self.cursor.report(Diagnostic::new(fault::CLUSTER, message).at(span)));
@@ -98,6 +99,18 @@ impl<'t> Parser<'t> {
         };
         fields.finish(c)?;
         Ok(group)
+    }
+
+    fn host_memory(&mut self) -> Parsed<HostMemory> {
+        let mut fields = Fields::read(&mut self.cursor)?;
+        let c = &mut self.cursor;
+        let host = HostMemory {
+            memory_bytes: fields.u64(c, "memory_bytes")?,
+            bandwidth: fields.f64(c, "bandwidth")?,
+            latency_ns: fields.f64(c, "latency_ns")?,
+        };
+        fields.finish(c)?;
+        Ok(host)
     }
 
     fn link_level(&mut self) -> Parsed<LinkLevel> {
@@ -188,8 +201,13 @@ impl<'t> Parser<'t> {
         let mut fields = Fields::read(&mut self.cursor)?;
         let span = self.cursor.span_from(first);
         let c = &mut self.cursor;
-        let slots = if fields.has("slots") { fields.u64(c, "slots")? } else { 0 };
-        let arena = Arena { persistent: fields.u64(c, "persistent")?, slots, transient: fields.u64(c, "transient")? };
+        let arena = Arena {
+            persistent: fields.u64(c, "persistent")?,
+            slots: fields.u64_or(c, "slots", 0)?,
+            transient: fields.u64(c, "transient")?,
+            host: fields.u64_or(c, "host", 0)?,
+            host_slots: fields.u64_or(c, "host_slots", 0)?,
+        };
         fields.finish(c)?;
         self.module.stages[stage].arena = arena;
         self.map.stages[stage].arena = span;

@@ -60,12 +60,13 @@ impl<'t> Parser<'t> {
         let mut fields = Fields::read(&mut self.cursor)?;
         let c = &mut self.cursor;
         let (count, bytes, offset) = (fields.u64(c, "count")?, fields.u64(c, "bytes")?, fields.u64(c, "offset")?);
+        let (host_bytes, host_offset) = (fields.u64_or(c, "host_bytes", 0)?, fields.u64_or(c, "host_offset", 0)?);
         fields.finish(c)?;
         let count = u32::try_from(count).unwrap_or_else(|_| {
             let message = format!("{count} slots do not fit 32 bits");
             self.cursor.report(Diagnostic::new(fault::NUMBER, message).at(at.span()));
             0
         });
-        Ok(Slots { count, bytes, offset })
+        Ok(Slots { count, bytes, offset, host_bytes, host_offset })
     }
 }

@@ -115,7 +115,7 @@ module @mlp level=plan {
 "#;
 
 /// All of them.
-pub const ALL: [&str; 7] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING, ROUTED];
+pub const ALL: [&str; 8] = [GRAPH, TRAINING, SHARDED, PLAN, PIPELINE, RING, ROUTED, HOST];
 
 /// Two stages of one rank each.
 pub const PIPELINE: &str = r#"gir 1
@@ -207,5 +207,44 @@ module @routed level=sharded {
       %dx, %dw, %dgate, %dup, %ddown = comm.routed_moe_grad{axes=[a0], activation=silu, experts=4} %x, %w, %i, %gate, %gate, %down, %g: f32[8, 4]@[a0, _] of=%dx, f32[8, 2]@[a0, _] of=%dw, f32[4, 6, 4]@[a0, _, _] of=%dgate, f32[4, 6, 4]@[a0, _, _] of=%dup, f32[4, 4, 6]@[a0, _, _] of=%ddown layer=0
     }
   }
+}
+"#;
+
+/// An activation and an optimizer state in host memory.
+pub const HOST: &str = r#"gir 1
+module @host level=plan {
+  mesh [mb=2]
+  cluster {name="one rank", kind="cpu", memory_bytes=1024, f32_flops=1000000000.0, bf16_flops=1000000000.0, memory_bandwidth=1000000000.0} host {memory_bytes=4096, bandwidth=2000000000.0, latency_ns=5.0} level {name="node", size=1, bandwidth=1000000000.0, latency_ns=1.0}
+  initializer "w" = {file="m.onnx", offset=0} f32[4, 4]
+  program {
+    input %x = "x": f32[8, 4]
+    weight %w = "w": f32[4, 4]
+    state %w.m = "momentum" of %w: f32[4, 4]
+    %h = relu %x: f32[8, 4]
+    %m1 = sub %w.m, %w: f32[4, 4]
+    update %w.m = %m1
+    output "h" %h
+  }
+  chunk 0 slots {count=2, bytes=64, offset=0, host_bytes=64, host_offset=0} {
+    resident parameter %w: f32[4, 4]@[_, _] of=%w at persistent+0
+    resident host state %w.m: f32[4, 4]@[_, _] of=%w.m at host+0
+    forward {
+      %x = load{input="x", dtype=f32, shape=[8, 4]}: f32[8, 4]@[mb, _] of=%x at slot+0
+      %h = relu %x: f32[8, 4]@[mb, _] of=%h at transient+0
+      %h.host = mem.to_host %h: f32[8, 4]@[mb, _] of=%h at host_slot+0
+    }
+    backward {
+      %h.device = mem.to_device %h.host: f32[8, 4]@[mb, _] of=%h at transient+0
+    }
+    step {
+      %m.device = mem.to_device %w.m: f32[4, 4]@[_, _] of=%w.m at transient+0
+      %m1 = sub %m.device, %w: f32[4, 4]@[_, _] of=%m1 at transient+0
+      %m1.host = mem.to_host %m1: f32[4, 4]@[_, _] of=%m1 at host+0
+      update %w.m, %m1.host
+    }
+  }
+  schedule F0.0 F0.1 B0.0 B0.1 S0
+  arena {persistent=64, slots=128, host=64, host_slots=128, transient=64}
+  predicted {step_time_ns=0, gap_ppm=0}
 }
 "#;

@@ -11,7 +11,9 @@ use crate::op::compute::{SumSquares, Unary, UnaryGrad, UnaryKind};
 use crate::op::mem::{Accumulate, Load, RunScalar, Update};
 use crate::op::opt::Sgd;
 use crate::plan::lifetime::{Owner, lifetimes, reuses};
-use crate::plan::{ALIGNMENT, Arena, Chunk, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage};
+use crate::plan::{
+    ALIGNMENT, Arena, Chunk, Memory, PhaseKind, Place, Region, Resident, ResidentRole, ScheduleStep, Stage,
+};
 use crate::types::{Scalar, TensorType};
 use PhaseKind::{Backward, Forward, Prologue, Reduce, Step};
 
@@ -203,7 +205,7 @@ pub(super) fn resident(m: &mut Module, role: ResidentRole, name: &str, sharding:
     let value = m.chunks[0].graph.declare(name, ty);
     m.chunks[0].graph.value_mut(value).of = Some(of);
     m.chunks[0].graph.value_mut(value).sharding = Some(parse(&m.mesh, sharding));
-    m.chunks[0].residents.push(Resident { value, role });
+    m.chunks[0].residents.push(Resident { value, role, memory: Memory::Device });
 }
 
 /// Adds a node to the end of a phase. Results are `name` or `name=of`; without an op it copies the program's.
@@ -297,6 +299,7 @@ pub(super) fn place(m: &mut Module) {
     let mut arena = Arena::default();
     for (i, buffer) in buffers.iter().enumerate() {
         let (region, end) = match buffer.owner {
+            _ if buffer.region == Region::Host => (Region::Host, &mut arena.host),
             Owner::Resident(..) => (Region::Persistent, &mut arena.persistent),
             _ => (Region::Transient, &mut arena.transient),
         };

@@ -2,6 +2,7 @@
 
 mod erasing;
 mod fixture;
+mod host;
 mod memory;
 mod phases;
 mod program;

@@ -16,7 +16,7 @@ use copies::Copies;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
-use galvatron_ir::plan::{Chunk, PhaseKind, ResidentRole, Stage};
+use galvatron_ir::plan::{Chunk, Memory, PhaseKind, ResidentRole, Stage};
 use galvatron_ir::{Level, Module, NodeId, ValueId};
 use parts::Parts;
 use std::collections::{BTreeMap, BTreeSet};
@@ -230,7 +230,7 @@ impl<'a> Sharder<'a> {
         let value = self.chunk.graph.declare(&format!("{}{suffix}", source.name), source.ty.clone());
         self.chunk.graph.value_mut(value).sharding = Some(placement);
         self.chunk.graph.value_mut(value).of = Some(of);
-        self.chunk.residents.push(galvatron_ir::plan::Resident { value, role });
+        self.chunk.residents.push(galvatron_ir::plan::Resident { value, role, memory: Memory::Device });
         self.copies.add_resident(of, value, role);
         value
     }
