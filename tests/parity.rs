@@ -65,7 +65,7 @@ fn experts_are_pinned_where_there_are_any() {
         let (dialect, optimizer) = ("keep20", "adamw");
         Order { fixture: &fixture, dialect, optimizer, ranks: 2, strategy, compute: DType::F32 }
     };
-    for strategy in ["ep = 2", "[head]\nep = 2", "[[layers]]\nrange = [0, 1]\nep = 2"] {
+    for strategy in ["ep = 2", "ep_kind = \"gather\"", "[head]\nep = 2", "[[layers]]\nrange = [0, 1]\nep = 2"] {
         let codes: Vec<_> = order(strategy).compile().err().unwrap_or_default().iter().map(|f| f.code).collect();
         assert_eq!(codes, ["no-experts"], "{strategy}");
     }
@@ -167,6 +167,8 @@ fn gradients_are_those_of_pytorch() {
             (4, "dp = 4\nzero = 3"),
             (2, "micro_batches = 2"),
             (4, "dp = 4\nep = 2"),
+            (4, "dp = 4\nep = 2\nep_kind = \"all_to_all\""),
+            (4, "dp = 2\ntp = 2\nep = 4\nep_kind = \"all_to_all\""),
             (2, "tp = 2\nep = 2"),
         ] {
             if (model == "mlp" && strategy.contains("tp")) || (model != "mixtral" && strategy.contains("ep")) {
