@@ -1,5 +1,6 @@
 //! Kinds of plans: those whose layers are cut alike, and those whose layers run alike in everything. Each is looked into with a budget of
-//! its own, since what is temporary depends most on how layers are cut; so the result is rarely slower than a plan that a user would try first.
+//! its own, since what is temporary depends most on how layers are cut. Where memory is scarce more are left than can be replayed, and the
+//! result may be slower than a plan that a user would try first.
 
 use super::boundary::BoundaryKind;
 use super::candidates::{Choice, Mode};
