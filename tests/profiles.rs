@@ -303,10 +303,9 @@ fn stages_are_written_as_galvatron_reads_them() {
 
 #[test]
 fn ulysses_is_written_as_galvatron_reads_it() {
-    let outside = "[embedding]\nulysses = 2\nzero = 3\n[head]\nulysses = 2\nzero = 3\n";
-    let config =
-        config_of(4, &format!("pp = 1\nulysses = 2\nzero = 2\nrecompute = \"none\"\nmicro_batches = 1\n{outside}"))
-            .unwrap();
+    let outside = "[embedding]\nulysses = 2\ntp = 1\nzero = 3\n[head]\nulysses = 2\ntp = 1\nzero = 3\n";
+    let all = "pp = 1\nulysses = 2\ntp = 1\nzero = 2\nrecompute = \"none\"\nmicro_batches = 1\n";
+    let config = config_of(4, &format!("{all}{outside}")).unwrap();
     let plan = spelling::plan(&config, 4).expect("it has all keys");
     let [first, second] = plan.layers[..] else { panic!("two layers") };
     assert_eq!((first, first.tp, first.dp, first.ulysses, first.zero3), (second, 2, 2, true, false));
