@@ -114,8 +114,7 @@ impl SpaceBuilder<'_> {
 impl Cut<'_> {
     /// The borders at each speed where the boundary values lie in one placement.
     fn borders(&self, piece: &Piece, placed: Option<&Sharding>) -> Vec<Border> {
-        let input = placed.filter(|_| piece.input.is_some());
-        let output = placed.filter(|_| piece.output.is_some());
+        let (input, output) = piece.ends(placed);
         self.speeds.iter().map(|at| at.priced.border(input, output)).collect()
     }
 

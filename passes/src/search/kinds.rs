@@ -42,8 +42,8 @@ pub enum Likeness<'a> {
     CutAs(&'a Pick),
 }
 
-/// Kinds of plans of spaces, by their numbers, with what they cost at least.
-pub type Kinds<'a> = Vec<(Cost, usize, Kind<'a>)>;
+/// Kinds of a space that are looked into.
+const MAX_KINDS: usize = 1024;
 
 impl<'a> Kind<'a> {
     fn cut_as(choice: &'a Choice) -> Kind<'a> {
@@ -75,25 +75,28 @@ impl<'a> Kind<'a> {
     }
 }
 
-/// The kinds of a likeness that may take less than `most_ns` and fit by the surrogate, fastest first; of more than `n_most` those are left out that
-/// would be slower with enough memory.
-pub fn promising_kinds<'a>(spaces: &'a Spaces<'_>, likeness: Likeness<'_>, most_ns: u64, n_most: usize) -> Kinds<'a> {
+/// The kinds of a likeness in a space that may take less than `most_ns` and fit by the surrogate, fastest first, with what they cost at least; of
+/// more than [`MAX_KINDS`] those are left out that would be slower with enough memory.
+pub fn promising_kinds<'a>(
+    spaces: &'a Spaces<'_>,
+    likeness: Likeness<'_>,
+    space: usize,
+    most_ns: u64,
+) -> Vec<(Cost, Kind<'a>)> {
     let layers = spaces.layer_variants();
-    let mut promising = Vec::new();
-    for i in (0..spaces.len()).filter(|&i| spaces.bound_ns(i) < most_ns && likeness.concerns(i)) {
-        let Some(space) = spaces.open(i) else { continue };
-        let most_bytes = spaces.limit(i).saturating_add(spaces.limit(i) / MARGIN_PARTS);
-        let kinds = kinds(space, likeness, &layers).into_iter();
-        let costs = kinds.map(|kind| (least(spaces, space, &layers, kind), i, kind));
-        promising.extend(costs.filter(|(least, ..)| least.time_ns < most_ns && least.bytes <= most_bytes));
-    }
+    let Some(found) = spaces.open(space) else { return Vec::new() };
+    let most_bytes = spaces.limit(space).saturating_add(spaces.limit(space) / MARGIN_PARTS);
+    let costs = kinds(found, likeness, &layers).into_iter().map(|kind| (least(spaces, found, &layers, kind), kind));
+    let is_promising = |(least, _): &(Cost, Kind<'_>)| least.time_ns < most_ns && least.bytes <= most_bytes;
+    let mut promising: Vec<(Cost, Kind<'a>)> = costs.filter(is_promising).collect();
     promising.sort();
-    promising.truncate(n_most);
+    promising.truncate(MAX_KINDS);
     promising
 }
 
 impl Likeness<'_> {
-    fn concerns(self, space: usize) -> bool {
+    /// Whether a space may have such kinds.
+    pub fn concerns(self, space: usize) -> bool {
         !matches!(self, Likeness::CutAs(pick) if pick.space != space)
     }
 }

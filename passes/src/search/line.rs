@@ -28,8 +28,8 @@ pub struct Line {
 
 /// How far the search is.
 pub enum State {
-    /// Its candidates are not made.
-    Unopened,
+    /// Its candidates are not made; whether its bound is as tight as it gets without.
+    Unopened(bool),
     /// The best plan within the budget, to a gap; whether that has been closed.
     Open(Solved, bool),
     /// Nothing better is left.
@@ -37,9 +37,10 @@ pub enum State {
 }
 
 impl Line {
-    /// Not opened, with the whole limit as budget, and a bound on its plans in nanoseconds.
-    pub fn new(limit: u64, bound_ns: u64) -> Line {
-        Line { limit, budget: limit, n_rounds: 0, bound_ns, fitting: None, over: u64::MAX, state: State::Unopened }
+    /// Not opened, with the whole limit as budget, and a bound on its plans in nanoseconds, which may be as tight as it gets.
+    pub fn new(limit: u64, bound_ns: u64, is_tight: bool) -> Line {
+        let state = State::Unopened(is_tight);
+        Line { limit, budget: limit, n_rounds: 0, bound_ns, fitting: None, over: u64::MAX, state }
     }
 
     /// Looks for the first plan.

@@ -56,7 +56,7 @@ use crate::strategy::Strategy;
 use candidates::SpaceBuilder;
 use galvatron_ir::Module;
 use galvatron_ir::headroom::StageMemory;
-use kinds::{Likeness, promising_kinds};
+use kinds::Likeness;
 use queue::Queue;
 use replays::Replays;
 use solver::Cost;
@@ -131,8 +131,7 @@ pub enum NoPlan {
 /// Spaces whose best plans are compared by their replayed cost.
 const MAX_FITTING: usize = 3;
 
-/// Kinds of plans that are looked into, and how many plans of them are replayed.
-const MAX_KINDS: usize = 4096;
+/// Plans of kinds that are replayed.
 const MAX_REPLAYS_OF_KINDS: usize = 384;
 
 /// The spaces that the search chooses from, with all their candidates.
@@ -192,7 +191,7 @@ fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) ->
     let mut queue = Queue::new(&spaces);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
-    while let Some((part, pick)) = queue.pop() {
+    while let Some((part, pick)) = queue.pop(u64::MAX) {
         if replays.is_better(pick.cost.time_ns) || replays.is_spent() || fitting.len() == MAX_FITTING {
             break;
         }
@@ -226,21 +225,15 @@ fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) ->
 
 /// Replays the plans of kinds that may be faster than the best one.
 fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likeness<'_>) {
-    let most_ns = replays.best.as_ref().map_or(u64::MAX, |(best, _)| best.cost.step_ns + replays.margin_ns());
-    let kinds = promising_kinds(spaces, likeness, most_ns, MAX_KINDS);
-    let mut queue = Queue::of_kinds(spaces, kinds);
+    let mut queue = Queue::of_kinds(spaces, likeness);
     let most = replays.n_plans() + MAX_REPLAYS_OF_KINDS;
     // Splits that differ in nothing but which axes are called data give the same plan under several names.
     let mut known: BTreeMap<(usize, Cost), StageMemory> = BTreeMap::new();
-    while let Some((part, pick)) = queue.pop() {
-        if replays.is_spent() || replays.n_plans() == most {
-            return;
-        }
+    while !replays.is_spent() && replays.n_plans() < most {
         // One that seems too large comes late, and may be fast.
-        if !replays.is_beyond(pick.cost.time_ns) {
-            let memory = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
-            queue.note(part, &pick, memory);
-        }
+        let Some((part, pick)) = queue.pop(replays.most_ns()) else { return };
+        let memory = *known.entry((pick.space, pick.cost)).or_insert_with(|| replays.run(&pick));
+        queue.note(part, &pick, memory);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a whole space costs at least, without its candidates: so that only those spaces are built that may hold the best plan.
 //!
 //! The flow of values costs something or nothing, so no plan is faster than the sum over its ops of the least that each costs by
-//! itself. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short. Where stages differ
+//! itself. What flows at least makes a tighter bound, for spaces that seem worth it. A price on bytes (the Lagrangian relaxation of the memory limit) makes the sum larger where memory is short. Where stages differ
 //! in speed, an op that may run on any of them takes the least that it takes on one.
 
 use super::candidates::SpaceBuilder;
@@ -9,9 +9,11 @@ use super::devices::Devices;
 use super::pins::{LayerPins, PinFault};
 use super::price::Piece;
 use super::recompute::Recompute;
-use super::solver::Cost;
+use super::solver::{Cost, Limits, Problem, eliminate};
 use super::spaces::MARGIN_PARTS;
+use super::split::Split;
 use super::stages::Stages;
+use super::weights::Holding;
 use crate::cost::CostModel;
 use galvatron_ir::mesh::Mesh;
 
@@ -62,10 +64,36 @@ impl SpaceBuilder<'_> {
         all
     }
 
+    /// The least time of each variant on a mesh with what its flows cost, by the costs of a stage; 0 where that is not known.
+    pub(super) fn flowing(&self, mesh: &Mesh, model: &CostModel) -> Vec<u64> {
+        let of = |(first, pins): &(usize, LayerPins)| self.flowing_of(&self.pieces[*first], pins, (mesh, model));
+        self.variants.iter().map(of).collect()
+    }
+
+    fn flowing_of(&self, piece: &Piece, pins: &LayerPins, (mesh, model): (&Mesh, &CostModel)) -> u64 {
+        // The first mode is the fastest: it recomputes and moves least.
+        let Some(mode) = self.modes(piece, pins).into_iter().next() else { return 0 };
+        let recompute = Recompute::of(&self.facts, piece, mode);
+        let under = |split: Split| {
+            let priced = self.priced(piece, pins, (mesh, model), &split)?;
+            let edges = priced.edges(&priced.flows(), &recompute);
+            let holdings = self.holdings(piece, pins, mesh);
+            let placements = self.boundaries(piece, pins, &split, mesh).into_iter();
+            let times = placements.flat_map(|(_, placed)| {
+                let (input, output) = piece.ends(placed.as_ref());
+                let border = priced.border_costs(&priced.border(input, output), &recompute);
+                let problem = |holding: &Holding| priced.problem((&border, &edges), &recompute, *holding, 1);
+                holdings.iter().map(problem).filter_map(|problem| least_ns(&problem)).collect::<Vec<u64>>()
+            });
+            times.min()
+        };
+        self.splits(pins, mesh).into_iter().filter_map(under).min().unwrap_or(0)
+    }
+
     /// Nanoseconds that all stages together compute at least, where each has its memory and a margin; `least` at each of their speeds.
     pub(super) fn all_ns(&self, least: &[Least], devices: &Devices) -> u64 {
-        let total = |times: &[u64]| self.variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add);
         let times = |price| fastest(least.iter().map(|least| least.times(price)));
+        let total = |times: &[u64]| self.total_ns(times);
         let mut all_ns = total(&times(0));
         let limit = devices.most_bytes.saturating_add(devices.most_bytes / MARGIN_PARTS);
         let room: u128 = (0..devices.n_stages()).map(|stage| u128::from(limit - devices.missing_bytes(stage))).sum();
@@ -77,6 +105,11 @@ impl SpaceBuilder<'_> {
             all_ns = all_ns.max(u64::try_from(rest).unwrap_or(u64::MAX));
         }
         all_ns
+    }
+
+    /// Nanoseconds of all segments together, where each of a variant takes `times`.
+    pub(super) fn total_ns(&self, times: &[u64]) -> u64 {
+        self.variant_of.iter().map(|&v| times[v]).fold(0, u64::saturating_add)
     }
 
     /// Nanoseconds that a step takes at least, whose stages together take `all_ns`, where each segment of a variant takes `free` at each speed.
@@ -91,6 +124,12 @@ impl SpaceBuilder<'_> {
         let slowest_ns = slowest_ns.max(all_ns / u64::from(stages.n_stages()));
         stages.step_ns(slowest_ns, all_ns, u64::from(micro_batches))
     }
+}
+
+/// The least time of a problem, if it can be met; 0 where it takes too much memory to find out.
+fn least_ns(problem: &Problem) -> Option<u64> {
+    let cost = eliminate(problem, &Limits::default()).map_or(Cost::ZERO, |found| found.cost);
+    Some(cost.time_ns).filter(|_| !cost.is_forbidden())
 }
 
 impl Least {

@@ -86,6 +86,13 @@ pub struct Piece {
     pub siblings: Vec<Vec<usize>>,
 }
 
+impl Piece {
+    /// What enters and what leaves from one placement of boundary values, where there is something.
+    pub fn ends<'s>(&self, placed: Option<&'s Sharding>) -> (Option<&'s Sharding>, Option<&'s Sharding>) {
+        (placed.filter(|_| self.input.is_some()), placed.filter(|_| self.output.is_some()))
+    }
+}
+
 /// A group of sibling nodes that are decided together: equal ops on the same values.
 pub struct Group {
     /// Positions of its nodes in the piece.

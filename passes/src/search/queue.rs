@@ -4,12 +4,13 @@
 //! plan is lowered. How much that is depends most on the number of micro-batches and on how layers are cut, so each part has a budget of
 //! its own.
 
-use super::kinds::{Kind, Kinds};
+use super::kinds::{Kind, Likeness, promising_kinds};
 use super::line::{Line, State};
 use super::part::Part;
 use super::solver::Cost;
 use super::spaces::{Pick, Spaces};
 use galvatron_ir::headroom::StageMemory;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// A part before it is opened.
@@ -31,49 +32,92 @@ pub struct Queue<'a> {
     exact: bool,
     /// By how many bytes the last plan that was lowered of a space and a kind of cuts exceeds its surrogate.
     beyond: BTreeMap<(usize, Option<Kind<'a>>), i128>,
+    /// Spaces whose kinds are not listed yet, by what their plans cost at least, the cheapest last; and in what the layers of kinds are alike.
+    unlisted: Vec<(u64, usize)>,
+    likeness: Likeness<'a>,
 }
 
 impl<'a> Queue<'a> {
     /// All spaces with the whole memory of their devices as budget.
     pub fn new(spaces: &'a Spaces<'a>) -> Queue<'a> {
-        let all = (0..spaces.len()).map(|space| (spaces.bound_ns(space), Source { space, kind: None }));
-        Queue::of(spaces, true, all.collect())
+        let mut queue = Queue::empty(spaces, true, Likeness::Alike);
+        (0..spaces.len()).for_each(|space| queue.add(spaces.bound_ns(space), Source { space, kind: None }));
+        queue
     }
 
-    /// The plans of some kinds, with the whole memory as budget: what a space came to is due to other kinds of it.
-    pub fn of_kinds(spaces: &'a Spaces<'a>, kinds: Kinds<'a>) -> Queue<'a> {
-        let all = kinds.into_iter().map(|(least, space, kind)| (least.time_ns, Source { space, kind: Some(kind) }));
-        Queue::of(spaces, false, all.collect())
+    /// The plans of kinds, with the whole memory as budget: what a space came to is due to other kinds of it. The kinds of a space are listed
+    /// when no other plan that is left seems faster than it may be.
+    pub fn of_kinds(spaces: &'a Spaces<'a>, likeness: Likeness<'a>) -> Queue<'a> {
+        let mut queue = Queue::empty(spaces, false, likeness);
+        let concerned = (0..spaces.len()).filter(|&space| likeness.concerns(space));
+        queue.unlisted = concerned.map(|space| (spaces.bound_ns(space), space)).collect();
+        queue.unlisted.sort_by_key(|&unlisted| Reverse(unlisted));
+        queue
     }
 
-    fn of(spaces: &'a Spaces<'a>, exact: bool, all: Vec<(u64, Source<'a>)>) -> Queue<'a> {
-        let lines = all.iter().map(|(bound_ns, source)| Line::new(spaces.limit(source.space), *bound_ns)).collect();
-        let parts = all.iter().map(|_| None).collect();
-        let sources = all.into_iter().map(|(_, source)| source).collect();
-        Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, beyond: BTreeMap::new() }
+    fn empty(spaces: &'a Spaces<'a>, exact: bool, likeness: Likeness<'a>) -> Queue<'a> {
+        let (sources, parts, lines, unlisted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (layers, beyond) = (spaces.layer_variants(), BTreeMap::new());
+        Queue { spaces, layers, sources, parts, lines, exact, beyond, unlisted, likeness }
+    }
+
+    fn add(&mut self, bound_ns: u64, source: Source<'a>) {
+        self.lines.push(Line::new(self.spaces.limit(source.space), bound_ns, source.kind.is_some()));
+        self.parts.push(None);
+        self.sources.push(source);
+    }
+
+    /// Lists the kinds of the cheapest space, unless all that is left takes more than `most_ns` or something is cheaper.
+    fn list(&mut self, most_ns: u64, cheapest_ns: u64) -> bool {
+        let is_next = |&mut (bound_ns, _): &mut (u64, usize)| bound_ns < most_ns && bound_ns <= cheapest_ns;
+        let Some((bound_ns, space)) = self.unlisted.pop_if(is_next) else { return false };
+        let tight_ns = self.spaces.tight_bound_ns(space);
+        if tight_ns > bound_ns {
+            let at = self.unlisted.partition_point(|&left| left > (tight_ns, space));
+            self.unlisted.insert(at, (tight_ns, space));
+            return true;
+        }
+        for (least, kind) in promising_kinds(self.spaces, self.likeness, space, most_ns) {
+            self.add(least.time_ns, Source { space, kind: Some(kind) });
+        }
+        true
     }
 
     /// Takes the plan with the least surrogate time of all that are left, with the number of its part. One that seems too large counts as so
     /// much slower as it is too large: what has to be freed costs time.
-    pub fn pop(&mut self) -> Option<(usize, Pick)> {
+    /// None is left that takes less than `most_ns`.
+    pub fn pop(&mut self, most_ns: u64) -> Option<(usize, Pick)> {
         loop {
             let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Unopened => Some((line.bound_ns, i, false)),
+                State::Unopened(_) => Some((line.bound_ns, line.bound_ns, i, false)),
                 State::Open(solved, closed) if *closed || !self.exact => {
                     let Cost { time_ns, bytes } = solved.solution.cost;
-                    Some((time_ns.saturating_add(self.seeming_delay_ns(i, time_ns, bytes)), i, true))
+                    Some((time_ns, time_ns.saturating_add(self.seeming_delay_ns(i, time_ns, bytes)), i, true))
                 }
-                State::Open(solved, _) => Some((solved.solution.lower_bound_ns, i, false)),
+                State::Open(solved, _) => {
+                    Some((solved.solution.lower_bound_ns, solved.solution.lower_bound_ns, i, false))
+                }
                 State::Done => None,
             });
-            let (.., i, closed) = open.min()?;
+            let open = open
+                .filter(|&(time_ns, ..)| time_ns < most_ns)
+                .map(|(_, seeming_ns, i, closed)| (seeming_ns, i, closed))
+                .min();
+            if self.list(most_ns, open.map_or(u64::MAX, |(seeming_ns, ..)| seeming_ns)) {
+                continue;
+            }
+            let (_, i, closed) = open?;
             let line = &mut self.lines[i];
             if closed {
                 let State::Open(solved, _) = std::mem::replace(&mut line.state, State::Done) else { return None };
                 return Some((i, Pick::new(solved, self.sources[i].space)));
             }
             match (&line.state, &self.parts[i]) {
-                (State::Unopened, _) => self.open(i),
+                (State::Unopened(false), _) => {
+                    (line.bound_ns, line.state) =
+                        (self.spaces.tight_bound_ns(self.sources[i].space), State::Unopened(true));
+                }
+                (State::Unopened(true), _) => self.open(i),
                 (_, Some(part)) => line.close(part),
                 (_, None) => line.state = State::Done,
             }

@@ -130,18 +130,14 @@ impl<'a> Replays<'a> {
         self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
     }
 
-    /// Nanoseconds by which the surrogate of a plan may exceed the best plan's time if the plan is to be replayed: a multiple of the
-    /// differences between both that were seen.
-    pub fn margin_ns(&self) -> u64 {
+    /// Nanoseconds that a plan may take by its surrogate if it is to be replayed: beyond the best plan's time a multiple of the differences between
+    /// both that were seen.
+    pub fn most_ns(&self) -> u64 {
         let share_ppm = self.deviation_ppm.saturating_mul(DEVIATIONS).clamp(LEAST_MARGIN_PPM, MOST_MARGIN_PPM);
-        self.best
-            .as_ref()
-            .map_or(0, |(best, _)| (u128::from(best.cost.step_ns) * u128::from(share_ppm) / 1_000_000) as u64)
-    }
-
-    /// Whether a plan of this surrogate time is not worth a replay.
-    pub fn is_beyond(&self, time_ns: u64) -> bool {
-        self.best.as_ref().is_some_and(|(best, _)| time_ns > best.cost.step_ns + self.margin_ns())
+        let with_margin = |(best, _): &(Found, Pick)| {
+            best.cost.step_ns + (u128::from(best.cost.step_ns) * u128::from(share_ppm) / 1_000_000) as u64
+        };
+        self.best.as_ref().map_or(u64::MAX, with_margin)
     }
 
     /// Allows some more effort.

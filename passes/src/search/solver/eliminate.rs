@@ -6,7 +6,7 @@
 
 use super::Limits;
 use super::order::{Bucket, BucketTree, Source, walk};
-use super::problem::{Assignment, Cost, Problem};
+use super::problem::{Assignment, Cost, Problem, simplify};
 
 /// The weighted cost of what is forbidden; every weighted cost of an allowed assignment is less.
 pub(super) const INFINITE: u128 = 1 << 120;
@@ -60,23 +60,30 @@ pub struct TooWide {
 /// An optimum found by elimination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eliminated {
-    /// One value per variable.
+    /// One value per variable; none where no value of some variable can be chosen.
     pub assignment: Assignment,
     /// Its cost; `FORBIDDEN` when every assignment is.
     pub cost: Cost,
-    /// The elimination width: the largest number of variables a message depends on.
+    /// The elimination width of what cannot be simplified: the largest number of variables a message depends on.
     pub width: usize,
 }
 
 /// The assignment with the least time, and the least bytes among those, without a budget.
+///
+/// # Errors
+/// `TooWide` when elimination needs larger tables than `limits` allow.
 pub fn eliminate(problem: &Problem, limits: &Limits) -> Result<Eliminated, TooWide> {
-    let tree = BucketTree::new(problem);
+    let Some(reduced) = simplify(problem) else {
+        return Ok(Eliminated { assignment: Assignment::new(), cost: Cost::FORBIDDEN, width: 0 });
+    };
+    let (problem, tree) = (&reduced.problem, BucketTree::new(&reduced.problem));
     if !tree.fits(limits.table_cells, limits.total_cells) {
         return Err(TooWide { width: tree.width });
     }
     let inward = Inward::new(problem, &tree, Weights::time_first(problem.totals()));
     let assignment = inward.assignment(&tree);
-    Ok(Eliminated { cost: problem.cost(&assignment), assignment, width: tree.width })
+    let cost = problem.cost(&assignment).plus(reduced.offset);
+    Ok(Eliminated { cost, assignment: reduced.lift(&assignment), width: tree.width })
 }
 
 /// The result of the inward pass.

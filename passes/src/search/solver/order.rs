@@ -62,10 +62,10 @@ type Elimination = (usize, Vec<usize>);
 
 /// The greedy elimination of a graph by least fill-in or by smallest joint table, whichever needs fewer cells in all.
 pub(super) fn eliminations(extents: &[usize], pairs: &[(usize, usize)]) -> Vec<Elimination> {
-    let mut neighbours = vec![BTreeSet::new(); extents.len()];
+    let mut neighbours = vec![Vec::new(); extents.len()];
     for &(a, b) in pairs.iter().filter(|(a, b)| a != b) {
-        neighbours[a].insert(b);
-        neighbours[b].insert(a);
+        insert(&mut neighbours[a], b);
+        insert(&mut neighbours[b], a);
     }
     let by_fill = greedy(extents, neighbours.clone(), |fill, cells| (fill, cells));
     let by_cells = greedy(extents, neighbours, |fill, cells| (cells, fill));
@@ -83,25 +83,39 @@ pub(super) fn joint_cells(extents: &[usize], (var, scope): &Elimination) -> u64 
     scope.iter().fold(extents[*var] as u64, |cells, &u| cells.saturating_mul(extents[u] as u64))
 }
 
-/// Repeatedly eliminates the variable with the least key, the lowest index among equals.
+/// Adds to an ascending list unless it is there; says whether it was not.
+fn insert(list: &mut Vec<usize>, item: usize) -> bool {
+    match list.binary_search(&item) {
+        Ok(_) => false,
+        Err(at) => {
+            list.insert(at, item);
+            true
+        }
+    }
+}
+
+/// Repeatedly eliminates the variable with the least key, the lowest index among equals. The neighbours of each are ascending.
 fn greedy(
     extents: &[usize],
-    mut neighbours: Vec<BTreeSet<usize>>,
+    mut neighbours: Vec<Vec<usize>>,
     key: impl Fn(u64, u64) -> (u64, u64),
 ) -> Vec<Elimination> {
-    let score = |neighbours: &[BTreeSet<usize>], v: usize| {
+    let score = |neighbours: &[Vec<usize>], v: usize| {
         let cells = neighbours[v].iter().fold(extents[v] as u64, |c, &u| c.saturating_mul(extents[u] as u64));
         key(fill_in(neighbours, v), cells)
     };
-    let mut queue: BTreeSet<_> = (0..extents.len()).map(|v| (score(&neighbours, v), v)).collect();
     let mut scores: Vec<_> = (0..extents.len()).map(|v| score(&neighbours, v)).collect();
+    let mut queue: BTreeSet<_> = scores.iter().copied().zip(0..).collect();
     let mut order = Vec::with_capacity(extents.len());
     while let Some((_, v)) = queue.pop_first() {
-        let scope: Vec<usize> = std::mem::take(&mut neighbours[v]).into_iter().collect();
+        let scope = std::mem::take(&mut neighbours[v]);
         for u in remove(&mut neighbours, v, &scope) {
-            queue.remove(&(scores[u], u));
-            scores[u] = score(&neighbours, u);
-            queue.insert((scores[u], u));
+            let new = score(&neighbours, u);
+            if new != scores[u] {
+                queue.remove(&(scores[u], u));
+                queue.insert((new, u));
+                scores[u] = new;
+            }
         }
         order.push((v, scope));
     }
@@ -109,14 +123,15 @@ fn greedy(
 }
 
 /// Removes `v` and joins its neighbours pairwise; returns the variables whose score may have changed.
-fn remove(neighbours: &mut [BTreeSet<usize>], v: usize, scope: &[usize]) -> BTreeSet<usize> {
-    let mut stale: BTreeSet<usize> = scope.iter().copied().collect();
+fn remove(neighbours: &mut [Vec<usize>], v: usize, scope: &[usize]) -> Vec<usize> {
+    let mut stale = scope.to_vec();
     for (i, &a) in scope.iter().enumerate() {
-        neighbours[a].remove(&v);
+        neighbours[a].retain(|&u| u != v);
         for &b in &scope[i + 1..] {
-            if neighbours[a].insert(b) {
-                neighbours[b].insert(a);
-                stale.extend(neighbours[a].intersection(&neighbours[b]));
+            if insert(&mut neighbours[a], b) {
+                insert(&mut neighbours[b], a);
+                let both = neighbours[a].iter().filter(|u| neighbours[b].binary_search(u).is_ok());
+                both.for_each(|&u| _ = insert(&mut stale, u));
             }
         }
     }
@@ -124,13 +139,14 @@ fn remove(neighbours: &mut [BTreeSet<usize>], v: usize, scope: &[usize]) -> BTre
 }
 
 /// The number of edges that eliminating `v` would add; above 32 neighbours the number of pairs stands in for it.
-fn fill_in(neighbours: &[BTreeSet<usize>], v: usize) -> u64 {
-    let scope: Vec<usize> = neighbours[v].iter().copied().collect();
+fn fill_in(neighbours: &[Vec<usize>], v: usize) -> u64 {
+    let scope = &neighbours[v];
     let pairs = (scope.len() * scope.len().saturating_sub(1) / 2) as u64;
     if scope.len() > 32 {
         return pairs;
     }
-    let missing = |(i, a): (usize, &usize)| scope[i + 1..].iter().filter(|b| !neighbours[*a].contains(b)).count();
+    let is_missing = |a: usize, b: &&usize| neighbours[a].binary_search(b).is_err();
+    let missing = |(i, &a): (usize, &usize)| scope[i + 1..].iter().filter(|b| is_missing(a, b)).count();
     scope.iter().enumerate().map(missing).sum::<usize>() as u64
 }
 
@@ -185,13 +201,14 @@ fn strides(bucket: &Bucket, vars: &[usize], shape: &[usize]) -> Vec<usize> {
 /// Calls `visit(cell, base)` for every cell of the scope of a joint table with these `extents`, in row-major order,
 /// where `base` is the offset of that cell in a table with these `strides` at the variable's value 0.
 pub(super) fn walk(extents: &[usize], strides: &[usize], mut visit: impl FnMut(usize, usize)) {
-    let n_dims = extents.len() - 1;
-    let n_cells: usize = extents[..n_dims].iter().product();
-    let mut index = vec![0; n_dims];
+    let Some(n_outer) = extents.len().checked_sub(2) else { return visit(0, 0) };
+    let (n_inner, stride) = (extents[n_outer], strides[n_outer]);
+    let n_rows: usize = extents[..n_outer].iter().product();
+    let mut index = vec![0; n_outer];
     let mut base = 0;
-    for cell in 0..n_cells {
-        visit(cell, base);
-        for d in (0..n_dims).rev() {
+    for row in 0..n_rows {
+        (0..n_inner).for_each(|i| visit(row * n_inner + i, base + i * stride));
+        for d in (0..n_outer).rev() {
             index[d] += 1;
             base += strides[d];
             if index[d] < extents[d] {

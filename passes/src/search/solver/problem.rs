@@ -244,52 +244,46 @@ pub(super) fn simplify(problem: &Problem) -> Option<Reduced> {
     }
 }
 
+/// An edge as one of its variables sees it.
+struct Incident<'a> {
+    table: &'a [Cost],
+    /// Steps in the table from one value of the variable to the next, and from one of its neighbour's.
+    own: usize,
+    other: usize,
+    n_others: usize,
+}
+
+impl Incident<'_> {
+    /// What the edge costs at a value of the variable, by the value of its neighbour.
+    fn row(&self, x: usize) -> impl Iterator<Item = Cost> + '_ {
+        (0..self.n_others).map(move |y| self.table[x * self.own + y * self.other])
+    }
+}
+
 /// For each variable the values that some neighbour can live with and that no other value covers.
 fn useful_values(problem: &Problem) -> Vec<Vec<usize>> {
-    let mut incident = vec![Vec::new(); problem.vars.len()];
-    for (e, edge) in problem.edges.iter().enumerate() {
-        incident[edge.a].push((e, true));
-        incident[edge.b].push((e, false));
+    let mut incident: Vec<Vec<Incident<'_>>> = problem.vars.iter().map(|_| Vec::new()).collect();
+    for Edge { a, b, table } in &problem.edges {
+        let (rows, columns) = (problem.n_values(*a), problem.n_values(*b));
+        incident[*a].push(Incident { table, own: columns, other: 1, n_others: columns });
+        incident[*b].push(Incident { table, own: 1, other: columns, n_others: rows });
     }
-    let useful = |(v, var): (usize, &Var)| {
-        let rows: Vec<Vec<Cost>> = (0..var.domain.len()).map(|x| context(problem, &incident[v], v, x)).collect();
-        let live = (0..rows.len()).filter(|&x| is_live(problem, &incident[v], &rows[x]));
-        undominated(&rows, live.collect())
+    problem.vars.iter().zip(&incident).map(|(var, incident)| undominated(var, incident)).collect()
+}
+
+/// The values that can be chosen and that no other one covers in every context; of equal values the first stays.
+fn undominated(Var { domain }: &Var, incident: &[Incident<'_>]) -> Vec<usize> {
+    let is_live = |x: &usize| {
+        let is_allowed = |edge: &Incident<'_>| edge.row(*x).any(|c| !c.is_forbidden());
+        !domain[*x].is_forbidden() && incident.iter().all(is_allowed)
     };
-    problem.vars.iter().enumerate().map(useful).collect()
-}
-
-/// The unary cost of a value followed by its row (or column) of every incident edge.
-fn context(problem: &Problem, incident: &[(usize, bool)], v: usize, x: usize) -> Vec<Cost> {
-    let mut row = vec![problem.vars[v].domain[x]];
-    for &(e, is_row) in incident {
-        let edge = &problem.edges[e];
-        let (rows, columns) = (problem.n_values(edge.a), problem.n_values(edge.b));
-        if is_row {
-            row.extend_from_slice(&edge.table[x * columns..(x + 1) * columns]);
-        } else {
-            row.extend((0..rows).map(|y| edge.table[y * columns + x]));
-        }
-    }
-    row
-}
-
-fn is_live(problem: &Problem, incident: &[(usize, bool)], row: &[Cost]) -> bool {
-    let mut rest = &row[1..];
-    !row[0].is_forbidden()
-        && incident.iter().all(|&(e, is_row)| {
-            let edge = &problem.edges[e];
-            let (part, tail) = rest.split_at(problem.n_values(if is_row { edge.b } else { edge.a }));
-            rest = tail;
-            part.iter().any(|c| !c.is_forbidden())
-        })
-}
-
-/// Drops each value that a kept one covers everywhere; of equal values the first stays.
-fn undominated(rows: &[Vec<Cost>], values: Vec<usize>) -> Vec<usize> {
-    let covers = |x: usize, y: usize| rows[x].iter().zip(&rows[y]).all(|(a, b)| a.covers(*b));
-    let beaten = |y: usize| values.iter().any(|&x| x != y && covers(x, y) && (x < y || !covers(y, x)));
-    values.iter().copied().filter(|&y| !beaten(y)).collect()
+    let covers = |x: usize, y: usize| {
+        let everywhere = |edge: &Incident<'_>| edge.row(x).zip(edge.row(y)).all(|(a, b)| a.covers(b));
+        domain[x].covers(domain[y]) && incident.iter().all(everywhere)
+    };
+    let live: Vec<usize> = (0..domain.len()).filter(is_live).collect();
+    let beaten = |y: usize| live.iter().any(|&x| x != y && covers(x, y) && (x < y || !covers(y, x)));
+    live.iter().copied().filter(|&y| !beaten(y)).collect()
 }
 
 #[cfg(test)]
