@@ -33,6 +33,8 @@ pub struct Replays<'a> {
     smallest: Option<(Vec<StageMemory>, Pick)>,
     /// What was lowered, with the memory of the stage that lacks most or leaves least.
     known: Vec<(Strategy, StageMemory)>,
+    /// A plan of no further use, of which the next one is made.
+    spare: Option<Module>,
     n_nodes: usize,
     most_nodes: usize,
     /// The largest difference between a replayed and a surrogate time, in parts per million.
@@ -42,9 +44,9 @@ pub struct Replays<'a> {
 impl<'a> Replays<'a> {
     /// None yet, under the memory of the model's cluster.
     pub fn new(module: &'a Module, model: &'a CostModel, spaces: &'a Spaces<'a>) -> Replays<'a> {
-        let (best, smallest, known) = (None, None, Vec::new());
+        let (best, smallest, known, spare) = (None, None, Vec::new(), None);
         let most_nodes = REPLAYED_NODES;
-        Replays { module, model, spaces, best, smallest, known, n_nodes: 0, most_nodes, deviation_ppm: 0 }
+        Replays { module, model, spaces, best, smallest, known, spare, n_nodes: 0, most_nodes, deviation_ppm: 0 }
     }
 
     /// Plans that were lowered.
@@ -72,6 +74,7 @@ impl<'a> Replays<'a> {
             if self.smallest.as_ref().is_none_or(|(least, _)| memory.excess_bytes() < lacks(least)) {
                 self.smallest = Some((plan.memory_by_stage(self.model.cluster()), pick.clone()));
             }
+            self.spare = Some(plan);
             return memory;
         }
         let cost = plan_cost(self.model, &plan);
@@ -82,26 +85,38 @@ impl<'a> Replays<'a> {
             let surrogate_ns = pick.cost.time_ns;
             let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
             let found = Found { strategy, decision, plan, cost, surrogate_ns, bound_ns, rejected, effort };
-            self.best = Some((found, pick.clone()));
+            let beaten = self.best.replace((found, pick.clone()));
+            self.spare = beaten.map(|(found, _)| found.plan);
+        } else {
+            self.spare = Some(plan);
         }
         memory
     }
 
+    /// The training program, of which a plan is to be made: what the passes wrote to a spare one is taken away.
+    fn training(&mut self) -> Module {
+        let Some(spare) = self.spare.take() else { return self.module.clone() };
+        let Module { level, mesh, stages, chunks, predicted, .. } = self.module;
+        let (mesh, stages, chunks) = (mesh.clone(), stages.clone(), chunks.clone());
+        Module { level: *level, mesh, stages, chunks, predicted: predicted.clone(), ..spare }
+    }
+
     /// The plan of a strategy with the memory of the stage that lacks most or leaves least. Where nothing fits that runs beside computation,
     /// collectives stand where they are needed.
-    fn lower(&self, strategy: Strategy) -> (Module, Strategy, StageMemory) {
-        let (cluster, mut ordered) = (self.model.cluster(), self.module.clone());
-        apply::order(&mut ordered, &strategy, &self.spaces.builder.facts.rules);
-        let finish = |mut plan: Module, strategy: Strategy| {
-            apply::finish(&mut plan, &strategy);
-            let memory = plan.tightest_stage(cluster);
-            (plan, strategy, memory)
-        };
-        if self.model.slowdown().is_none() {
-            return finish(ordered, strategy);
+    fn lower(&mut self, strategy: Strategy) -> (Module, Strategy, StageMemory) {
+        let (cluster, mut plan) = (self.model.cluster(), self.training());
+        apply::order(&mut plan, &strategy, &self.spaces.builder.facts.rules);
+        let in_turn = plan.chunks.iter().map(|chunk| chunk.phases.clone()).collect::<Vec<_>>();
+        apply::finish(&mut plan, &strategy);
+        let memory = plan.tightest_stage(cluster);
+        if self.model.slowdown().is_none() || memory.fits() {
+            return (plan, strategy, memory);
         }
-        let aside = finish(ordered.clone(), strategy.clone());
-        if aside.2.fits() { aside } else { finish(ordered, Strategy { in_turn: true, ..strategy }) }
+        let strategy = Strategy { in_turn: true, ..strategy };
+        plan.chunks.iter_mut().zip(in_turn).for_each(|(chunk, phases)| chunk.phases = phases);
+        apply::finish(&mut plan, &strategy);
+        let memory = plan.tightest_stage(cluster);
+        (plan, strategy, memory)
     }
 
     /// Lowers the smallest plans of the smallest spaces.
