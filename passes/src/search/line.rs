@@ -13,6 +13,8 @@ const FINE_PARTS: u64 = 256;
 /// Where the search in one part stands.
 pub struct Line {
     limit: u64,
+    /// Surrogate bytes of its smallest plan.
+    least: u64,
     /// Surrogate bytes that its plans may have.
     pub budget: u64,
     n_rounds: usize,
@@ -40,16 +42,16 @@ impl Line {
     /// Not opened, with the whole limit as budget, and a bound on its plans in nanoseconds, which may be as tight as it gets.
     pub fn new(limit: u64, bound_ns: u64, is_tight: bool) -> Line {
         let state = State::Unopened(is_tight);
-        Line { limit, budget: limit, n_rounds: 0, bound_ns, fitting: None, over: u64::MAX, state }
+        Line { limit, least: 0, budget: limit, n_rounds: 0, bound_ns, fitting: None, over: u64::MAX, state }
     }
 
     /// Looks for the first plan.
     pub fn open(&mut self, part: &Part<'_>) {
-        let least = part.least_bytes();
+        self.least = part.least_bytes();
         (self.bound_ns, self.state) = (u64::MAX, State::Done);
         // The surrogate may count what is freed in time: the smallest plan is tried although it seems a little too large.
-        if least <= self.limit.saturating_add(self.limit / MARGIN_PARTS) {
-            self.budget = self.budget.max(least);
+        if self.least <= self.limit.saturating_add(self.limit / MARGIN_PARTS) {
+            self.budget = self.budget.max(self.least);
             self.relax(part);
         }
     }
@@ -93,12 +95,22 @@ impl Line {
             }
             return;
         }
-        let least = part.least_bytes();
-        if pick.cost.bytes > least {
+        if pick.cost.bytes > self.least {
             let rest = self.budget.min(pick.cost.bytes).saturating_sub(excess.max(fine));
-            self.budget = if self.n_rounds < MAX_ROUNDS { rest.max(least) } else { least };
+            self.budget = if self.n_rounds < MAX_ROUNDS { rest.max(self.least) } else { self.least };
             self.relax(part);
         }
+    }
+
+    /// Less budget by what its plan seems too large, before that is lowered; false if it is the smallest one.
+    pub fn narrow(&mut self, part: &Part<'_>, solved: &Solved, excess: u64) -> bool {
+        let bytes = solved.solution.cost.bytes;
+        if bytes <= self.least {
+            return false;
+        }
+        self.budget = self.budget.min(bytes).saturating_sub(excess).max(self.least);
+        self.relax(part);
+        true
     }
 
     /// More budget, as far as what fits leaves it.

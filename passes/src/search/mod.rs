@@ -38,6 +38,7 @@ pub mod solver;
 mod spaces;
 mod split;
 mod stages;
+mod temporaries;
 mod unary;
 mod weights;
 
@@ -62,6 +63,7 @@ use replays::Replays;
 use solver::Cost;
 use spaces::Spaces;
 use std::collections::{BTreeMap, BTreeSet};
+use temporaries::Temporaries;
 
 /// What the search found.
 #[derive(Clone, Debug)]
@@ -188,7 +190,8 @@ pub fn search(module: &Module, segments: &[Segment], model: &CostModel, pins: &P
 /// Searches the fastest plan of the spaces of a builder whose every stage fits the memory of its devices.
 fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) -> Result<Found, NoPlan> {
     let spaces = Spaces::new(builder)?;
-    let mut queue = Queue::new(&spaces);
+    let mut temporaries = Temporaries::default();
+    let mut queue = Queue::new(&spaces, &mut temporaries);
     let mut replays = Replays::new(module, model, &spaces);
     let mut fitting = BTreeSet::new();
     while let Some((part, pick)) = queue.pop(u64::MAX) {
@@ -201,13 +204,16 @@ fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) ->
             fitting.insert(pick.space);
         }
     }
-    replay_kinds(&mut replays, &spaces, Likeness::Alike);
-    replays.allow_more();
-    replay_kinds(&mut replays, &spaces, Likeness::CutAlike);
+    let bound_ns = queue.bound_ns();
+    let is_scarce = replays.has_too_large();
+    for likeness in [Likeness::Alike, Likeness::CutAlike] {
+        replays.allow_more(is_scarce);
+        replay_kinds(&mut replays, &spaces, likeness, &mut temporaries);
+    }
     if let Some(pick) = replays.best.as_ref().filter(|_| replays.has_too_large()).map(|(_, pick)| pick.clone()) {
         // What the head keeps for a moment may be most of what is temporary.
-        replays.allow_more();
-        replay_kinds(&mut replays, &spaces, Likeness::CutAs(&pick));
+        replays.allow_more(false);
+        replay_kinds(&mut replays, &spaces, Likeness::CutAs(&pick), &mut temporaries);
     }
     if replays.best.is_none() {
         replays.run_smallest();
@@ -217,15 +223,20 @@ fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) ->
         return Err(spaces.fault().map_or_else(|| replays.no_plan(), NoPlan::Pin));
     };
     found.rejected = spaces.rejected(&pick);
-    found.bound_ns = queue.bound_ns().min(found.surrogate_ns);
+    found.bound_ns = bound_ns.min(found.surrogate_ns);
     found.effort = effort;
     write_prediction(&mut found);
     Ok(found)
 }
 
 /// Replays the plans of kinds that may be faster than the best one.
-fn replay_kinds(replays: &mut Replays<'_>, spaces: &Spaces<'_>, likeness: Likeness<'_>) {
-    let mut queue = Queue::of_kinds(spaces, likeness);
+fn replay_kinds<'a>(
+    replays: &mut Replays<'_>,
+    spaces: &'a Spaces<'a>,
+    likeness: Likeness<'a>,
+    temporaries: &mut Temporaries<'a>,
+) {
+    let mut queue = Queue::of_kinds(spaces, likeness, temporaries);
     let most = replays.n_plans() + MAX_REPLAYS_OF_KINDS;
     // Splits that differ in nothing but which axes are called data give the same plan under several names.
     let mut known: BTreeMap<(usize, Cost), StageMemory> = BTreeMap::new();

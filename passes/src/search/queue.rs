@@ -9,9 +9,9 @@ use super::line::{Line, State};
 use super::part::Part;
 use super::solver::Cost;
 use super::spaces::{Pick, Spaces};
+use super::temporaries::Temporaries;
 use galvatron_ir::headroom::StageMemory;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 
 /// A part before it is opened.
 struct Source<'a> {
@@ -19,8 +19,19 @@ struct Source<'a> {
     kind: Option<Kind<'a>>,
 }
 
+/// What to look at next.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Next {
+    /// Nanoseconds of its plan, or that its plans take at least.
+    seeming_ns: u64,
+    /// Its number.
+    part: usize,
+    /// Whether there is a plan of it.
+    is_plan: bool,
+}
+
 /// Parts of the plans under the memory of their devices. Bytes are those that [`super::devices`] counts.
-pub struct Queue<'a> {
+pub struct Queue<'a, 'q> {
     spaces: &'a Spaces<'a>,
     /// For each variant whether its segments are layers.
     layers: Vec<bool>,
@@ -30,35 +41,43 @@ pub struct Queue<'a> {
     lines: Vec<Line>,
     /// Whether gaps of relaxations are closed.
     exact: bool,
-    /// By how many bytes the last plan that was lowered of a space and a kind of cuts exceeds its surrogate.
-    beyond: BTreeMap<(usize, Option<Kind<'a>>), i128>,
+    /// What the plans that were lowered took on top of their surrogate.
+    temporaries: &'q mut Temporaries<'a>,
     /// Spaces whose kinds are not listed yet, by what their plans cost at least, the cheapest last; and in what the layers of kinds are alike.
     unlisted: Vec<(u64, usize)>,
     likeness: Likeness<'a>,
 }
 
-impl<'a> Queue<'a> {
+impl<'a, 'q> Queue<'a, 'q> {
     /// All spaces with the whole memory of their devices as budget.
-    pub fn new(spaces: &'a Spaces<'a>) -> Queue<'a> {
-        let mut queue = Queue::empty(spaces, true, Likeness::Alike);
+    pub fn new(spaces: &'a Spaces<'a>, temporaries: &'q mut Temporaries<'a>) -> Queue<'a, 'q> {
+        let mut queue = Queue::empty(spaces, true, Likeness::Alike, temporaries);
         (0..spaces.len()).for_each(|space| queue.add(spaces.bound_ns(space), Source { space, kind: None }));
         queue
     }
 
     /// The plans of kinds, with the whole memory as budget: what a space came to is due to other kinds of it. The kinds of a space are listed
     /// when no other plan that is left seems faster than it may be.
-    pub fn of_kinds(spaces: &'a Spaces<'a>, likeness: Likeness<'a>) -> Queue<'a> {
-        let mut queue = Queue::empty(spaces, false, likeness);
+    pub fn of_kinds(
+        spaces: &'a Spaces<'a>,
+        likeness: Likeness<'a>,
+        temporaries: &'q mut Temporaries<'a>,
+    ) -> Queue<'a, 'q> {
+        let mut queue = Queue::empty(spaces, false, likeness, temporaries);
         let concerned = (0..spaces.len()).filter(|&space| likeness.concerns(space));
         queue.unlisted = concerned.map(|space| (spaces.bound_ns(space), space)).collect();
         queue.unlisted.sort_by_key(|&unlisted| Reverse(unlisted));
         queue
     }
 
-    fn empty(spaces: &'a Spaces<'a>, exact: bool, likeness: Likeness<'a>) -> Queue<'a> {
+    fn empty(
+        spaces: &'a Spaces<'a>,
+        exact: bool,
+        likeness: Likeness<'a>,
+        temporaries: &'q mut Temporaries<'a>,
+    ) -> Queue<'a, 'q> {
         let (sources, parts, lines, unlisted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (layers, beyond) = (spaces.layer_variants(), BTreeMap::new());
-        Queue { spaces, layers, sources, parts, lines, exact, beyond, unlisted, likeness }
+        Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, temporaries, unlisted, likeness }
     }
 
     fn add(&mut self, bound_ns: u64, source: Source<'a>) {
@@ -83,39 +102,31 @@ impl<'a> Queue<'a> {
         true
     }
 
-    /// Takes the plan with the least surrogate time of all that are left, with the number of its part. One that seems too large counts as so
-    /// much slower as it is too large: what has to be freed costs time.
-    /// None is left that takes less than `most_ns`.
+    /// Takes the plan with the least surrogate time of all that are left and take less than `most_ns`, with the number of its part. What seems too
+    /// large is looked for again with less to spend. Where nothing of a part is smaller, it counts as so much slower as it is too large: what
+    /// has to be freed costs time.
     pub fn pop(&mut self, most_ns: u64) -> Option<(usize, Pick)> {
         loop {
-            let open = self.lines.iter().enumerate().filter_map(|(i, line)| match &line.state {
-                State::Unopened(_) => Some((line.bound_ns, line.bound_ns, i, false)),
-                State::Open(solved, closed) if *closed || !self.exact => {
-                    let Cost { time_ns, bytes } = solved.solution.cost;
-                    Some((time_ns, time_ns.saturating_add(self.seeming_delay_ns(i, time_ns, bytes)), i, true))
-                }
-                State::Open(solved, _) => {
-                    Some((solved.solution.lower_bound_ns, solved.solution.lower_bound_ns, i, false))
-                }
-                State::Done => None,
-            });
-            let open = open
-                .filter(|&(time_ns, ..)| time_ns < most_ns)
-                .map(|(_, seeming_ns, i, closed)| (seeming_ns, i, closed))
-                .min();
-            if self.list(most_ns, open.map_or(u64::MAX, |(seeming_ns, ..)| seeming_ns)) {
+            let next = self.next(most_ns);
+            if self.list(most_ns, next.map_or(u64::MAX, |next| next.seeming_ns)) {
                 continue;
             }
-            let (_, i, closed) = open?;
-            let line = &mut self.lines[i];
-            if closed {
-                let State::Open(solved, _) = std::mem::replace(&mut line.state, State::Done) else { return None };
-                return Some((i, Pick::new(solved, self.sources[i].space)));
+            let Next { part: i, is_plan, .. } = next?;
+            if is_plan {
+                let State::Open(solved, _) = std::mem::replace(&mut self.lines[i].state, State::Done) else {
+                    return None;
+                };
+                let excess = self.seeming_excess(i, solved.solution.cost.bytes);
+                match &self.parts[i] {
+                    Some(part) if excess > 0 && self.lines[i].narrow(part, &solved, excess) => continue,
+                    _ => return Some((i, Pick::new(solved, self.sources[i].space))),
+                }
             }
+            let line = &mut self.lines[i];
             match (&line.state, &self.parts[i]) {
                 (State::Unopened(false), _) => {
-                    (line.bound_ns, line.state) =
-                        (self.spaces.tight_bound_ns(self.sources[i].space), State::Unopened(true));
+                    let bound_ns = self.spaces.tight_bound_ns(self.sources[i].space);
+                    (line.bound_ns, line.state) = (bound_ns, State::Unopened(true));
                 }
                 (State::Unopened(true), _) => self.open(i),
                 (_, Some(part)) => line.close(part),
@@ -124,14 +135,36 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// As large a part of the time as the part of the memory by which a plan of a kind, with so many bytes by the surrogate, is too large if as
-    /// much comes on top as with the last one with temporaries of about its size.
+    /// The part that seems to have the fastest plan of those that take less than `most_ns`.
+    fn next(&self, most_ns: u64) -> Option<Next> {
+        let of = |(part, line): (usize, &Line)| {
+            let (time_ns, delay_ns, is_plan) = match &line.state {
+                State::Unopened(_) => (line.bound_ns, 0, false),
+                State::Open(solved, closed) if *closed || !self.exact => {
+                    let Cost { time_ns, bytes } = solved.solution.cost;
+                    (time_ns, self.seeming_delay_ns(part, time_ns, bytes), true)
+                }
+                State::Open(solved, _) => (solved.solution.lower_bound_ns, 0, false),
+                State::Done => return None,
+            };
+            let seeming_ns = time_ns.saturating_add(delay_ns);
+            Some(Next { seeming_ns, part, is_plan }).filter(|_| time_ns < most_ns)
+        };
+        self.lines.iter().enumerate().filter_map(of).min()
+    }
+
+    /// As large a part of the time as the part of the memory by which a plan seems too large.
     fn seeming_delay_ns(&self, i: usize, time_ns: u64, bytes: u64) -> u64 {
-        let Source { space, kind } = &self.sources[i];
-        let beyond = kind.and_then(|kind| self.beyond.get(&(*space, Some(kind.temporaries()))));
-        let limit = i128::from(self.spaces.limit(*space));
-        let excess = beyond.map_or(0, |beyond| i128::from(bytes) + beyond - limit).max(0);
-        u64::try_from(i128::from(time_ns) * excess / limit.max(1)).unwrap_or(u64::MAX)
+        let excess = u128::from(self.seeming_excess(i, bytes));
+        let limit = u128::from(self.spaces.limit(self.sources[i].space)).max(1);
+        u64::try_from(u128::from(time_ns) * excess / limit).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes by which a plan of a kind, with so many by the surrogate, is too large if as much comes on top as is expected.
+    fn seeming_excess(&self, i: usize, bytes: u64) -> u64 {
+        let &Source { space, kind: Some(kind) } = &self.sources[i] else { return 0 };
+        let excess = i128::from(bytes) + self.temporaries.expected(space, kind) - i128::from(self.spaces.limit(space));
+        u64::try_from(excess).unwrap_or(0)
     }
 
     /// Notes the memory of a plan of a part as it was lowered. The part comes back with less to spend where a stage is too large, with more
@@ -140,7 +173,7 @@ impl<'a> Queue<'a> {
         let Source { space, kind } = &self.sources[part];
         let counted =
             i128::from(self.spaces.limit(*space)) + i128::from(memory.excess_bytes()) - i128::from(memory.left_bytes());
-        self.beyond.insert((*space, kind.map(|kind| kind.temporaries())), counted - i128::from(pick.cost.bytes));
+        self.temporaries.note(*space, *kind, counted - i128::from(pick.cost.bytes));
         let Some(found) = &self.parts[part] else { return };
         match memory.fits() {
             true => self.lines[part].fits(found, pick, memory.left_bytes()),

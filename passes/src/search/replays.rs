@@ -11,8 +11,10 @@ use galvatron_ir::headroom::StageMemory;
 /// Nodes of all plans that are replayed, once one fits; the effort that a large model may take.
 const REPLAYED_NODES: usize = 1 << 17;
 
-/// The same for plans that share how layers are cut, beyond what was replayed before.
+/// The same for plans whose layers have something in common, beyond what was replayed before: where memory is ample the surrogate knows all but
+/// a little of the time, where it is scarce most of what seems fast turns out to be too large.
 const MORE_NODES: usize = 1 << 15;
+const MORE_NODES_OF_SCARCE: usize = 1 << 17;
 
 /// The margin for plans that the surrogate finds slower: so many of the largest difference seen, at least and at most.
 const DEVIATIONS: u64 = 4;
@@ -155,9 +157,10 @@ impl<'a> Replays<'a> {
         self.best.as_ref().map_or(u64::MAX, with_margin)
     }
 
-    /// Allows some more effort.
-    pub fn allow_more(&mut self) {
-        self.most_nodes = self.n_nodes.max(REPLAYED_NODES) + MORE_NODES;
+    /// Allows some more effort, and more than that where memory is scarce.
+    pub fn allow_more(&mut self, is_scarce: bool) {
+        let more = if is_scarce { MORE_NODES_OF_SCARCE } else { MORE_NODES };
+        self.most_nodes = REPLAYED_NODES.max(self.n_nodes + more);
     }
 
     /// Whether the effort is spent; it never is before a plan fits.

@@ -145,6 +145,9 @@ impl Space {
     }
 }
 
+/// Plans that were not taken, of which a report has as many at least.
+const MIN_REJECTED: usize = 6;
+
 /// Part of the memory limit by which the surrogate's bytes may exceed it.
 pub const MARGIN_PARTS: u64 = 4;
 
@@ -339,8 +342,9 @@ impl<'a> Spaces<'a> {
         Decision { micro_batches: space.micro_batches, segments, stages }.name()
     }
 
-    /// The fastest plan without the memory limit of each space that was opened, but for the one that was taken.
+    /// The fastest plan without the memory limit of each space that was opened, but for the one that was taken; where only few were, some more are.
     pub fn rejected(&self, taken: &Pick) -> Vec<Rejected> {
+        self.open_some();
         let mut all = Vec::new();
         for (i, space) in self.opened() {
             let Ok(solved) = space.solve(None, false) else { continue };
@@ -363,10 +367,28 @@ impl<'a> Spaces<'a> {
         all
     }
 
+    /// Opens the most promising spaces until a report has enough to compare with.
+    fn open_some(&self) {
+        while self.opened().count() <= MIN_REJECTED {
+            let left = (0..self.len()).filter(|&space| self.outlines[space].space.get().is_none());
+            let Some((_, space)) = left.map(|space| (self.known_bound_ns(space), space)).min() else { return };
+            if self.outlines[space].tight_bound_ns.get().is_none() {
+                self.tight_bound_ns(space);
+            } else {
+                self.open(space);
+            }
+        }
+    }
+
+    /// The tightest bound that has been worked out.
+    fn known_bound_ns(&self, space: usize) -> u64 {
+        self.outlines[space].tight_bound_ns.get().copied().unwrap_or(self.bound_ns(space))
+    }
+
     /// The spaces that were not opened, as one line.
     fn unopened(&self, taken: &Pick) -> Option<Rejected> {
-        let left = || self.outlines.iter().filter(|outline| outline.space.get().is_none());
-        let time_ns = left().map(|outline| outline.bound_ns).min()?;
+        let left = || (0..self.len()).filter(|&space| self.outlines[space].space.get().is_none());
+        let time_ns = left().map(|space| self.known_bound_ns(space)).min()?;
         let n = left().count();
         let name = format!("{n} more number{} of micro-batches and stages", if n == 1 { "" } else { "s" });
         let why = match slower(time_ns, taken.cost.time_ns) {
