@@ -100,7 +100,7 @@ impl<'a> Replays<'a> {
         let Some(spare) = self.spare.take() else { return self.module.clone() };
         let Module { level, mesh, stages, chunks, predicted, .. } = self.module;
         let (mesh, stages, chunks) = (mesh.clone(), stages.clone(), chunks.clone());
-        Module { level: *level, mesh, stages, chunks, predicted: predicted.clone(), ..spare }
+        Module { level: *level, mesh, stages, chunks, predicted: *predicted, ..spare }
     }
 
     /// The plan of a strategy with the memory of the stage that lacks most or leaves least. Where nothing fits that runs beside computation,
