@@ -5,6 +5,8 @@
 mod cells;
 #[path = "support/fixture.rs"]
 mod fixture;
+#[path = "support/kinds.rs"]
+mod kinds;
 #[path = "support/obedience.rs"]
 mod obedience;
 #[path = "support/pins.rs"]
@@ -16,25 +18,20 @@ mod snapshot;
 #[path = "support/table.rs"]
 mod table;
 
-use cells::{check_cells, train};
+use cells::check_cells;
 use fixture::Fixture;
 use galvatron::config::cluster::parse_cluster_with;
-use galvatron::config::strategy::{parse_strategy, to_toml};
+use galvatron::config::strategy::parse_strategy;
 use galvatron::config::train::parse_recipe;
-use galvatron::driver::{Compilation, compile, pins_of, strategy_file};
+use galvatron::driver::{Compilation, compile, pins_of};
 use galvatron_ir::op::Op;
-use galvatron_ir::text::print;
 use galvatron_ir::types::DType;
 use galvatron_passes::recognize::recognize;
 use galvatron_passes::search::ExpertKind;
+use kinds::{check_bf16, check_written_down, order};
 use obedience::disobeyed;
 use pins::STAGES_OF_EXPERTS;
-use plan::Order;
 use std::path::Path;
-
-fn order<'a>(fixture: &'a Fixture, strategy: &'a str, ranks: u32, compute: DType) -> Order<'a> {
-    Order { fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy, compute }
-}
 
 #[test]
 fn stages_whose_tokens_travel_train_like_pytorch() {
@@ -75,7 +72,7 @@ fn disobedience_is_seen() {
     }
 }
 
-/// What a search decided, read back as pins, is the same plan, and a plan says by itself in which way its tokens reach their experts.
+/// A plan says by itself in which way its tokens reach their experts.
 #[test]
 fn the_kind_is_written_down_and_recognised() {
     let fixture = Fixture::open("mixtral");
@@ -83,13 +80,8 @@ fn the_kind_is_written_down_and_recognised() {
         .into_iter()
         .flat_map(|kind| [(2, "dp = 2\nep = 2"), (4, "dp = 2\ntp = 2\nep = 4")].map(|beside| (kind, beside)))
     {
-        let strategy = format!("{beside}\nep_kind = \"{kind}\"");
-        let compiled = order(&fixture, &strategy, ranks, DType::F32).compile().expect("the pins fit");
-        let found = compiled.found.as_ref().expect("the search ran");
-        let text = to_toml(&strategy_file(&compiled.module, found, &compiled.segments));
-        assert!(text.contains(&format!("ep_kind = \"{kind}\"")), "{text}");
-        let again = order(&fixture, &text, ranks, DType::F32).compile().expect("what was decided fits");
-        assert_eq!(print(&again.module), print(&compiled.module));
+        let pin = format!("ep_kind = \"{kind}\"");
+        let compiled = check_written_down(&fixture, &format!("{beside}\n{pin}"), ranks, &pin);
         let recognised = recognize(&compiled.module, &compiled.segments).name();
         let degree = beside.rsplit(' ').next().expect("it ends with a degree");
         let shown = if kind == "gather" { format!("ep {degree}") } else { format!("ep {degree} (all-to-all)") };
@@ -98,24 +90,10 @@ fn the_kind_is_written_down_and_recognised() {
     }
 }
 
-/// Losses of bf16 do not depend on the kind beyond its rounding: what is summed over ranks is f32.
 #[test]
 fn tokens_of_bf16_train_like_one_rank() {
-    let fixture = Fixture::open("mixtral");
-    let losses = |strategy: &str, ranks| {
-        let order = order(&fixture, strategy, ranks, DType::Bf16);
-        let module = order.compile().expect("the pins fit").module;
-        let mut losses = Vec::new();
-        let report = train(&order, &module, 5, &mut |step| losses.push(step.loss));
-        assert_eq!(report.expect("the run has no faults").peak_bytes, module.peak_bytes_by_rank());
-        losses
-    };
-    let expected = losses("", 1);
-    for strategy in ["dp = 2\nep = 2\nep_kind = \"all_to_all\"", "dp = 2\nep = 2\nep_kind = \"gather\""] {
-        for (found, expected) in losses(strategy, 2).iter().zip(&expected) {
-            assert!((found - expected).abs() < 4e-3 * expected.abs(), "{strategy}: {found}, not {expected}");
-        }
-    }
+    let strategies = ["dp = 2\nep = 2\nep_kind = \"all_to_all\"", "dp = 2\nep = 2\nep_kind = \"gather\""];
+    check_bf16(&Fixture::open("mixtral"), strategies);
 }
 
 /// A Mixtral of two layers with eight experts over eight devices, whose links have a bandwidth, for sequences of a length: what the search

@@ -7,6 +7,8 @@
 mod cells;
 #[path = "support/fixture.rs"]
 mod fixture;
+#[path = "support/kinds.rs"]
+mod kinds;
 #[path = "support/obedience.rs"]
 mod obedience;
 #[path = "support/pins.rs"]
@@ -18,16 +20,16 @@ mod snapshot;
 #[path = "support/table.rs"]
 mod table;
 
-use cells::{check_cells, train};
+use cells::check_cells;
 use fixture::Fixture;
 use galvatron::config::cluster::parse_cluster;
-use galvatron::config::strategy::{parse_strategy, to_toml};
+use galvatron::config::strategy::parse_strategy;
 use galvatron::config::train::parse_recipe;
-use galvatron::driver::{Compilation, compile, pins_of, strategy_file};
+use galvatron::driver::{Compilation, compile, pins_of};
 use galvatron_ir::op::Op;
-use galvatron_ir::text::print;
 use galvatron_ir::types::DType;
 use galvatron_passes::search::ContextKind;
+use kinds::{check_bf16, check_written_down, order};
 use pins::RINGS;
 use plan::Order;
 use std::path::Path;
@@ -55,46 +57,19 @@ fn orders<'a>(fixture: &'a Fixture) -> impl Iterator<Item = Order<'a>> {
     RINGS.iter().map(move |&(strategy, ranks)| order(fixture, strategy, ranks, DType::F32))
 }
 
-fn order<'a>(fixture: &'a Fixture, strategy: &'a str, ranks: u32, compute: DType) -> Order<'a> {
-    Order { fixture, dialect: "keep20", optimizer: "adamw", ranks, strategy, compute }
-}
-
-/// What a search decided, read back as pins, is the same plan.
 #[test]
 fn the_kind_of_a_ring_is_written_down() {
     let fixture = Fixture::open("gpt2");
     let kinds = ["gather", "ring", "zigzag"].into_iter();
     for (kind, (ranks, tp)) in kinds.flat_map(|kind| [(2, ""), (4, "tp = 2\n")].map(|beside| (kind, beside))) {
-        let strategy = format!("cp = 2\n{tp}cp_kind = \"{kind}\"");
-        let compiled = order(&fixture, &strategy, ranks, DType::F32).compile().expect("the pins fit");
-        let found = compiled.found.as_ref().expect("the search ran");
-        let text = to_toml(&strategy_file(&compiled.module, found, &compiled.segments));
-        assert!(text.contains(&format!("cp_kind = \"{kind}\"")), "{text}");
-        let mut again = order(&fixture, &text, ranks, DType::F32).compile().expect("what was decided fits");
-        // The gap tells of what else was searched.
-        again.module.predicted.gap_ppm = compiled.module.predicted.gap_ppm;
-        assert_eq!(print(&again.module), print(&compiled.module));
+        let pin = format!("cp_kind = \"{kind}\"");
+        check_written_down(&fixture, &format!("cp = 2\n{tp}{pin}"), ranks, &pin);
     }
 }
 
-/// Losses of bf16 do not depend on the kind beyond its rounding: what is summed over blocks is f32.
 #[test]
 fn rings_of_bf16_train_like_one_rank() {
-    let fixture = Fixture::open("gpt2");
-    let losses = |strategy: &str, ranks| {
-        let order = order(&fixture, strategy, ranks, DType::Bf16);
-        let module = order.compile().expect("the pins fit").module;
-        let mut losses = Vec::new();
-        let report = train(&order, &module, 5, &mut |step| losses.push(step.loss));
-        assert_eq!(report.expect("the run has no faults").peak_bytes, module.peak_bytes_by_rank());
-        losses
-    };
-    let expected = losses("", 1);
-    for strategy in ["cp = 2\ncp_kind = \"ring\"", "cp = 2\ncp_kind = \"zigzag\""] {
-        for (found, expected) in losses(strategy, 2).iter().zip(&expected) {
-            assert!((found - expected).abs() < 4e-3 * expected.abs(), "{strategy}: {found}, not {expected}");
-        }
-    }
+    check_bf16(&Fixture::open("gpt2"), ["cp = 2\ncp_kind = \"ring\"", "cp = 2\ncp_kind = \"zigzag\""]);
 }
 
 /// A LLaMA of two layers whose sequence lies over eight GPUs of a node: what the search chooses for a length.
