@@ -20,8 +20,8 @@ pub struct Inputs<'a> {
     pub profile: Option<&'a Profile>,
     /// The training program under other settings, if they are others.
     pub training: Option<&'a Training>,
-    /// What the search may not decide.
-    pub pins: &'a Pins,
+    /// What the search may not decide; without it nothing is planned anew.
+    pub pins: Option<&'a Pins>,
 }
 
 /// A plan as it is, and under what is supposed.
@@ -31,8 +31,8 @@ pub struct WhatIf {
     pub planned: Case,
     /// Its strategy under what is supposed, or why that is not possible.
     pub same: Result<Case, String>,
-    /// What the search finds there, or why it finds nothing.
-    pub replanned: Result<Case, String>,
+    /// What the search finds there, or why it finds nothing; none where it was not asked for.
+    pub replanned: Option<Result<Case, String>>,
 }
 
 /// The figures of one case.
@@ -86,7 +86,7 @@ impl Case {
 }
 
 impl WhatIf {
-    /// Prices a plan under what is supposed, and plans anew.
+    /// Prices a plan under what is supposed, and plans anew where that is asked for.
     ///
     /// # Errors
     /// A plan whose layers are not tagged.
@@ -108,17 +108,19 @@ impl WhatIf {
                 .map_err(|fault| fault.message)
                 .map(|moved| Case::new(&moved, &decision, plan_cost(&costs, &moved).step_ns, Some(inputs.cluster))),
         };
-        let replanned = training.plan(&costs, inputs.pins).map_err(why);
-        let replanned = replanned.map(|found| Case::of(&found, training, inputs.cluster));
+        let replanned = inputs.pins.map(|pins| {
+            let found = training.plan(&costs, pins).map_err(why)?;
+            Ok(Case::of(&found, training, inputs.cluster))
+        });
         Ok(WhatIf { planned, same, replanned })
     }
 
-    fn cases(&self) -> [(&'static str, Result<&Case, &String>); 3] {
-        [
-            ("as planned", Ok(&self.planned)),
-            ("same strategy", self.same.as_ref()),
-            ("planned anew", self.replanned.as_ref()),
-        ]
+    /// Each case with its name in JSON and in text.
+    fn cases(&self) -> impl Iterator<Item = ([&'static str; 2], Result<&Case, &String>)> {
+        let planned = (["planned", "as planned"], Ok(&self.planned));
+        let same = (["same_strategy", "same strategy"], self.same.as_ref());
+        let replanned = self.replanned.iter().map(|case| (["planned_anew", "planned anew"], case.as_ref()));
+        [planned, same].into_iter().chain(replanned)
     }
 
     /// A row for each case.
@@ -131,7 +133,7 @@ impl WhatIf {
             ("fits", false),
             ("strategy", false),
         ]);
-        for (name, case) in self.cases() {
+        for ([_, name], case) in self.cases() {
             let Ok(case) = case else {
                 table.row([name, "—", "—", "—", "—", case.err().map_or("", String::as_str)].map(String::from));
                 continue;
@@ -159,8 +161,7 @@ impl WhatIf {
             }),
             Err(why) => json!({"infeasible": why}),
         };
-        let [planned, same, replanned] = self.cases().map(|(_, c)| case(c));
-        json!({"planned": planned, "same_strategy": same, "planned_anew": replanned})
+        self.cases().map(|([key, _], c)| (key.to_string(), case(c))).collect::<serde_json::Map<_, _>>().into()
     }
 }
 

@@ -73,6 +73,9 @@ pub struct WhatIfArgs {
     /// How the model is trained, with `--model`.
     #[arg(long, value_name = "TRAIN.toml", requires = "model")]
     pub train: Option<PathBuf>,
+    /// Only prices the same strategy, in a fraction of the time: nothing is planned anew.
+    #[arg(long)]
+    pub same_strategy: bool,
 }
 
 /// What `sweep` is asked.
@@ -145,8 +148,9 @@ pub fn whatif(args: &WhatIfArgs) -> i32 {
         let own = Training::of(&plan).map_err(fault)?;
         let compute = training.as_ref().unwrap_or(&own).compute();
         let (profile, pins) = searched_with(&args.machine, &cluster, compute)?;
-        let inputs =
-            whatif::Inputs { cluster: &cluster, profile: profile.as_ref(), training: training.as_ref(), pins: &pins };
+        let (profile, training) = (profile.as_ref(), training.as_ref());
+        let pins = (!args.same_strategy).then_some(&pins);
+        let inputs = whatif::Inputs { cluster: &cluster, profile, training, pins };
         let answer = whatif::WhatIf::new(&plan, &inputs).map_err(fault_status)?;
         Ok(show(args.machine.format, || answer.text(), || answer.json()))
     })())
