@@ -27,7 +27,7 @@ const MEMORY: [(u64, u64, u64); 3] = [(1000, 0, 1), (85, 20, 20), (60, 20, 20)];
 
 /// Where the search is known to lose more, because the plan that fits is no candidate of it: model, ranks, kind of device, hundredths of
 /// memory, thousandths by which pinned plans are faster at most.
-const KNOWN: [(&str, u32, &str, u64, u64); 1] = [("mixtral", 4, "cpu", 60, 95)];
+const KNOWN: [(&str, u32, &str, u64, u64); 2] = [("mixtral", 4, "cpu", 60, 95), ("vit", 4, "cpu", 60, 21)];
 
 /// By how many thousandths a pinned plan may be faster.
 fn allowed(model: &str, cluster: &Cluster, (hundredths, in_turn, aside): (u64, u64, u64)) -> u64 {

@@ -19,6 +19,11 @@ struct Source<'a> {
     kind: Option<Kind<'a>>,
 }
 
+/// By how much plans are put off that seem too large: as large a part of their time as they exceed of the memory, and [`LATER_DELAY`] times
+/// as much after so many plans. What is fast if it fits after all comes first; where too little of it fits, what probably does.
+const MAX_HOPEFUL: usize = 128;
+const LATER_DELAY: u128 = 8;
+
 /// What to look at next.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Next {
@@ -46,6 +51,8 @@ pub struct Queue<'a, 'q> {
     /// Spaces whose kinds are not listed yet, by what their plans cost at least, the cheapest last; and in what the layers of kinds are alike.
     unlisted: Vec<(u64, usize)>,
     likeness: Likeness<'a>,
+    /// Plans that were taken.
+    n_taken: usize,
 }
 
 impl<'a, 'q> Queue<'a, 'q> {
@@ -77,7 +84,8 @@ impl<'a, 'q> Queue<'a, 'q> {
         temporaries: &'q mut Temporaries<'a>,
     ) -> Queue<'a, 'q> {
         let (sources, parts, lines, unlisted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Queue { spaces, layers: spaces.layer_variants(), sources, parts, lines, exact, temporaries, unlisted, likeness }
+        let (layers, n_taken) = (spaces.layer_variants(), 0);
+        Queue { spaces, layers, sources, parts, lines, exact, temporaries, unlisted, likeness, n_taken }
     }
 
     fn add(&mut self, bound_ns: u64, source: Source<'a>) {
@@ -103,8 +111,7 @@ impl<'a, 'q> Queue<'a, 'q> {
     }
 
     /// Takes the plan with the least surrogate time of all that are left and take less than `most_ns`, with the number of its part. What seems too
-    /// large is looked for again with less to spend. Where nothing of a part is smaller, it counts as so much slower as it is too large: what
-    /// has to be freed costs time.
+    /// large is looked for again with less to spend. Where nothing of a part is smaller, it counts as slower by the more the larger it is.
     pub fn pop(&mut self, most_ns: u64) -> Option<(usize, Pick)> {
         loop {
             let next = self.next(most_ns);
@@ -119,7 +126,10 @@ impl<'a, 'q> Queue<'a, 'q> {
                 let excess = self.seeming_excess(i, solved.solution.cost.bytes);
                 match &self.parts[i] {
                     Some(part) if excess > 0 && self.lines[i].narrow(part, &solved, excess) => continue,
-                    _ => return Some((i, Pick::new(solved, self.sources[i].space))),
+                    _ => {
+                        self.n_taken += 1;
+                        return Some((i, Pick::new(solved, self.sources[i].space)));
+                    }
                 }
             }
             let line = &mut self.lines[i];
@@ -153,11 +163,12 @@ impl<'a, 'q> Queue<'a, 'q> {
         self.lines.iter().enumerate().filter_map(of).min()
     }
 
-    /// As large a part of the time as the part of the memory by which a plan seems too large.
+    /// By how much a plan is put off: a multiple of as large a part of the time as the part of the memory by which it seems too large.
     fn seeming_delay_ns(&self, i: usize, time_ns: u64, bytes: u64) -> u64 {
         let excess = u128::from(self.seeming_excess(i, bytes));
         let limit = u128::from(self.spaces.limit(self.sources[i].space)).max(1);
-        u64::try_from(u128::from(time_ns) * excess / limit).unwrap_or(u64::MAX)
+        let delay = if self.n_taken < MAX_HOPEFUL { 1 } else { LATER_DELAY };
+        u64::try_from(u128::from(time_ns) * delay * excess / limit).unwrap_or(u64::MAX)
     }
 
     /// Bytes by which a plan of a kind, with so many by the surrogate, is too large if as much comes on top as is expected.
