@@ -1,6 +1,8 @@
 //! Mixtures of experts over data ranks, by the way in which tokens reach them: gathered, or each to the ranks of the experts that it
 //! chose. That such plans train like PyTorch without stages is in `parity.rs`.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/cells.rs"]
 mod cells;
 #[path = "support/fixture.rs"]

@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test galvatron_plans -- --nocapture` prints the table.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/galvatron.rs"]
 mod spelling;
 

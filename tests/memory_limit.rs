@@ -1,6 +1,8 @@
 //! Less and less memory moves the searched plan of a GPT-2 from plain data parallelism to ZeRO and recomputation, and at last
 //! to a refusal that names what would fit.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/snapshot.rs"]
 mod snapshot;
 

@@ -1,6 +1,8 @@
 //! Host memory: plans that put optimizer states and activations there train like PyTorch and use as much of both memories as they say; the
 //! search uses it where the link makes it pay, and nowhere without it.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/batches.rs"]
 mod batches;
 #[path = "support/cells.rs"]

@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test parity -- --nocapture` prints the table. With `GALVATRON_FIXTURES` it has more models and dialects.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/cells.rs"]
 mod cells;
 #[path = "support/dialects.rs"]

@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test pipelines -- --nocapture` prints the table. With `GALVATRON_FIXTURES` it has more models, four layers deep.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/cells.rs"]
 mod cells;
 #[path = "support/fixture.rs"]

@@ -2,6 +2,8 @@
 //!
 //! Two graphs are committed, and the configurations of the examples; the rest lies in the folder that `GALVATRON_FIXTURES` names.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/snapshot.rs"]
 mod snapshot;
 

@@ -1,5 +1,7 @@
 //! Training in bf16 stays close to f32, under every kind of plan, in the memory that the plan says.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/fixture.rs"]
 mod fixture;
 #[path = "support/plan.rs"]

@@ -3,6 +3,8 @@
 //! The models come without weights; the tests compute them into a temporary folder. They run only where `GALVATRON_FIXTURES`
 //! names the whole set of fixtures.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/formula.rs"]
 mod formula;
 #[path = "support/formula_file.rs"]

@@ -1,5 +1,7 @@
 //! The search against enumeration of everything that it may choose, on small random programs.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "search/random.rs"]
 mod random;
 

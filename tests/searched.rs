@@ -4,6 +4,8 @@
 //!
 //! `cargo test --test searched -- --nocapture` prints how many plans were compared. With `GALVATRON_FIXTURES` there are more models.
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/fixture.rs"]
 #[allow(dead_code, reason = "nothing is trained here")]
 mod fixture;
