@@ -205,7 +205,7 @@ fn search_from(builder: SpaceBuilder<'_>, module: &Module, model: &CostModel) ->
         }
     }
     let bound_ns = queue.bound_ns();
-    let is_scarce = replays.has_too_large();
+    let is_scarce = replays.are_mostly_too_large();
     for likeness in [Likeness::Alike, Likeness::CutAlike] {
         replays.allow_more(is_scarce);
         replay_kinds(&mut replays, &spaces, likeness, &mut temporaries);

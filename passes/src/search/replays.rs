@@ -13,13 +13,12 @@ const REPLAYED_NODES: usize = 1 << 17;
 
 /// The same for plans whose layers have something in common, beyond what was replayed before: where memory is ample the surrogate knows all but
 /// a little of the time, where it is scarce most of what seems fast turns out to be too large.
-const MORE_NODES: usize = 1 << 15;
+const MORE_NODES: usize = 1 << 16;
 const MORE_NODES_OF_SCARCE: usize = 1 << 17;
 
-/// The margin for plans that the surrogate finds slower: so many of the largest difference seen, at least and at most.
-const DEVIATIONS: u64 = 4;
-const LEAST_MARGIN_PPM: u64 = 4_000;
-const MOST_MARGIN_PPM: u64 = 62_500;
+/// The margin for plans that the surrogate finds slower, at least and at most.
+const LEAST_MARGIN_PPM: i64 = 4_000;
+const MOST_MARGIN_PPM: i64 = 62_500;
 
 /// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
 const MAX_SMALLEST: usize = 8;
@@ -39,8 +38,8 @@ pub struct Replays<'a> {
     spare: Option<Module>,
     n_nodes: usize,
     most_nodes: usize,
-    /// The largest difference between a replayed and a surrogate time, in parts per million.
-    deviation_ppm: u64,
+    /// The least and the most by which plans were slower than their surrogates, in parts per million.
+    deviations_ppm: Option<(i64, i64)>,
 }
 
 impl<'a> Replays<'a> {
@@ -48,7 +47,7 @@ impl<'a> Replays<'a> {
     pub fn new(module: &'a Module, model: &'a CostModel, spaces: &'a Spaces<'a>) -> Replays<'a> {
         let (best, smallest, known, spare) = (None, None, Vec::new(), None);
         let most_nodes = REPLAYED_NODES;
-        Replays { module, model, spaces, best, smallest, known, spare, n_nodes: 0, most_nodes, deviation_ppm: 0 }
+        Replays { module, model, spaces, best, smallest, known, spare, n_nodes: 0, most_nodes, deviations_ppm: None }
     }
 
     /// Plans that were lowered.
@@ -59,6 +58,11 @@ impl<'a> Replays<'a> {
     /// Whether memory barred some of them.
     pub fn has_too_large(&self) -> bool {
         self.smallest.is_some()
+    }
+
+    /// Whether memory barred most of them.
+    pub fn are_mostly_too_large(&self) -> bool {
+        self.known.iter().filter(|(_, memory)| !memory.fits()).count() * 2 > self.n_plans()
     }
 
     /// Lowers a pick unless the same strategy was lowered before; returns the memory of the stage that lacks most or leaves least.
@@ -80,9 +84,9 @@ impl<'a> Replays<'a> {
             return memory;
         }
         let cost = plan_cost(self.model, &plan);
-        let difference = u128::from(cost.step_ns.abs_diff(pick.cost.time_ns));
-        let ppm = difference * 1_000_000 / u128::from(pick.cost.time_ns.max(1));
-        self.deviation_ppm = self.deviation_ppm.max(u64::try_from(ppm).unwrap_or(u64::MAX));
+        let ppm = deviation_ppm(pick.cost.time_ns, cost.step_ns);
+        let (least, most) = self.deviations_ppm.unwrap_or((ppm, ppm));
+        self.deviations_ppm = Some((least.min(ppm), most.max(ppm)));
         if self.best.as_ref().is_none_or(|(b, _)| cost.step_ns < b.cost.step_ns) {
             let surrogate_ns = pick.cost.time_ns;
             let (bound_ns, rejected, effort) = (0, Vec::new(), Effort::default());
@@ -147,24 +151,29 @@ impl<'a> Replays<'a> {
         self.best.as_ref().is_some_and(|(b, _)| b.cost.step_ns <= time_ns)
     }
 
-    /// Nanoseconds that a plan may take by its surrogate if it is to be replayed: beyond the best plan's time a multiple of the differences between
-    /// both that were seen.
+    /// Nanoseconds that a plan may take by its surrogate if it is to be replayed: beyond the best plan's time as much as some plans deviate from
+    /// their surrogates more than others.
     pub fn most_ns(&self) -> u64 {
-        let share_ppm = self.deviation_ppm.saturating_mul(DEVIATIONS).clamp(LEAST_MARGIN_PPM, MOST_MARGIN_PPM);
-        let with_margin = |(best, _): &(Found, Pick)| {
-            best.cost.step_ns + (u128::from(best.cost.step_ns) * u128::from(share_ppm) / 1_000_000) as u64
-        };
-        self.best.as_ref().map_or(u64::MAX, with_margin)
+        let Some((best, _)) = &self.best else { return u64::MAX };
+        let (least, most) = self.deviations_ppm.unwrap_or((0, 0));
+        let share_ppm = most.saturating_sub(least).clamp(LEAST_MARGIN_PPM, MOST_MARGIN_PPM);
+        best.cost.step_ns + (i128::from(best.cost.step_ns) * i128::from(share_ppm) / 1_000_000) as u64
     }
 
     /// Allows some more effort, and more than that where memory is scarce.
     pub fn allow_more(&mut self, is_scarce: bool) {
         let more = if is_scarce { MORE_NODES_OF_SCARCE } else { MORE_NODES };
-        self.most_nodes = REPLAYED_NODES.max(self.n_nodes + more);
+        self.most_nodes = self.n_nodes + more;
     }
 
     /// Whether the effort is spent; it never is before a plan fits.
     pub fn is_spent(&self) -> bool {
         self.best.is_some() && self.n_nodes > self.most_nodes
     }
+}
+
+/// By how much a plan is slower than its surrogate, in parts per million.
+fn deviation_ppm(surrogate_ns: u64, step_ns: u64) -> i64 {
+    let excess = i128::from(step_ns) - i128::from(surrogate_ns);
+    i64::try_from(excess * 1_000_000 / i128::from(surrogate_ns.max(1))).unwrap_or(i64::MAX)
 }
