@@ -20,6 +20,9 @@ const MORE_NODES_OF_SCARCE: usize = 1 << 17;
 const LEAST_MARGIN_PPM: i64 = 4_000;
 const MOST_MARGIN_PPM: i64 = 62_500;
 
+/// Part of the memory that a plan may lack at most if it is tried whether it fits with everything in turn.
+const IN_TURN_PARTS: u64 = 8;
+
 /// Numbers of micro-batches whose smallest plan is tried where nothing else fits.
 const MAX_SMALLEST: usize = 8;
 
@@ -115,7 +118,8 @@ impl<'a> Replays<'a> {
         let in_turn = plan.chunks.iter().map(|chunk| chunk.phases.clone()).collect::<Vec<_>>();
         apply::finish(&mut plan, &strategy);
         let memory = plan.tightest_stage(cluster);
-        if self.model.slowdown().is_none() || memory.fits() {
+        let is_hopeless = memory.excess_bytes() > memory.memory_bytes / IN_TURN_PARTS;
+        if self.model.slowdown().is_none() || memory.fits() || is_hopeless {
             return (plan, strategy, memory);
         }
         let strategy = Strategy { in_turn: true, ..strategy };
