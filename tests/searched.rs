@@ -27,7 +27,7 @@ const MACHINES: [(&str, f64, f64, f64, f64); 3] =
 /// communicate in turn and on those that communicate beside computation.
 const MEMORY: [(u64, u64, u64); 3] = [(1000, 0, 1), (85, 20, 20), (60, 20, 20)];
 
-/// Where the search is known to lose more, because the plan that fits is no candidate of it: model, ranks, kind of device, hundredths of
+/// Where the search is known to lose more, because it does not come to the plan that fits: model, ranks, kind of device, hundredths of
 /// memory, thousandths by which pinned plans are faster at most.
 const KNOWN: [(&str, u32, &str, u64, u64); 2] = [("mixtral", 4, "cpu", 60, 95), ("vit", 4, "cpu", 60, 21)];
 
