@@ -265,6 +265,23 @@ fn json_of(args: &[&str]) -> Value {
 }
 
 #[test]
+fn the_plan_does_not_depend_on_the_threads() {
+    let folder = TempFolder::new("threads");
+    let cluster = folder.write("hw.toml", &galvatron::config::cluster::to_toml(&GPT2.cluster()));
+    let plan = |threads| {
+        let plan = folder.path(&format!("{threads}.gir"));
+        let sets = ["--set", "batch.global=4", "--set", "batch.sequence=16", "--threads", threads, "-o", &plan];
+        let output =
+            galvatronc(&[&["tests/fixtures/gpt2/gpt2.keep20.onnx", "--cluster", &cluster][..], &sets].concat());
+        (output.status.code(), std::fs::read_to_string(plan).ok())
+    };
+    let by_one = plan("1");
+    assert!(by_one.0 == Some(0) && by_one.1.is_some(), "{by_one:?}");
+    assert!(plan("3") == by_one);
+    assert_eq!(plan("0"), (Some(2), None));
+}
+
+#[test]
 fn the_commands_answer_from_files() {
     const MODEL: &str = "tests/fixtures/gpt2/gpt2.keep20.onnx";
     let folder = TempFolder::new("commands");

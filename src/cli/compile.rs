@@ -15,7 +15,8 @@ use galvatron_ir::recipe::Recipe;
 use galvatron_ir::{Checked, Diagnostic, Level, Module};
 use galvatron_passes::hetu::Release;
 use galvatron_passes::manager::check_name;
-use galvatron_passes::search::Pins;
+use galvatron_passes::search::{Pins, set_threads};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 /// Plans the training of a model on a cluster.
@@ -108,9 +109,9 @@ pub struct CompileArgs {
     /// Prints the whole train.toml and exits.
     #[arg(long)]
     pub print_config: bool,
-    /// Threads of the search; the plan does not depend on them.
+    /// Threads of the search, as many as there are cores if not given; the plan does not depend on them.
     #[arg(long)]
-    pub threads: Option<usize>,
+    pub threads: Option<NonZero<usize>>,
     /// Decisions that are fixed: strategy.toml.
     #[arg(long)]
     pub strategy: Option<PathBuf>,
@@ -168,6 +169,9 @@ struct Inputs {
 }
 
 fn run(args: &CompileArgs) -> i32 {
+    if let Some(n) = args.threads {
+        set_threads(n);
+    }
     let inputs = match read_inputs(args) {
         Ok(inputs) => inputs,
         Err(status) => return status,

@@ -11,6 +11,7 @@ use super::recompute::Recompute;
 use super::sequence::TensorKind;
 use super::solver::{Cost, Edge, Problem};
 use super::split::Split;
+use super::threads;
 use super::weights::Holding;
 use crate::cost::CostModel;
 use galvatron_ir::mesh::{Mesh, Sharding};
@@ -49,10 +50,15 @@ type BorderCosts = Vec<(usize, Vec<Cost>)>;
 /// What candidates have in common besides their split.
 struct Way {
     boundary: BoundaryKind,
-    state: u16,
     /// Number of the recomputation mode.
     recompute: usize,
     holding: Holding,
+}
+
+/// The candidates under one split, by where the boundary values lie; these have no numbers yet.
+struct Under {
+    placed: Vec<(Option<Sharding>, Vec<Choice>)>,
+    width: usize,
 }
 
 impl SpaceBuilder<'_> {
@@ -65,29 +71,46 @@ impl SpaceBuilder<'_> {
         states: &mut Vec<Sharding>,
         width: &mut usize,
     ) -> Vec<Choice> {
-        let mesh = setting.mesh;
-        let mut all = Vec::new();
         let recomputes: Vec<(Mode, Recompute)> =
             self.modes(piece, pins).into_iter().map(|mode| (mode, Recompute::of(&self.facts, piece, mode))).collect();
-        for split in self.splits(pins, mesh) {
-            let boundaries = self.boundaries(piece, pins, &split, mesh);
-            let Some(cut) = self.cut(piece, pins, setting, (split, &recomputes)) else { continue };
-            for (boundary, placed) in boundaries {
+        let of = |split: &Split| self.choices_under(piece, pins, setting, (split, &recomputes));
+        let mut all = Vec::new();
+        for under in threads::map(&self.splits(pins, setting.mesh), of).into_iter().flatten() {
+            for (placed, choices) in under.placed {
                 let state = placed.as_ref().map_or(0, |p| intern(states, p));
-                let borders = cut.borders(piece, placed.as_ref());
-                for recompute in 0..recomputes.len() {
-                    let costs = cut.border_costs(&borders, recompute);
-                    for holding in self.holdings(piece, pins, mesh) {
-                        let way = Way { boundary, state, recompute, holding };
-                        all.extend(cut.choices(&way, &costs, setting.in_flight, self.listing));
-                    }
-                }
+                all.extend(choices.into_iter().map(|choice| Choice { state, ..choice }));
             }
-            *width = (*width).max(cut.width());
+            *width = (*width).max(under.width);
         }
         // Those that another one beats stay: a uniform plan may be made of them.
         all.sort_by_key(|c| (c.state, c.cost));
         all
+    }
+
+    /// The candidates of a piece under a split; `None` where some op has no option.
+    fn choices_under(
+        &self,
+        piece: &Piece,
+        pins: &LayerPins,
+        setting: &Setting<'_>,
+        (split, recomputes): (&Split, &[(Mode, Recompute)]),
+    ) -> Option<Under> {
+        let mesh = setting.mesh;
+        let cut = self.cut(piece, pins, setting, (split.clone(), recomputes))?;
+        let at = |(boundary, placed): (BoundaryKind, Option<Sharding>)| {
+            let borders = cut.borders(piece, placed.as_ref());
+            let mut choices = Vec::new();
+            for recompute in 0..recomputes.len() {
+                let costs = cut.border_costs(&borders, recompute);
+                for holding in self.holdings(piece, pins, mesh) {
+                    let way = Way { boundary, recompute, holding };
+                    choices.extend(cut.choices(&way, &costs, setting.in_flight, self.listing));
+                }
+            }
+            (placed, choices)
+        };
+        let placed = self.boundaries(piece, pins, split, mesh).into_iter().map(at).collect();
+        Some(Under { placed, width: cut.width() })
     }
 
     /// A piece priced under a split at all speeds; `None` where some op has no option.
@@ -164,7 +187,7 @@ impl Cut<'_> {
             cost,
             slower_ns,
             saved_bytes,
-            state: way.state,
+            state: 0,
         }
     }
 

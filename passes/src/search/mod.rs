@@ -39,6 +39,7 @@ mod spaces;
 mod split;
 mod stages;
 mod temporaries;
+mod threads;
 mod unary;
 mod weights;
 
@@ -49,6 +50,7 @@ pub use pins::{ContextKind, ExpertKind, LayerPins, Offload, PinFault, Pins, Plac
 pub use pipe::Solved;
 pub use runner_up::{RunnerUp, RunnersUp, runners_up};
 pub use spaces::Space;
+pub use threads::set_threads;
 pub use weights::zero_shard;
 
 use crate::cost::{CostModel, PlanCost};

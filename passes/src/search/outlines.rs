@@ -13,6 +13,7 @@ use super::solver::{Cost, Limits, Problem, eliminate};
 use super::spaces::MARGIN_PARTS;
 use super::split::Split;
 use super::stages::Stages;
+use super::threads;
 use super::weights::Holding;
 use crate::cost::CostModel;
 use galvatron_ir::mesh::Mesh;
@@ -48,20 +49,20 @@ impl SpaceBuilder<'_> {
     fn least_of(&self, piece: &Piece, pins: &LayerPins, (mesh, model): (&Mesh, &CostModel)) -> Vec<Vec<Group>> {
         let recomputes: Vec<Recompute> =
             self.modes(piece, pins).into_iter().map(|mode| Recompute::of(&self.facts, piece, mode)).collect();
-        let mut all = Vec::new();
-        for split in self.splits(pins, mesh) {
-            if self.boundaries(piece, pins, &split, mesh).is_empty() {
-                continue;
+        let under = |split: &Split| {
+            if self.boundaries(piece, pins, split, mesh).is_empty() {
+                return Vec::new();
             }
-            let Some(priced) = self.priced(piece, pins, (mesh, model), &split) else { continue };
-            for recompute in &recomputes {
-                for holding in self.holdings(piece, pins, mesh) {
-                    let group = |g| unbeaten(priced.unaries(g, recompute, holding, 1));
-                    all.push((0..priced.groups().len()).map(group).collect());
-                }
-            }
-        }
-        all
+            let Some(priced) = self.priced(piece, pins, (mesh, model), split) else { return Vec::new() };
+            let holdings = self.holdings(piece, pins, mesh);
+            let ways =
+                recomputes.iter().flat_map(|recompute| holdings.iter().map(move |holding| (recompute, *holding)));
+            let groups = |(recompute, holding)| {
+                (0..priced.groups().len()).map(|g| unbeaten(priced.unaries(g, recompute, holding, 1))).collect()
+            };
+            ways.map(groups).collect::<Vec<Vec<Group>>>()
+        };
+        threads::map(&self.splits(pins, mesh), under).into_iter().flatten().collect()
     }
 
     /// The least time of each variant on a mesh with what its flows cost, by the costs of a stage; 0 where that is not known.
@@ -74,11 +75,11 @@ impl SpaceBuilder<'_> {
         // The first mode is the fastest: it recomputes and moves least.
         let Some(mode) = self.modes(piece, pins).into_iter().next() else { return 0 };
         let recompute = Recompute::of(&self.facts, piece, mode);
-        let under = |split: Split| {
-            let priced = self.priced(piece, pins, (mesh, model), &split)?;
+        let under = |split: &Split| {
+            let priced = self.priced(piece, pins, (mesh, model), split)?;
             let edges = priced.edges(&priced.flows(), &recompute);
             let holdings = self.holdings(piece, pins, mesh);
-            let placements = self.boundaries(piece, pins, &split, mesh).into_iter();
+            let placements = self.boundaries(piece, pins, split, mesh).into_iter();
             let times = placements.flat_map(|(_, placed)| {
                 let (input, output) = piece.ends(placed.as_ref());
                 let border = priced.border_costs(&priced.border(input, output), &recompute);
@@ -87,7 +88,7 @@ impl SpaceBuilder<'_> {
             });
             times.min()
         };
-        self.splits(pins, mesh).into_iter().filter_map(under).min().unwrap_or(0)
+        threads::map(&self.splits(pins, mesh), under).into_iter().flatten().min().unwrap_or(0)
     }
 
     /// Nanoseconds that all stages together compute at least, where each has its memory and a margin; `least` at each of their speeds.

@@ -70,14 +70,25 @@ impl<'a> Replays<'a> {
 
     /// Lowers a pick unless the same strategy was lowered before; returns the memory of the stage that lacks most or leaves least.
     pub fn run(&mut self, pick: &Pick) -> StageMemory {
+        self.run_unless(pick, is_far_too_large)
+    }
+
+    /// The same; what is too large to be tried with everything in turn is as given.
+    fn run_unless(&mut self, pick: &Pick, is_hopeless: fn(&StageMemory) -> bool) -> StageMemory {
         let (strategy, decision) = self.spaces.assemble(pick);
-        if let Some((_, memory)) = self.known.iter().find(|(s, _)| *s == strategy) {
-            return *memory;
+        let known = self.known.iter().position(|(s, _)| *s == strategy);
+        if let Some(&(_, memory)) = known.map(|i| &self.known[i])
+            && is_hopeless(&memory) == is_far_too_large(&memory)
+        {
+            return memory;
         }
-        let known = strategy.clone();
-        let (plan, strategy, memory) = self.lower(strategy);
+        let tried = strategy.clone();
+        let (plan, strategy, memory) = self.lower(strategy, is_hopeless);
         self.n_nodes += plan.chunks.iter().map(|c| c.graph.n_nodes()).sum::<usize>();
-        self.known.push((known, memory));
+        match known {
+            Some(i) => self.known[i] = (tried, memory),
+            None => self.known.push((tried, memory)),
+        }
         if !memory.fits() {
             let lacks = |stages: &[StageMemory]| stages.iter().map(StageMemory::excess_bytes).max().unwrap_or(0);
             if self.smallest.as_ref().is_none_or(|(least, _)| memory.excess_bytes() < lacks(least)) {
@@ -112,14 +123,13 @@ impl<'a> Replays<'a> {
 
     /// The plan of a strategy with the memory of the stage that lacks most or leaves least. Where nothing fits that runs beside computation,
     /// collectives stand where they are needed.
-    fn lower(&mut self, strategy: Strategy) -> (Module, Strategy, StageMemory) {
+    fn lower(&mut self, strategy: Strategy, is_hopeless: fn(&StageMemory) -> bool) -> (Module, Strategy, StageMemory) {
         let (cluster, mut plan) = (self.model.cluster(), self.training());
         apply::order(&mut plan, &strategy, &self.spaces.builder.facts.rules);
         let in_turn = plan.chunks.iter().map(|chunk| chunk.phases.clone()).collect::<Vec<_>>();
         apply::finish(&mut plan, &strategy);
         let memory = plan.tightest_stage(cluster);
-        let is_hopeless = memory.excess_bytes() > memory.memory_bytes / IN_TURN_PARTS;
-        if self.model.slowdown().is_none() || memory.fits() || is_hopeless {
+        if self.model.slowdown().is_none() || memory.fits() || is_hopeless(&memory) {
             return (plan, strategy, memory);
         }
         let strategy = Strategy { in_turn: true, ..strategy };
@@ -129,7 +139,7 @@ impl<'a> Replays<'a> {
         (plan, strategy, memory)
     }
 
-    /// Lowers the smallest plans of the smallest spaces.
+    /// Lowers the smallest plans of the smallest spaces, however much they lack before everything is in turn.
     pub fn run_smallest(&mut self) {
         let opened = self.spaces.opened();
         let mut order: Vec<(u64, usize)> = opened.map(|(i, space)| (space.least_bytes(), i)).collect();
@@ -137,7 +147,7 @@ impl<'a> Replays<'a> {
         for (bytes, i) in order.into_iter().take(MAX_SMALLEST) {
             let solved = self.spaces.open(i).and_then(|space| space.solve(Some(bytes), true).ok());
             if let Some(solved) = solved {
-                self.run(&Pick::new(solved, i));
+                self.run_unless(&Pick::new(solved, i), |_| false);
             }
         }
     }
@@ -174,6 +184,11 @@ impl<'a> Replays<'a> {
     pub fn is_spent(&self) -> bool {
         self.best.is_some() && self.n_nodes > self.most_nodes
     }
+}
+
+/// Whether a plan lacks so much memory that it will hardly fit with everything in turn.
+fn is_far_too_large(memory: &StageMemory) -> bool {
+    memory.excess_bytes() > memory.memory_bytes / IN_TURN_PARTS
 }
 
 /// By how much a plan is slower than its surrogate, in parts per million.
