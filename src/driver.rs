@@ -8,6 +8,7 @@ mod target;
 
 pub use emit::strategy_file;
 pub use galvatron::{galvatron_config, is_galvatron_config};
+use pins::degrees_of;
 pub use pins::pins_of;
 pub use replan::{Training, relocated};
 pub use target::pins_for_galvatron;
@@ -19,13 +20,14 @@ use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::profile::Profile;
-use galvatron_ir::recipe::Recipe;
+use galvatron_ir::recipe::{OptimizerKind, Recipe};
 use galvatron_ir::trace::TraceEvent;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
 use galvatron_passes::cost::{CostModel, Prices, timeline};
 use galvatron_passes::joint::JointKind;
 use galvatron_passes::manager::{Observer, PassFault, PassManager};
+use galvatron_passes::pad::{Padded, pad};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
 use galvatron_passes::segment::{Segment, segment};
@@ -194,6 +196,14 @@ fn front(
         Ok(())
     })?;
     passes.run("attach-loss", module, |module| attach_loss(module, &recipe.loss).map_err(|d| vec![d]))?;
+    passes.run("pad", module, |module| {
+        // Without an epsilon AdamW divides the zeros of a padded weight by zero.
+        let optimizer = &recipe.optimizer;
+        if optimizer.kind != OptimizerKind::Adamw || optimizer.eps > 0.0 {
+            out.notes.extend(pad(&mut module.program, &degrees_of(what.pins)).iter().map(Padded::to_string));
+        }
+        Ok(())
+    })?;
     passes.run("segment", module, |module| {
         out.segments = segment(&mut module.program);
         Ok(())

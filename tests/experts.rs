@@ -95,7 +95,7 @@ fn the_kind_is_written_down_and_recognised() {
 #[test]
 fn tokens_of_bf16_train_like_one_rank() {
     let strategies = ["dp = 2\nep = 2\nep_kind = \"all_to_all\"", "dp = 2\nep = 2\nep_kind = \"gather\""];
-    check_bf16(&Fixture::open("mixtral"), strategies);
+    check_bf16(&Fixture::open("mixtral"), 2, strategies);
 }
 
 /// A Mixtral of two layers with eight experts over eight devices, whose links have a bandwidth, for sequences of a length: what the search

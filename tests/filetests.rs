@@ -9,6 +9,7 @@ use galvatron_ir::text::{parse_with_spans, print};
 use galvatron_ir::{Diagnostic, Module, ValueId, verify};
 use galvatron_passes::apply::{offload, overlap};
 use galvatron_passes::canonicalize::canonicalize;
+use galvatron_passes::pad::{Degrees, pad};
 use galvatron_passes::rewrite::rewrite;
 use galvatron_passes::rewrite::rules::{RuleSample, rule_misses, rule_names, rule_samples};
 use galvatron_passes::segment::segment;
@@ -87,6 +88,7 @@ impl Case {
             "rewrite" => self.check_rules(&rewrite(module).applied.into_keys().collect()),
             "segment" => drop(segment(&mut module.program)),
             "attach-loss" => attach_loss(module, &self.recipe().loss).map_err(|fault| vec![fault])?,
+            "pad" => drop(pad(&mut module.program, &self.degrees())),
             "offload" => offload(module, &self.offloaded(module)),
             "overlap" => overlap(module, &Strategy::default()),
             "differentiate" => drop(differentiate(&mut module.program)?),
@@ -107,6 +109,12 @@ impl Case {
         let all = || (0..graph.n_values()).map(|i| ValueId(i as u32));
         let named = |key| all().filter(|&v| self.words(key).any(|name| graph.value(v).name == name)).collect();
         Strategy { host_states: named("states"), host_activations: named("activation"), ..Strategy::default() }
+    }
+
+    /// What shall be divided: `// tp: DEGREE`.
+    fn degrees(&self) -> Degrees {
+        let weights = self.words("tp").map(|degree| degree.parse().expect("a degree is a number")).collect();
+        Degrees { weights, ..Degrees::default() }
     }
 
     fn recipe(&self) -> Recipe {

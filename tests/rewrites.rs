@@ -35,6 +35,7 @@ fn weight(module: &Module, weight: &galvatron_ir::module::Weight) -> Tensor {
             ViewStep::Reshape(shape) => Reshape { shape }.into(),
             ViewStep::Transpose(perm) => Transpose { perm }.into(),
             ViewStep::Slice { dim, start, len } => Slice { dim, start, len }.into(),
+            ViewStep::Pad { .. } => unreachable!("nothing is padded before a strategy is known"),
         };
         let types = op.infer(&[&TensorType::f32(tensor.shape.clone())]).expect("views fit");
         tensor = eval(&op, &[&tensor], &types, &Part::default()).expect("views are pure").remove(0);

@@ -71,7 +71,7 @@ fn the_kind_of_a_ring_is_written_down() {
 
 #[test]
 fn rings_of_bf16_train_like_one_rank() {
-    check_bf16(&Fixture::open("gpt2"), ["cp = 2\ncp_kind = \"ring\"", "cp = 2\ncp_kind = \"zigzag\""]);
+    check_bf16(&Fixture::open("gpt2"), 2, ["cp = 2\ncp_kind = \"ring\"", "cp = 2\ncp_kind = \"zigzag\""]);
 }
 
 /// A LLaMA of two layers whose sequence lies over eight GPUs of a node: what the search chooses for a length.

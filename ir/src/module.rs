@@ -80,6 +80,13 @@ pub enum ViewStep {
         /// Number of elements.
         len: u64,
     },
+    /// Zeros after the elements of one dimension; they are never stored.
+    Pad {
+        /// The dimension.
+        dim: usize,
+        /// Its extent with the zeros.
+        extent: u64,
+    },
 }
 
 impl ViewStep {
@@ -98,6 +105,12 @@ impl ViewStep {
                     return None;
                 }
                 *extent = *len;
+                Some(to)
+            }
+            ViewStep::Pad { dim, extent } => {
+                let mut to = shape.to_vec();
+                let padded = to.get_mut(*dim).filter(|stored| **stored <= *extent)?;
+                *padded = *extent;
                 Some(to)
             }
         }

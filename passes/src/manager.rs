@@ -4,12 +4,13 @@ use galvatron_ir::{Checked, Diagnostic, Module};
 use std::time::{Duration, Instant};
 
 /// Every pass of the standard pipeline in order, with what it does.
-pub const PASSES: [(&str, &str); 17] = [
+pub const PASSES: [(&str, &str); 18] = [
     ("import", "reads the model and binds its symbolic extents"),
     ("canonicalize", "folds constants and shape chatter, merges equal nodes, removes dead ones"),
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
     ("choose-precision", "decides what is bf16 and what stays f32"),
     ("attach-loss", "adds the loss over the whole step"),
+    ("pad", "adds zeros where a pinned degree divides nothing that it could cut"),
     ("segment", "finds the repeated layers"),
     ("differentiate", "adds the backward pass"),
     ("attach-optimizer", "adds the gradient norm and the optimizer"),

@@ -5,11 +5,11 @@
 //! constants that were expanded). A value *carries the batch* in a dimension if its parts along that dimension, as many as there
 //! are samples, depend on one sample each. Then every such extent is scaled, and every op must give the scaled type again.
 
+use crate::extents::{Changes, Extents};
 use crate::rules::rule_of;
 use galvatron_ir::op::Op;
-use galvatron_ir::types::TensorType;
 use galvatron_ir::{Checked, Diagnostic, NodeId, Program, ValueId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Makes a program for `from` samples one for `to` samples.
 ///
@@ -18,165 +18,101 @@ use std::collections::{BTreeMap, BTreeSet};
 /// reads a constant that differs between them. The program is then unchanged.
 pub fn rebatch(program: &mut Program, from: u64, to: u64) -> Checked<()> {
     assert!(from > 0 && to > 0, "invariant: a batch has a sample");
-    let mut scaling = Scaling { program, from, to, dims: BTreeMap::new() };
+    let mut scaling = Scaling { extents: Extents::new(program, from, to) };
     scaling.follow();
     let changes = scaling.changes().map_err(|fault| vec![fault])?;
     changes.apply(program);
     Ok(())
 }
 
-/// What becomes of a program.
-#[derive(Default)]
-struct Changes {
-    types: BTreeMap<ValueId, TensorType>,
-    ops: Vec<(NodeId, Op)>,
-}
-
-impl Changes {
-    fn apply(self, program: &mut Program) {
-        for (value, ty) in self.types {
-            program.graph.value_mut(value).ty = ty;
-        }
-        for (node, op) in self.ops {
-            program.graph.node_mut(node).op = op;
-        }
-    }
-}
-
 /// The dimension of each value that carries the batch.
 struct Scaling<'a> {
-    program: &'a Program,
-    from: u64,
-    to: u64,
-    dims: BTreeMap<ValueId, usize>,
+    extents: Extents<'a>,
 }
 
 impl Scaling<'_> {
     /// Finds the dimensions, forwards from the inputs and back from their readers, until nothing is added.
     fn follow(&mut self) {
-        for input in &self.program.inputs {
-            if self.program.graph.value(input.value).ty.rank() > 0 {
-                self.dims.insert(input.value, 0);
+        let program = self.extents.program;
+        for input in &program.inputs {
+            if program.graph.value(input.value).ty.rank() > 0 {
+                self.extents.dims.insert(input.value, 0);
             }
         }
-        let weights: BTreeSet<ValueId> = self.program.weights.iter().map(|w| w.value).collect();
+        let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
         loop {
-            let known = self.dims.len();
-            for &node in &self.program.body {
+            let known = self.extents.dims.len();
+            for &node in &program.body {
                 self.go_forward(node);
             }
-            for &node in self.program.body.iter().rev() {
+            for &node in program.body.iter().rev() {
                 self.go_back(node, &weights);
             }
-            if self.dims.len() == known {
+            if self.extents.dims.len() == known {
                 return;
             }
         }
     }
 
     fn go_forward(&mut self, id: NodeId) {
-        let node = self.program.graph.node(id);
-        let carrier = node.args.iter().enumerate().find_map(|(i, arg)| Some((i, *self.dims.get(arg)?)));
+        let node = self.extents.program.graph.node(id);
+        let carrier = node.args.iter().enumerate().find_map(|(i, arg)| Some((i, *self.extents.dims.get(arg)?)));
         let Some((operand, dim)) = carrier else { return };
-        for (result, dim) in node.results.iter().zip(self.results_of(id, operand, dim)) {
+        for (result, dim) in node.results.iter().zip(self.extents.results_of(id, operand, dim)) {
             if let Some(dim) = dim {
-                self.dims.entry(*result).or_insert(dim);
+                self.extents.dims.entry(*result).or_insert(dim);
             }
         }
     }
 
     /// Operands that are made without inputs carry the batch where a result does, unless the op takes them as they are.
     fn go_back(&mut self, id: NodeId, weights: &BTreeSet<ValueId>) {
-        let node = self.program.graph.node(id);
-        let Some((result, dim)) = node.results.iter().enumerate().find_map(|(i, r)| Some((i, *self.dims.get(r)?)))
-        else {
-            return;
-        };
+        let node = self.extents.program.graph.node(id);
+        let carrier = node.results.iter().enumerate().find_map(|(i, r)| Some((i, *self.extents.dims.get(r)?)));
+        let Some((result, dim)) = carrier else { return };
         if self.scaled_op(id).is_ok() {
             return;
         }
-        for (&arg, dim) in node.args.iter().zip(self.operands_of(id, result, dim)) {
+        for (&arg, dim) in node.args.iter().zip(self.extents.operands_of(id, result, dim)) {
             if let Some(dim) = dim.filter(|_| !weights.contains(&arg)) {
-                self.dims.entry(arg).or_insert(dim);
+                self.extents.dims.entry(arg).or_insert(dim);
             }
         }
-    }
-
-    /// For each result the dimension that carries the batch if operand `operand` does so in `dim`.
-    fn results_of(&self, id: NodeId, operand: usize, dim: usize) -> Vec<Option<usize>> {
-        let node = self.program.graph.node(id);
-        let shape = |value: ValueId| &self.program.graph.value(value).ty.shape;
-        if matches!(node.op, Op::Reshape(_)) {
-            return vec![self.moved(shape(node.args[0]), dim, shape(node.results[0]))];
-        }
-        let rule = rule_of(self.program, id);
-        let factor = rule.operands[operand][dim].first().copied().filter(|&f| rule.is_shardable(f));
-        let at = |dims: &Vec<Vec<usize>>| dims.iter().position(|fs| fs.first() == factor.as_ref());
-        rule.results.iter().map(|dims| factor.and_then(|_| at(dims))).collect()
-    }
-
-    /// For each operand the dimension that carries the batch if result `result` does so in `dim`.
-    fn operands_of(&self, id: NodeId, result: usize, dim: usize) -> Vec<Option<usize>> {
-        let node = self.program.graph.node(id);
-        let shape = |value: ValueId| &self.program.graph.value(value).ty.shape;
-        if matches!(node.op, Op::Reshape(_)) {
-            return vec![self.moved(shape(node.results[0]), dim, shape(node.args[0]))];
-        }
-        let rule = rule_of(self.program, id);
-        let factor = rule.results[result][dim].first().copied().filter(|&f| rule.is_shardable(f));
-        let at = |dims: &Vec<Vec<usize>>| dims.iter().position(|fs| fs.first() == factor.as_ref());
-        rule.operands.iter().map(|dims| factor.and_then(|_| at(dims))).collect()
-    }
-
-    /// The dimension of `to` whose leading part is the batch, if that leads dimension `dim` of `from`, for the same elements in
-    /// row-major order: as many elements lie before it, and it holds whole samples.
-    fn moved(&self, from: &[u64], dim: usize, to: &[u64]) -> Option<usize> {
-        let before: u64 = from[..dim].iter().product();
-        (0..to.len()).find(|&d| to[..d].iter().product::<u64>() == before && to[d].is_multiple_of(self.from))
-    }
-
-    /// The type of a value for the new batch.
-    fn scaled(&self, value: ValueId) -> TensorType {
-        let mut ty = self.program.graph.value(value).ty.clone();
-        if let Some(&dim) = self.dims.get(&value) {
-            ty.shape[dim] = ty.shape[dim] / self.from * self.to;
-        }
-        ty
     }
 
     fn changes(&self) -> Result<Changes, Diagnostic> {
-        let mut changes = Changes::default();
-        if let Some(weight) = self.program.weights.iter().find(|w| self.dims.contains_key(&w.value)) {
-            let name = &self.program.graph.value(weight.value).name;
+        let Extents { program, dims, .. } = &self.extents;
+        if let Some(weight) = program.weights.iter().find(|w| dims.contains_key(&w.value)) {
+            let name = &program.graph.value(weight.value).name;
             return Err(self.fault(format!("the stored tensor `{name}` has a part for each sample")));
         }
-        for &id in &self.program.body {
-            let node = self.program.graph.node(id);
-            if node.args.iter().chain(&node.results).all(|v| !self.dims.contains_key(v)) {
+        let mut ops = Vec::new();
+        for &id in &program.body {
+            if !self.extents.touches(id) {
                 continue;
             }
-            let name = node.results.first().map_or("", |&r| self.program.graph.value(r).name.as_str());
+            let node = program.graph.node(id);
+            let name = node.results.first().map_or("", |&r| program.graph.value(r).name.as_str());
             let at_node = |why: String| self.fault(format!("`{name}` (`{}`) {why}", node.op.mnemonic()));
             self.check_carriers(id).map_err(at_node)?;
-            changes.ops.push((id, self.scaled_op(id).map_err(at_node)?));
+            ops.push((id, self.scaled_op(id).map_err(at_node)?));
         }
-        changes.types = self.dims.keys().map(|&value| (value, self.scaled(value))).collect();
-        Ok(changes)
+        Ok(Changes { types: self.extents.types(), ops })
     }
 
     fn fault(&self, why: String) -> Diagnostic {
-        let message =
-            format!("the model was exported for a batch of {} and cannot have one of {}: {why}", self.from, self.to);
+        let Extents { from, to, .. } = self.extents;
+        let message = format!("the model was exported for a batch of {from} and cannot have one of {to}: {why}");
         Diagnostic::new("batch", message).help("export the model with a dynamic batch, or leave `batch.global` out")
     }
 
     /// Every operand that carries the batch must give it to every result, in the dimension that is known.
     fn check_carriers(&self, id: NodeId) -> Result<(), String> {
-        let node = self.program.graph.node(id);
+        let node = self.extents.program.graph.node(id);
         for (operand, arg) in node.args.iter().enumerate() {
-            let Some(&dim) = self.dims.get(arg) else { continue };
-            for (result, found) in node.results.iter().zip(self.results_of(id, operand, dim)) {
-                match (found, self.dims.get(result)) {
+            let Some(&dim) = self.extents.dims.get(arg) else { continue };
+            for (result, found) in node.results.iter().zip(self.extents.results_of(id, operand, dim)) {
+                match (found, self.extents.dims.get(result)) {
                     (Some(found), Some(&known)) if found == known => {}
                     _ => return Err("mixes samples, or picks some of them".into()),
                 }
@@ -185,45 +121,25 @@ impl Scaling<'_> {
         Ok(())
     }
 
-    /// The op for the new batch; it must give the scaled results from the scaled operands.
+    /// The op for the new batch; what is made without operands must be the same for every sample.
     fn scaled_op(&self, id: NodeId) -> Result<Op, String> {
-        let node = self.program.graph.node(id);
-        let results: Vec<TensorType> = node.results.iter().map(|&r| self.scaled(r)).collect();
-        if node.args.is_empty() {
+        if self.extents.program.graph.node(id).args.is_empty() {
             self.check_source(id)?;
         }
-        let op = with_shape(&node.op, &results[0]);
-        let args: Vec<TensorType> = node.args.iter().map(|&a| self.scaled(a)).collect();
-        let inferred = op.infer(&args.iter().collect::<Vec<_>>())?;
-        if inferred == results { Ok(op) } else { Err("gives other extents than its readers need".into()) }
+        self.extents.scaled_op(id)
     }
 
-    /// What is made without operands must be the same for every sample.
     fn check_source(&self, id: NodeId) -> Result<(), String> {
-        let node = self.program.graph.node(id);
-        let rule = rule_of(self.program, id);
+        let program = self.extents.program;
+        let (node, rule) = (program.graph.node(id), rule_of(program, id));
         for (result, dims) in node.results.iter().zip(&rule.results) {
-            let Some(&dim) = self.dims.get(result) else { continue };
+            let Some(&dim) = self.extents.dims.get(result) else { continue };
             if !dims[dim].first().is_some_and(|&f| rule.is_shardable(f)) {
                 return Err("differs from sample to sample".into());
             }
         }
         Ok(())
     }
-}
-
-/// The op with another shape, where that is an attribute.
-fn with_shape(op: &Op, result: &TensorType) -> Op {
-    let mut op = op.clone();
-    match &mut op {
-        Op::Reshape(op) => op.shape = result.shape.clone(),
-        Op::Broadcast(op) => op.shape = result.shape.clone(),
-        Op::Full(op) => op.ty = result.clone(),
-        Op::Iota(op) => op.shape = result.shape.clone(),
-        Op::CausalMask(op) => op.shape = result.shape.clone(),
-        _ => {}
-    }
-    op
 }
 
 #[cfg(test)]

@@ -197,6 +197,24 @@ pub const RINGS: [(&str, u32); 26] = [
     ("cp = 2\ncp_kind = \"ring\"\n[[layers]]\nrange = [0, 1]\ncp = 2\ncp_kind = \"gather\"", 2),
 ];
 
+/// Tensor degrees that divide neither four heads nor most widths: texts with the number of ranks.
+pub const PADDED: [(&str, u32); 14] = [
+    ("tp = 3", 3),
+    ("tp = 3\nrecompute = \"full\"", 3),
+    ("tp = 3\nmicro_batches = 2\nrecompute = \"selective\"", 3),
+    ("tp = 3\nsequence = \"megatron\"", 3),
+    ("tp = 6", 6),
+    ("dp = 2\ntp = 3\nzero = 1", 6),
+    ("dp = 2\ntp = 3\nzero = 3\nmicro_batches = 2", 6),
+    ("cp = 2\ntp = 3\ncp_kind = \"ring\"", 6),
+    ("pp = 2\ntp = 3\nmicro_batches = 2", 6),
+    ("pp = 2\ntp = 3\nschedule = \"zero-bubble\"\nrecompute = \"full\"\nmicro_batches = 2", 6),
+    ("tp = 3\noffload = \"all\"", 3),
+    ("ulysses = 3", 3),
+    ("tp = 8", 8),
+    ("[[layers]]\nrange = [0, 1]\ntp = 3\n[[layers]]\nrange = [1, 2]\ndp = 3\nzero = 3", 3),
+];
+
 /// Host memory: texts with the number of ranks.
 pub const OFFLOADED: [(&str, u32); 24] = [
     ("offload = \"none\"", 1),

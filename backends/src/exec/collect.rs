@@ -110,12 +110,12 @@ impl Gather {
         Ok(trained)
     }
 
-    /// Whether the entries without a kind have as many elements as the stored tensor.
+    /// Whether the entries without a kind show all elements of the stored tensor.
     fn is_covered(&self, module: &Module, initializer: usize) -> bool {
-        let weight = |entry: &Entry| &module.program.weights[entry.weight];
-        let entries = self.entries.iter().filter(|e| weight(e).initializer == initializer && e.kind.is_none());
-        let covered: u64 = entries.map(|e| module.program.graph.value(weight(e).value).ty.elements()).sum();
-        covered >= module.initializers[initializer].ty.elements()
+        let stored = &module.initializers[initializer].ty;
+        let entries = self.entries.iter().filter(|e| e.kind.is_none()).map(|e| &module.program.weights[e.weight]);
+        let shown = entries.filter(|w| w.initializer == initializer).map(|w| view::n_shown(&stored.shape, &w.view));
+        shown.sum::<u64>() >= stored.elements()
     }
 }
 

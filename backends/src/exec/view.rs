@@ -16,6 +16,13 @@ pub(super) fn apply(stored: Vec<f32>, shape: &[u64], steps: &[ViewStep]) -> Resu
             ViewStep::Reshape(_) => data,
             ViewStep::Transpose(perm) => transpose(&data, &shape, perm),
             ViewStep::Slice { dim, start, .. } => cut(&data, &shape, &first_of(&shape, *dim, *start), &to),
+            ViewStep::Pad { .. } => {
+                let mut padded = vec![0.0; to.iter().product::<u64>() as usize];
+                for_each_run(&to, &vec![0; to.len()], &shape, |from, at, n| {
+                    padded[at..at + n].copy_from_slice(&data[from..from + n]);
+                });
+                padded
+            }
         };
         shape = to;
     }
@@ -41,7 +48,23 @@ pub(super) fn write_back(parameter: &[f32], stored: &mut [f32], shape: &[u64], s
             write_back(parameter, &mut part, &to, rest);
             for_each_run(shape, &first, &to, |from, at, n| stored[at..at + n].copy_from_slice(&part[from..from + n]));
         }
+        ViewStep::Pad { .. } => {
+            let mut padded = vec![0.0; to.iter().product::<u64>() as usize];
+            write_back(parameter, &mut padded, &to, rest);
+            stored.copy_from_slice(&cut(&padded, &to, &vec![0; to.len()], shape));
+        }
     }
+}
+
+/// How many elements of a stored tensor a view shows: what is padded is none of them.
+pub(super) fn n_shown(shape: &[u64], steps: &[ViewStep]) -> u64 {
+    let is_padded = steps.iter().any(|step| matches!(step, ViewStep::Pad { .. }));
+    if !is_padded {
+        let to = steps.iter().try_fold(shape.to_vec(), |shape, step| step.apply(&shape));
+        return to.map_or(0, |to| to.iter().product());
+    }
+    let ones = vec![1.0; shape.iter().product::<u64>() as usize];
+    apply(ones, shape, steps).map_or(0, |(shown, _)| shown.iter().filter(|&&one| one != 0.0).count() as u64)
 }
 
 fn first_of(shape: &[u64], dim: usize, start: u64) -> Vec<u64> {
@@ -94,5 +117,21 @@ mod tests {
         write_back(&view, &mut back, &[4, 6], &steps);
         let expected: Vec<f32> = (0..24).map(|i| if (2..6).contains(&(i % 6)) { i as f32 } else { -1.0 }).collect();
         assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn padding_is_zero_and_is_never_stored() {
+        let stored: Vec<f32> = (1..=12).map(|i| i as f32).collect();
+        let slice = ViewStep::Slice { dim: 1, start: 0, len: 4 };
+        let pad = ViewStep::Pad { dim: 1, extent: 3 };
+        let steps = [slice, ViewStep::Reshape(vec![2, 2, 2]), pad, ViewStep::Transpose(vec![1, 0, 2])];
+        let (view, shape) = apply(stored.clone(), &[2, 6], &steps).unwrap();
+        assert_eq!(shape, [3, 2, 2]);
+        assert_eq!(view, [1.0, 2.0, 7.0, 8.0, 3.0, 4.0, 9.0, 10.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(n_shown(&[2, 6], &steps), 8);
+        let trained: Vec<f32> = view.iter().map(|v| v + 100.0).collect();
+        let mut back = stored.clone();
+        write_back(&trained, &mut back, &[2, 6], &steps);
+        assert_eq!(back, [101.0, 102.0, 103.0, 104.0, 5.0, 6.0, 107.0, 108.0, 109.0, 110.0, 11.0, 12.0]);
     }
 }

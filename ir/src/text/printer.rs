@@ -197,6 +197,7 @@ fn source(module: &Module, weight: &Weight) -> String {
             ViewStep::Reshape(shape) => format!(" | reshape{{shape=[{}]}}", list(shape, |f, d| d.fmt(f))),
             ViewStep::Transpose(perm) => format!(" | transpose{{perm=[{}]}}", list(perm, |f, d| d.fmt(f))),
             ViewStep::Slice { dim, start, len } => format!(" | slice{{dim={dim}, start={start}, len={len}}}"),
+            ViewStep::Pad { dim, extent } => format!(" | pad{{dim={dim}, extent={extent}}}"),
         });
     }
     text

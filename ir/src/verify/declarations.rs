@@ -110,14 +110,14 @@ fn meet(stored: &[u64], a: &[ViewStep], b: &[ViewStep]) -> bool {
     parts.is_some_and(|(a, b)| a.iter().zip(&b).all(|(a, b)| a.start < b.end && b.start < a.end))
 }
 
-/// The range of each dimension that a view takes; `None` where it slices what it has reshaped.
+/// The range of each dimension that a view takes; `None` where it slices what it has reshaped or padded.
 fn part_of(shape: &[u64], view: &[ViewStep]) -> Option<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = shape.iter().map(|&extent| 0..extent).collect();
     let mut dims: Vec<usize> = (0..shape.len()).collect();
     let mut is_reshaped = false;
     for step in view {
         match step {
-            ViewStep::Reshape(_) => is_reshaped = true,
+            ViewStep::Reshape(_) | ViewStep::Pad { .. } => is_reshaped = true,
             ViewStep::Slice { .. } if is_reshaped => return None,
             ViewStep::Transpose(_) if is_reshaped => {}
             ViewStep::Transpose(perm) => dims = perm.iter().map(|&p| dims.get(p).copied()).collect::<Option<_>>()?,

@@ -3,17 +3,33 @@
 mod inherit;
 
 use crate::joint::joint_rule;
-use galvatron_ir::NodeId;
 use galvatron_ir::mesh::{FactorMap, ShardingRule};
 use galvatron_ir::module::Program;
 use galvatron_ir::op::Op;
+use galvatron_ir::{NodeId, ValueId};
 use inherit::Recogniser;
+use std::collections::BTreeSet;
 use std::ops::Index;
 
 /// The factor rule of a node on its global types.
 pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
     let node = program.graph.node(node);
     node.op.rule(&program.graph.types(&node.args), &program.graph.types(&node.results))
+}
+
+/// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention, the
+/// experts or what is inside of them.
+pub fn tensor_factors(program: &Program, weights: &BTreeSet<ValueId>, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
+    let n = program.graph.node(node);
+    match n.op {
+        Op::Einsum(_) => {
+            let weight = n.args.iter().position(|a| weights.contains(a));
+            weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
+        }
+        Op::Attention(_) => rule.operands[0][2].clone(),
+        Op::Moe(_) => rule.operands[3][..2].iter().flatten().copied().collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The rules of the nodes of a program, made once.

@@ -8,6 +8,7 @@ use super::pins::{LayerPins, SequenceMode};
 use super::price::{Piece, Priced};
 use super::split::Split;
 use crate::cost::CostModel;
+use crate::rules::tensor_factors;
 use galvatron_ir::NodeId;
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
 use galvatron_ir::op::Op;
@@ -119,18 +120,8 @@ impl SpaceBuilder<'_> {
         wanted.is_empty() || (is_cut && option.tensor_factor.is_some_and(|f| wanted.contains(&f)))
     }
 
-    /// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention, the
-    /// experts or what is inside of them.
+    /// The factors of which a pinned tensor degree cuts one.
     pub(super) fn tensor_factors(&self, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
-        let n = self.facts.program.graph.node(node);
-        match n.op {
-            Op::Einsum(_) => {
-                let weight = n.args.iter().position(|a| self.facts.weights.contains(a));
-                weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
-            }
-            Op::Attention(_) => rule.operands[0][2].clone(),
-            Op::Moe(_) => rule.operands[3][..2].iter().flatten().copied().collect(),
-            _ => Vec::new(),
-        }
+        tensor_factors(self.facts.program, &self.facts.weights, node, rule)
     }
 }

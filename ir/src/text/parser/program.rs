@@ -11,7 +11,7 @@ use crate::text::lexer::Token;
 use crate::text::{DeclSpans, fault};
 
 /// The steps of a weight's view.
-const VIEWS: [&str; 3] = ["reshape", "transpose", "slice"];
+const VIEWS: [&str; 4] = ["reshape", "transpose", "slice", "pad"];
 
 impl<'t> Parser<'t> {
     /// The program; its first word was taken.
@@ -73,7 +73,7 @@ impl<'t> Parser<'t> {
     }
 
     fn view_step(&mut self) -> Parsed<ViewStep> {
-        let token = self.cursor.word("a view: `reshape`, `transpose` or `slice`")?;
+        let token = self.cursor.word("a view: `reshape`, `transpose`, `slice` or `pad`")?;
         let word = self.cursor.text_of(token);
         let mut fields = Fields::read(&mut self.cursor)?;
         let cursor = &mut self.cursor;
@@ -88,6 +88,7 @@ impl<'t> Parser<'t> {
                 start: fields.u64(cursor, "start")?,
                 len: fields.u64(cursor, "len")?,
             },
+            "pad" => ViewStep::Pad { dim: fields.u64(cursor, "dim")? as usize, extent: fields.u64(cursor, "extent")? },
             _ => return Err(cursor.report(fault::unknown((fault::KEYWORD, "view"), word, VIEWS, token.span()))),
         };
         fields.finish(cursor)?;

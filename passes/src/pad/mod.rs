@@ -1,0 +1,111 @@
+//! Pads what a pinned degree does not divide: heads, the inner width of a feed-forward layer or of experts, classes.
+//!
+//! The zeros become part of the program, so that everything after this pass sees extents that divide: a weight is a padded view of what is
+//! stored, and what is saved has the stored shape again. Padding changes no loss and no gradient. What is added to a weight is zero at first and
+//! stays so, since its gradient is zero: wherever a padded extent is summed over, both sides of the product are zero there
+//! ([`filling`]); the loss and the outputs read what is left after the zeros are cut off again. That the vocabulary and heads can be padded to
+//! a multiple of the tensor degree is known from Megatron-LM (Shoeybi et al., 2019).
+
+mod carriers;
+mod filling;
+
+use crate::rules::{rule_of, tensor_factors};
+use carriers::Carriers;
+use galvatron_ir::mesh::ShardingRule;
+use galvatron_ir::op::Op;
+use galvatron_ir::{NodeId, Program, ValueId};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// The degrees that shall divide what tensor axes cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Degrees {
+    /// Of the matrix products of weights, attention and experts.
+    pub weights: BTreeSet<u64>,
+    /// Of the heads of attention besides.
+    pub heads: BTreeSet<u64>,
+}
+
+impl Degrees {
+    /// Those of an op that tensor axes cut.
+    fn of(&self, op: &Op) -> BTreeSet<u64> {
+        match op {
+            Op::Attention(_) => self.weights.union(&self.heads).copied().collect(),
+            _ => self.weights.clone(),
+        }
+    }
+}
+
+/// An extent that was padded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Padded {
+    /// The op for whose sake.
+    pub name: String,
+    /// The extent's letter there.
+    pub label: String,
+    /// The extent.
+    pub from: u64,
+    /// The extent with the zeros.
+    pub to: u64,
+}
+
+impl fmt::Display for Padded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Padded { name, label, from, to } = self;
+        write!(f, "the extent {label} {from} of `{name}` is padded to {to}")
+    }
+}
+
+/// Pads extents of a forward program with its loss: where a degree divides nothing that it could cut of an op, the first extent that can be padded
+/// to a multiple of all degrees by less than its own size. What cannot be padded stays as it is.
+pub fn pad(program: &mut Program, degrees: &Degrees) -> Vec<Padded> {
+    let is_attention = |program: &Program, id: &NodeId| matches!(program.graph.node(*id).op, Op::Attention(_));
+    // The heads of keys decide how many queries there are.
+    let (first, second): (Vec<NodeId>, Vec<NodeId>) = program.body.iter().partition(|id| is_attention(program, id));
+    first.into_iter().chain(second).filter_map(|id| pad_at(program, id, degrees)).collect()
+}
+
+fn pad_at(program: &mut Program, id: NodeId, degrees: &Degrees) -> Option<Padded> {
+    let degrees = degrees.of(&program.graph.node(id).op);
+    if degrees.is_empty() {
+        return None;
+    }
+    let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
+    let rule = rule_of(program, id);
+    let factors = tensor_factors(program, &weights, id, &rule);
+    let divides = |degree: &u64| factors.iter().any(|&f| rule.factors[f].size.is_multiple_of(*degree));
+    if factors.is_empty() || degrees.iter().all(divides) {
+        return None;
+    }
+    let multiple = degrees.into_iter().fold(1, lcm);
+    factors.iter().find_map(|&factor| pad_factor(program, (id, &rule, factor), multiple))
+}
+
+fn pad_factor(
+    program: &mut Program,
+    (id, rule, factor): (NodeId, &ShardingRule, usize),
+    multiple: u64,
+) -> Option<Padded> {
+    let (from, label) = (rule.factors[factor].size, rule.factors[factor].label.clone());
+    let to = from.next_multiple_of(multiple);
+    // With as much padding as there is to compute, some ranks would have nothing else.
+    if to >= 2 * from {
+        return None;
+    }
+    let carriers = Carriers::of(program, (id, rule, factor), to)?;
+    let changes = carriers.changes()?;
+    changes.apply(program);
+    let name = program.graph.value(program.graph.node(id).results[0]).name.clone();
+    Some(Padded { name, label, from, to })
+}
+
+fn lcm(a: u64, b: u64) -> u64 {
+    let (mut gcd, mut rest) = (a, b);
+    while rest > 0 {
+        (gcd, rest) = (rest, gcd % rest);
+    }
+    a / gcd * b
+}
+
+#[cfg(test)]
+mod tests;
