@@ -2,13 +2,13 @@
 
 mod emit;
 mod galvatron;
+mod padding;
 mod pins;
 mod replan;
 mod target;
 
 pub use emit::strategy_file;
 pub use galvatron::{galvatron_config, is_galvatron_config};
-use pins::degrees_of;
 pub use pins::pins_of;
 pub use replan::{Training, relocated};
 pub use target::pins_for_galvatron;
@@ -20,7 +20,7 @@ use galvatron_ir::headroom::StageMemory;
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::module::TrainInfo;
 use galvatron_ir::profile::Profile;
-use galvatron_ir::recipe::{OptimizerKind, Recipe};
+use galvatron_ir::recipe::Recipe;
 use galvatron_ir::trace::TraceEvent;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
@@ -66,15 +66,33 @@ pub struct Compiled {
     pub segments: Vec<Segment>,
     /// What the search priced plans by, if it ran.
     pub costs: Option<CostModel>,
+    /// The multiple to which extents are padded by choice: of the user, or of the search where no degree is pinned.
+    pub pad: Option<u32>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// What is probably not as the user wants it.
     pub warnings: Vec<String>,
+    /// Samples of one step, and tokens of each.
+    sizes: (u64, u64),
     /// The passes that ran and how long each took.
     pub times: Vec<(&'static str, Duration)>,
 }
 
 impl Compiled {
+    fn nothing(pad: Option<u32>) -> Compiled {
+        Compiled {
+            module: Module::new("model"),
+            found: None,
+            segments: Vec::new(),
+            costs: None,
+            pad,
+            notes: Vec::new(),
+            warnings: Vec::new(),
+            sizes: (0, 0),
+            times: Vec::new(),
+        }
+    }
+
     /// Where the prices of the plan come from, if there was a profile.
     pub fn prices(&self) -> Option<Prices> {
         self.costs.as_ref()?.prices(&self.found.as_ref()?.plan)
@@ -121,16 +139,12 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
         if what.verify_each { Some(|m| galvatron_ir::verify::check(m, None)) } else { None };
     let mut passes = PassManager::new(observer, what.stop_after, verify).map_err(PassFault::from)?;
     let mut module = Module::new("model");
-    let mut out = Compiled {
-        module: Module::new("model"),
-        found: None,
-        segments: Vec::new(),
-        costs: None,
-        notes: Vec::new(),
-        warnings: Vec::new(),
-        times: Vec::new(),
-    };
-    front(what, &mut passes, &mut module, &mut out)?;
+    let mut out = Compiled::nothing(what.pins.pad);
+    forward(what, &mut passes, &mut module, &mut out)?;
+    if !passes.is_stopped() && out.pad.is_none() {
+        out.pad = padding::multiple(what, &module, &out);
+    }
+    training(what, &mut passes, &mut module, &mut out)?;
     if !passes.is_stopped() {
         let model = cost_model(what, &module, &mut out);
         let mut fault = None;
@@ -160,8 +174,8 @@ pub fn compile(what: &Compilation<'_>, observer: Observer<'_>) -> Result<Compile
     Ok(out)
 }
 
-/// From the model file to the training program.
-fn front(
+/// From the model file to the forward program with its loss.
+fn forward(
     what: &Compilation<'_>,
     passes: &mut PassManager<'_>,
     module: &mut Module,
@@ -196,12 +210,21 @@ fn front(
         Ok(())
     })?;
     passes.run("attach-loss", module, |module| attach_loss(module, &recipe.loss).map_err(|d| vec![d]))?;
+    out.sizes = sizes;
+    Ok(())
+}
+
+/// From the forward program to the training program.
+fn training(
+    what: &Compilation<'_>,
+    passes: &mut PassManager<'_>,
+    module: &mut Module,
+    out: &mut Compiled,
+) -> Result<(), PassFault> {
+    let recipe = what.recipe;
     passes.run("pad", module, |module| {
-        // Without an epsilon AdamW divides the zeros of a padded weight by zero.
-        let optimizer = &recipe.optimizer;
-        if optimizer.kind != OptimizerKind::Adamw || optimizer.eps > 0.0 {
-            out.notes.extend(pad(&mut module.program, &degrees_of(what.pins)).iter().map(Padded::to_string));
-        }
+        let padded = pad(&mut module.program, &padding::degrees(what, out.pad));
+        out.notes.extend(padded.iter().map(Padded::to_string));
         Ok(())
     })?;
     passes.run("segment", module, |module| {
@@ -221,7 +244,7 @@ fn front(
         let unused = attach_optimizer(module, &gradients, &recipe.optimizer);
         out.notes
             .extend(unused.iter().map(|n| format!("parameter `{n}` has no gradient: the loss does not depend on it")));
-        module.train = Some(train_info(recipe, sizes));
+        module.train = Some(train_info(recipe, out.sizes));
         module.mesh = mesh_of(what.cluster);
         module.cluster = Some(what.cluster.clone());
         module.level = Level::Training;

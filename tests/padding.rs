@@ -24,11 +24,16 @@ mod table;
 
 use cells::check_cells;
 use fixture::{Fixture, N_STEPS};
+use galvatron::config::cluster::parse_cluster;
+use galvatron::config::strategy::{parse_strategy, to_toml};
+use galvatron::config::train::parse_recipe;
+use galvatron::driver::{Compilation, Compiled, compile, pins_of, strategy_file};
 use galvatron_backends::exec::{Flow, RunOptions, Trained};
 use galvatron_ir::types::DType;
 use kinds::{check_bf16, check_written_down, order};
 use pins::PADDED;
 use plan::Order;
+use std::path::Path;
 
 #[test]
 fn padded_plans_train_like_pytorch() {
@@ -63,6 +68,46 @@ fn what_is_written_down_is_padded_again() {
     check_written_down(&Fixture::open("gpt2"), "tp = 3", 3, "tp = 3");
 }
 
+/// The plan of a LLaMA of fifteen heads on the eight GPUs of a node, for one sequence of odd length: only heads and widths can be cut.
+fn fifteen_heads(pins: &str) -> (Compiled, Option<String>) {
+    let config = r#"{"model_type": "llama", "hidden_size": 1920, "intermediate_size": 7680, "num_hidden_layers": 2,
+        "num_attention_heads": 15, "num_key_value_heads": 15, "vocab_size": 1024, "max_position_embeddings": 8191}"#;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fifteen-heads");
+    std::fs::create_dir_all(&folder).expect("the folder is made");
+    let model = folder.join("config.json");
+    std::fs::write(&model, config).expect("the configuration is written");
+    let cluster = include_str!("../examples/clusters/a100-80gb-8.toml");
+    let keys = ["batch.global=1", "batch.sequence=8191", "precision.compute=bf16"].map(String::from);
+    let what = Compilation {
+        model: &model,
+        cluster: &parse_cluster(cluster).expect("the cluster is described well"),
+        recipe: &parse_recipe("", &keys).expect("the recipe is right"),
+        pins: &pins_of(&parse_strategy(pins).expect("the pins are well formed")).expect("the pins are known"),
+        profile: None,
+        retie: true,
+        stop_after: None,
+        verify_each: true,
+    };
+    let compiled = compile(&what, &mut |_, _| {}).unwrap_or_else(|_| panic!("`{pins}` is planned"));
+    let note = compiled.notes.iter().find(|note| note.contains("padded")).cloned();
+    (compiled, note)
+}
+
+/// Heads that no degree divides are padded by the search if that is faster, which the strategy that it writes says.
+#[test]
+fn the_search_pads_heads_where_that_is_faster() {
+    let step_ns = |compiled: &Compiled| compiled.found.as_ref().expect("the search ran").cost.step_ns;
+    let (searched, note) = fifteen_heads("");
+    let note = note.expect("heads are padded");
+    assert!(note.starts_with("the extent h 15 of ") && note.ends_with(" is padded to 16"), "{note}");
+    let (whole, none) = fifteen_heads("pad = 1");
+    assert_eq!(none, None);
+    assert!(step_ns(&searched) < step_ns(&whole), "{} and {} ns", step_ns(&searched), step_ns(&whole));
+    let written = to_toml(&strategy_file(&searched, searched.found.as_ref().expect("the search ran")));
+    assert!(written.contains("pad = 8"), "{written}");
+    assert_eq!(step_ns(&fifteen_heads(&written).0), step_ns(&searched));
+}
+
 /// What a plan has trained, with its notes.
 fn trained(fixture: &Fixture, strategy: &str, ranks: u32) -> (Trained, Vec<String>) {
     let order = Order { optimizer: "sgd_momentum", ..order(fixture, strategy, ranks, DType::F32) };
@@ -78,7 +123,7 @@ fn trained(fixture: &Fixture, strategy: &str, ranks: u32) -> (Trained, Vec<Strin
 fn what_is_saved_has_no_padding() {
     let fixture = Fixture::open("gpt2");
     let (padded, notes) = trained(&fixture, "tp = 3", 3);
-    let is_padded = "the extent h 4 of `transpose_3` is padded to 6";
+    let is_padded = "the extent h 4 of `transpose_3` and of another op is padded to 6";
     assert!(notes.iter().any(|note| note == is_padded), "{notes:?}");
     let (whole, notes) = trained(&fixture, "tp = 1", 1);
     assert!(!notes.iter().any(|note| note.contains("padded")), "{notes:?}");

@@ -338,7 +338,7 @@ fn write_files(args: &CompileArgs, compiled: &Compiled) -> Checked<()> {
     if let (Some(path), Some(found)) = (&args.emit_strategy, &compiled.found) {
         let text = match is_galvatron_config(path) {
             true => galvatron_config(&compiled.module, found, &compiled.segments)?,
-            false => strategy::to_toml(&strategy_file(&compiled.module, found, &compiled.segments)),
+            false => strategy::to_toml(&strategy_file(compiled, found)),
         };
         write(path, text)?;
     }

@@ -235,6 +235,8 @@ pub struct StrategyFile {
     pub pp: Pinned<u32>,
     /// Pins of every layer that does not say otherwise.
     pub pins: LayerPins,
+    /// Extents that tensor axes cut are padded to a multiple of this; 1 pads nothing.
+    pub pad: Pinned<u32>,
     /// Micro-batches in one optimizer step.
     pub micro_batches: Pinned<u64>,
     /// Pipeline schedule.
@@ -277,6 +279,7 @@ fn read_file(root: &mut Fields<'_>) -> StrategyFile {
     let file = StrategyFile {
         pp: root.read("pp", spanned(degree)),
         pins: read_pins(root),
+        pad: root.read("pad", spanned(degree)),
         micro_batches: root.read("micro_batches", spanned(count)),
         schedule: root.read("schedule", spanned(one_of(&SCHEDULES))),
         virtual_stages: root.read("virtual_stages", spanned(degree)),
@@ -413,6 +416,7 @@ zero = 1
 sequence = "none"
 recompute = "selective"
 offload = "optimizer"
+pad = 4
 micro_batches = 8
 schedule = "interleaved"
 virtual_stages = 2
@@ -453,7 +457,7 @@ keep = false
     fn every_key_is_read() {
         let file = parse_strategy(FULL).unwrap();
         assert_eq!((file.pp.clone(), file.pins.zero.clone(), file.micro_batches.clone()), (at(2), at(1), at(8)));
-        assert_eq!(file.pins.recompute, at(Recompute::Selective));
+        assert_eq!((file.pins.recompute.clone(), file.pad.clone()), (at(Recompute::Selective), at(4)));
         assert_eq!(file.pins.offload, at(Offload::Optimizer));
         assert_eq!(file.schedule, at(PipelineSchedule::Interleaved));
         assert_eq!(file.stage_layers, at(vec![3, 3, 3, 3]));

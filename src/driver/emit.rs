@@ -1,5 +1,6 @@
 //! Writes what a search decided as `strategy.toml`: the usual names, and `[[place]]` for what they do not determine.
 
+use super::Compiled;
 use crate::config::strategy::{self as file, Pinned, StrategyFile};
 use galvatron_ir::mesh::Mesh;
 use galvatron_ir::op::Op;
@@ -9,14 +10,14 @@ use galvatron_passes::rules::rule_of;
 use galvatron_passes::search::{
     BoundaryKind, ContextKind, ExpertKind, Found, Mode, Offload, RING, SegmentChoice, WHOLE, ZIGZAG,
 };
-use galvatron_passes::segment::Segment;
 use galvatron_passes::strategy::ScheduleKind;
 use serde_spanned::Spanned;
 
-/// The strategy file of a search on a module at level `training` or higher.
-pub fn strategy_file(module: &Module, found: &Found, segments: &[Segment]) -> StrategyFile {
-    let mut out =
-        StrategyFile { micro_batches: pin(u64::from(found.decision.micro_batches)), ..StrategyFile::default() };
+/// The strategy file of what a search found in a compilation.
+pub fn strategy_file(compiled: &Compiled, found: &Found) -> StrategyFile {
+    let Compiled { module, segments, pad, .. } = compiled;
+    let micro_batches = pin(u64::from(found.decision.micro_batches));
+    let mut out = StrategyFile { micro_batches, pad: pad.and_then(pin), ..StrategyFile::default() };
     if let Some(stages) = &found.decision.stages {
         out.pp = pin(stages.n_stages);
         out.schedule = pin(schedule(stages.schedule));

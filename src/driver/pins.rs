@@ -2,7 +2,6 @@
 
 use crate::config::strategy as file;
 use galvatron_ir::{Checked, Diagnostic};
-use galvatron_passes::pad::Degrees;
 use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Offload, Pins, Place, SequenceMode, WHOLE};
 use galvatron_passes::strategy::ScheduleKind;
 
@@ -21,6 +20,7 @@ pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
     let mut pins = Pins {
         micro_batches: strategy.micro_batches.as_ref().map(|m| *m.get_ref() as u32),
         pp: value(&strategy.pp),
+        pad: value(&strategy.pad),
         schedule: strategy.schedule.as_ref().map(|pin| schedule(*pin.get_ref())),
         virtual_stages: value(&strategy.virtual_stages),
         stage_layers: strategy.stage_layers.as_ref().map(|layers| layers.get_ref().clone()),
@@ -44,18 +44,6 @@ pub fn pins_of(strategy: &file::StrategyFile) -> Checked<Pins> {
         }
     }
     if faults.is_empty() { Ok(pins) } else { Err(faults) }
-}
-
-/// What the pins want to be divided, in whatever layer: weights over `tp`, heads over `ulysses` and `tp` besides.
-pub(super) fn degrees_of(pins: &Pins) -> Degrees {
-    let layers = [&pins.all, &pins.embedding, &pins.head].into_iter().chain(pins.layers.values());
-    let mut degrees = Degrees::default();
-    for layer in layers {
-        let [tp, ulysses] = [layer.tp, layer.ulysses].map(|degree| u64::from(degree.unwrap_or(1)));
-        degrees.weights.extend((tp > 1).then_some(tp));
-        degrees.heads.extend((ulysses > 1).then_some(ulysses * tp));
-    }
-    degrees
 }
 
 fn unsupported(key: &str) -> Diagnostic {

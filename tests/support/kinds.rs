@@ -17,7 +17,7 @@ pub fn order<'a>(fixture: &'a Fixture, strategy: &'a str, ranks: u32, compute: D
 pub fn check_written_down(fixture: &Fixture, strategy: &str, ranks: u32, pin: &str) -> Compiled {
     let compiled = order(fixture, strategy, ranks, DType::F32).compile().expect("the pins fit");
     let found = compiled.found.as_ref().expect("the search ran");
-    let text = to_toml(&strategy_file(&compiled.module, found, &compiled.segments));
+    let text = to_toml(&strategy_file(&compiled, found));
     assert!(text.contains(pin), "{text}");
     let mut again = order(fixture, &text, ranks, DType::F32).compile().expect("what was decided fits");
     again.module.predicted.gap_ppm = compiled.module.predicted.gap_ppm;

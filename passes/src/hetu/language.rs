@@ -128,6 +128,7 @@ impl Plan {
         let outside = Part::of_vocabulary(&self.vocabulary, ranks).pins();
         let layer = |(i, strategy): (usize, &Strategy)| (i as u32, Part::of_layer(strategy).pins());
         Pins {
+            pad: None,
             micro_batches: Some(self.chunks),
             pp: Some(pp),
             schedule: (pp > 1).then_some(ScheduleKind::OneForwardOneBackward),

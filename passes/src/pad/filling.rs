@@ -34,11 +34,13 @@ pub(super) fn filling(op: &Op, operands: &[Option<Filling>], is_carried_on: bool
         Op::LayerNorm(op) if op.eps.get() > 0.0 => return Some(vec![Finite, Finite, Finite]),
         // Ids are rows that are stored.
         Op::Embedding(_) if !is_carried_on => return Some(Vec::new()),
+        // Along another dimension: the padded one would have to stay whole.
+        Op::Slice(_) => first?,
+        Op::Concat(_) | Op::AddN(_) => all_zero,
         Op::Embedding(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Cast(_) | Op::Rotary(_) => first?,
         Op::Full(op) if op.value.get() == 0.0 => Zero,
         Op::Full(op) if op.value.get().is_finite() => Finite,
         Op::Softmax(_) => Finite,
-        Op::AddN(_) => all_zero,
         Op::Binary(op) => match op.kind {
             BinaryKind::Add | BinaryKind::Sub => all_zero,
             BinaryKind::Mul => any_zero,

@@ -11,7 +11,7 @@ mod filling;
 
 use crate::rules::{rule_of, tensor_factors};
 use carriers::Carriers;
-use galvatron_ir::mesh::ShardingRule;
+use galvatron_ir::mesh::{Mesh, ShardingRule};
 use galvatron_ir::op::Op;
 use galvatron_ir::{NodeId, Program, ValueId};
 use std::collections::BTreeSet;
@@ -39,8 +39,10 @@ impl Degrees {
 /// An extent that was padded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Padded {
-    /// The op for whose sake.
+    /// The first op for whose sake.
     pub name: String,
+    /// How many others there are like it.
+    pub n_others: usize,
     /// The extent's letter there.
     pub label: String,
     /// The extent.
@@ -51,8 +53,13 @@ pub struct Padded {
 
 impl fmt::Display for Padded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Padded { name, label, from, to } = self;
-        write!(f, "the extent {label} {from} of `{name}` is padded to {to}")
+        let Padded { name, n_others, label, from, to } = self;
+        let others = match n_others {
+            0 => String::new(),
+            1 => " and of another op".into(),
+            n => format!(" and of {n} other ops"),
+        };
+        write!(f, "the extent {label} {from} of `{name}`{others} is padded to {to}")
     }
 }
 
@@ -62,7 +69,43 @@ pub fn pad(program: &mut Program, degrees: &Degrees) -> Vec<Padded> {
     let is_attention = |program: &Program, id: &NodeId| matches!(program.graph.node(*id).op, Op::Attention(_));
     // The heads of keys decide how many queries there are.
     let (first, second): (Vec<NodeId>, Vec<NodeId>) = program.body.iter().partition(|id| is_attention(program, id));
-    first.into_iter().chain(second).filter_map(|id| pad_at(program, id, degrees)).collect()
+    let mut all: Vec<Padded> = Vec::new();
+    for padded in first.into_iter().chain(second).filter_map(|id| pad_at(program, id, degrees)) {
+        let is_like =
+            |other: &&mut Padded| (&other.label, other.from, other.to) == (&padded.label, padded.from, padded.to);
+        match all.iter_mut().find(is_like) {
+            Some(other) => other.n_others += 1,
+            None => all.push(padded),
+        }
+    }
+    all
+}
+
+/// The multiple to which heads may be padded to advantage: where no product of the fastest axes of the mesh that are linked alike divides the
+/// heads of some attention, the largest one that adds an eighth to the heads at most.
+pub fn worth_trying(program: &Program, mesh: &Mesh) -> Option<u32> {
+    let level = mesh.axes().last()?.level;
+    let fastest = mesh.spatial().rev().take_while(|axis| mesh.axes()[axis.index()].level == level);
+    let products = fastest.scan(1, |product, axis| {
+        *product *= mesh.size(axis);
+        Some(*product)
+    });
+    let heads = |id: &NodeId| {
+        let rule = rule_of(program, *id);
+        rule.operands[0][2].iter().map(|&f| rule.factors[f].size).collect::<Vec<u64>>()
+    };
+    let is_attention = |id: &&NodeId| matches!(program.graph.node(**id).op, Op::Attention(_));
+    let all: BTreeSet<Vec<u64>> =
+        program.body.iter().filter(is_attention).map(heads).filter(|h| !h.is_empty()).collect();
+    let products: Vec<u64> = products.collect();
+    let divides = |heads: &[u64], n: u64| heads.iter().any(|size| size.is_multiple_of(n));
+    if all.iter().all(|heads| products.iter().any(|&n| divides(heads, n))) {
+        return None;
+    }
+    let is_small =
+        |heads: &Vec<u64>, n: u64| divides(heads, n) || (heads[0].next_multiple_of(n) - heads[0]) * 8 <= heads[0];
+    let best = products.into_iter().rev().find(|&n| all.iter().all(|heads| is_small(heads, n)))?;
+    u32::try_from(best).ok()
 }
 
 fn pad_at(program: &mut Program, id: NodeId, degrees: &Degrees) -> Option<Padded> {
@@ -96,7 +139,7 @@ fn pad_factor(
     let changes = carriers.changes()?;
     changes.apply(program);
     let name = program.graph.value(program.graph.node(id).results[0]).name.clone();
-    Some(Padded { name, label, from, to })
+    Some(Padded { name, n_others: 0, label, from, to })
 }
 
 fn lcm(a: u64, b: u64) -> u64 {

@@ -98,6 +98,8 @@ pub struct LayerPins {
 pub struct Pins {
     /// Micro-batches in one step.
     pub micro_batches: Option<u32>,
+    /// Extents that tensor axes cut are padded to a multiple of this; 1 pads nothing. Left out it is what the pinned degrees ask for.
+    pub pad: Option<u32>,
     /// Stages of the pipeline; the degrees of layers are those inside of a stage.
     pub pp: Option<u32>,
     /// The order in which stages run their micro-batches.

@@ -15,6 +15,7 @@ pub fn to_toml(file: &StrategyFile) -> String {
 fn write_file(file: &StrategyFile, out: &mut String) -> std::fmt::Result {
     write_key(out, "pp", &file.pp, u32::to_string)?;
     write_pins(out, &file.pins)?;
+    write_key(out, "pad", &file.pad, u32::to_string)?;
     write_key(out, "micro_batches", &file.micro_batches, u64::to_string)?;
     write_key(out, "schedule", &file.schedule, |schedule| quoted(schedule.name()))?;
     write_key(out, "virtual_stages", &file.virtual_stages, u32::to_string)?;

@@ -59,11 +59,19 @@ fn of_term(graph: &mut Graph, term: &Term, table: Id, pairing: Pairing, depth: u
             let x = of_class(graph, x, pairing, depth)?;
             Some(add_op(graph, Unary { kind }, &[x]))
         }
-        (Op::Binary(binary), &[x, c]) if graph[c].data.ty().rank() == 0 => {
-            let x = of_class(graph, x, pairing, depth)?;
-            Some(add_op(graph, binary, &[x, c]))
+        (Op::Binary(binary), &[a, b]) => {
+            let [a, b] = [a, b].map(|x| of_operand(graph, x, pairing, depth));
+            Some(add_op(graph, binary, &[a?, b?]))
         }
         _ => None,
+    }
+}
+
+/// The half of an operand, or all of it where it is the same for all angles.
+fn of_operand(graph: &mut Graph, operand: Id, pairing: Pairing, depth: usize) -> Option<Id> {
+    match graph[operand].data.ty().shape.last() {
+        None | Some(1) => Some(operand),
+        Some(_) => of_class(graph, operand, pairing, depth),
     }
 }
 
