@@ -76,7 +76,8 @@ impl SpaceBuilder<'_> {
             if all.iter().any(|option| self.obeys_tensor_pin(node, option, split, pins, mesh)) {
                 return None;
             }
-            if let Some(fault) = self.no_ring(node, pins, split, mesh) {
+            if let Some(fault) = self.no_ring(node, pins, split, mesh).or_else(|| self.windows(node, pins, split, mesh))
+            {
                 return Some(fault);
             }
             let name = self.node_name(node);
@@ -120,12 +121,27 @@ impl SpaceBuilder<'_> {
                 "divisibility",
                 format!("the {queries} positions of `{name}` cannot be cut into the {} chunks of a zigzag", 2 * degree),
             ),
+            _ if [queries, keys].iter().all(|n| n.is_multiple_of(degree)) => {
+                return Some(no_whole_sequence(&name, queries));
+            }
             _ => (
                 "divisibility",
                 format!("cp {degree} does not divide the {queries} queries and {keys} keys of `{name}`"),
             ),
         };
         Some(PinFault { code, message, help: "choose `cp_kind = \"gather\"`, or pin single layers".into() })
+    }
+
+    /// An attention inside of windows, where a degree beside context parallelism divides its heads.
+    fn windows(&self, node: NodeId, pins: &LayerPins, split: &Split, mesh: &Mesh) -> Option<PinFault> {
+        let graph = &self.facts.program.graph;
+        let n = graph.node(node);
+        let is_beside = !split.context.is_empty() && pins.tensor_name() == "cp" && matches!(n.op, Op::Attention(_));
+        let tensor = mesh.product(&split.tensor);
+        let rule = &self.facts.rules[node];
+        let divides = |f: &usize| rule.factors[*f].size.is_multiple_of(tensor);
+        let is_cut = is_beside && self.tensor_factors(node, rule).iter().any(divides);
+        is_cut.then(|| no_whole_sequence(&self.node_name(node), graph.value(n.args[0]).ty.shape[1]))
     }
 
     /// That a tensor degree divides nothing that it could cut in a node, in words.
@@ -165,6 +181,16 @@ fn degree_name(pins: &LayerPins, split: &Split, mesh: &Mesh) -> String {
     match split.context.is_empty() {
         true => format!("{} {tensor}", pins.tensor_name()),
         false => format!("{} {} · tp {tensor}", pins.tensor_name(), mesh.product(&split.context)),
+    }
+}
+
+fn no_whole_sequence(attention: &str, queries: u64) -> PinFault {
+    PinFault {
+        code: "unsupported",
+        message: format!(
+            "`{attention}` sees windows of {queries} positions: beside `tp` and around a ring `cp` cuts whole sequences only"
+        ),
+        help: "leave `tp` or `cp` out there: alone `cp` cuts the windows, each of which a rank sees whole".into(),
     }
 }
 
