@@ -7,6 +7,7 @@ use galvatron_ir::mesh::{Mesh, Sharding};
 use galvatron_ir::op::Op;
 use galvatron_ir::plan::{Chunk, Memory, PhaseKind, ResidentRole};
 use galvatron_ir::{AxisId, Module, NodeId, ValueId};
+use galvatron_passes::rules::routers;
 use galvatron_passes::search::{ContextKind, ExpertKind, LayerPins, Mode, Pins, SegmentChoice, SequenceMode};
 use galvatron_passes::segment::constants;
 use std::collections::BTreeSet;
@@ -204,9 +205,14 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Every weight that a matrix product reads is cut into `tp` parts, those of keys and values into their heads if these are fewer.
+    /// Every weight that a matrix product reads is cut into `tp` parts, those of keys and values into their heads if these are fewer. What
+    /// chooses experts need not be cut.
     fn check_products(&self, tp: u64, faults: &mut Vec<String>) {
-        for (node, _) in self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Einsum(_))) {
+        let graph = &self.module.program.graph;
+        let routing: BTreeSet<ValueId> =
+            routers(&self.module.program).into_iter().flat_map(|id| graph.node(id).results.clone()).collect();
+        let products = self.forward_copies(&self.results).filter(|(n, _)| matches!(n.op, Op::Einsum(_)));
+        for (node, _) in products.filter(|(_, value)| value.of.is_none_or(|of| !routing.contains(&of))) {
             for &arg in &node.args {
                 let value = self.chunk.graph.value(arg);
                 let parts: u64 = placement(value).dims.iter().map(|d| self.mesh.product(d)).product();

@@ -9,11 +9,11 @@
 mod carriers;
 mod filling;
 
-use crate::rules::{rule_of, tensor_factors};
+use crate::rules::{Cuttable, rule_of};
 use carriers::Carriers;
 use galvatron_ir::mesh::{Mesh, ShardingRule};
 use galvatron_ir::op::Op;
-use galvatron_ir::{NodeId, Program, ValueId};
+use galvatron_ir::{NodeId, Program};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -69,8 +69,9 @@ pub fn pad(program: &mut Program, degrees: &Degrees) -> Vec<Padded> {
     let is_attention = |program: &Program, id: &NodeId| matches!(program.graph.node(*id).op, Op::Attention(_));
     // The heads of keys decide how many queries there are.
     let (first, second): (Vec<NodeId>, Vec<NodeId>) = program.body.iter().partition(|id| is_attention(program, id));
+    let cuttable = Cuttable::of(program);
     let mut all: Vec<Padded> = Vec::new();
-    for padded in first.into_iter().chain(second).filter_map(|id| pad_at(program, id, degrees)) {
+    for padded in first.into_iter().chain(second).filter_map(|id| pad_at(program, &cuttable, id, degrees)) {
         let is_like =
             |other: &&mut Padded| (&other.label, other.from, other.to) == (&padded.label, padded.from, padded.to);
         match all.iter_mut().find(is_like) {
@@ -108,14 +109,13 @@ pub fn worth_trying(program: &Program, mesh: &Mesh) -> Option<u32> {
     u32::try_from(best).ok()
 }
 
-fn pad_at(program: &mut Program, id: NodeId, degrees: &Degrees) -> Option<Padded> {
+fn pad_at(program: &mut Program, cuttable: &Cuttable, id: NodeId, degrees: &Degrees) -> Option<Padded> {
     let degrees = degrees.of(&program.graph.node(id).op);
     if degrees.is_empty() {
         return None;
     }
-    let weights: BTreeSet<ValueId> = program.weights.iter().map(|w| w.value).collect();
     let rule = rule_of(program, id);
-    let factors = tensor_factors(program, &weights, id, &rule);
+    let factors = cuttable.factors(program, id, &rule);
     let divides = |degree: &u64| factors.iter().any(|&f| rule.factors[f].size.is_multiple_of(*degree));
     if factors.is_empty() || degrees.iter().all(divides) {
         return None;

@@ -17,19 +17,52 @@ pub fn rule_of(program: &Program, node: NodeId) -> ShardingRule {
     node.op.rule(&program.graph.types(&node.args), &program.graph.types(&node.results))
 }
 
-/// The factors of which a pinned tensor degree cuts one: those of the weight of a matrix product, the heads of attention, the
-/// experts or what is inside of them.
-pub fn tensor_factors(program: &Program, weights: &BTreeSet<ValueId>, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
-    let n = program.graph.node(node);
-    match n.op {
-        Op::Einsum(_) => {
-            let weight = n.args.iter().position(|a| weights.contains(a));
-            weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
-        }
-        Op::Attention(_) => rule.operands[0][2].clone(),
-        Op::Moe(_) => rule.operands[3][..2].iter().flatten().copied().collect(),
-        _ => Vec::new(),
+/// The ops of which a pinned tensor degree cuts something: matrix products of weights, attention and mixtures of experts. What chooses the experts
+/// of a token is none of them: it is small, and every tensor rank needs all of it.
+#[derive(Default)]
+pub struct Cuttable {
+    weights: BTreeSet<ValueId>,
+    routers: BTreeSet<NodeId>,
+}
+
+impl Cuttable {
+    /// Those of a program.
+    pub fn of(program: &Program) -> Cuttable {
+        Cuttable { weights: program.weights.iter().map(|w| w.value).collect(), routers: routers(program) }
     }
+
+    /// The factors of which one is cut: those of the weight of a matrix product, the heads of attention, the experts or what is inside of them.
+    pub fn factors(&self, program: &Program, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
+        let n = program.graph.node(node);
+        match n.op {
+            Op::Einsum(_) if self.routers.contains(&node) => Vec::new(),
+            Op::Einsum(_) => {
+                let weight = n.args.iter().position(|a| self.weights.contains(a));
+                weight.map_or(Vec::new(), |i| rule.operands[i].iter().flatten().copied().collect())
+            }
+            Op::Attention(_) => rule.operands[0][2].clone(),
+            Op::Moe(_) => rule.operands[3][..2].iter().flatten().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The matrix products nearest to the choices of experts.
+pub fn routers(program: &Program) -> BTreeSet<NodeId> {
+    let graph = &program.graph;
+    let mixtures = program.body.iter().map(|&id| graph.node(id)).filter(|n| matches!(n.op, Op::Moe(_)));
+    let mut values: Vec<ValueId> = mixtures.flat_map(|n| n.args[1..3].iter().copied()).collect();
+    let mut seen: BTreeSet<ValueId> = values.iter().copied().collect();
+    let mut routers = BTreeSet::new();
+    while let Some(value) = values.pop() {
+        let Some(id) = graph.producer(value) else { continue };
+        if matches!(graph.node(id).op, Op::Einsum(_)) {
+            routers.insert(id);
+        } else {
+            values.extend(graph.node(id).args.iter().filter(|&&arg| seen.insert(arg)));
+        }
+    }
+    routers
 }
 
 /// The rules of the nodes of a program, made once.

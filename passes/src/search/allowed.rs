@@ -8,7 +8,6 @@ use super::pins::{LayerPins, SequenceMode};
 use super::price::{Piece, Priced};
 use super::split::Split;
 use crate::cost::CostModel;
-use crate::rules::tensor_factors;
 use galvatron_ir::NodeId;
 use galvatron_ir::mesh::{Mesh, Sharding, ShardingRule};
 use galvatron_ir::op::Op;
@@ -122,6 +121,6 @@ impl SpaceBuilder<'_> {
 
     /// The factors of which a pinned tensor degree cuts one.
     pub(super) fn tensor_factors(&self, node: NodeId, rule: &ShardingRule) -> Vec<usize> {
-        tensor_factors(self.facts.program, &self.facts.weights, node, rule)
+        self.facts.cuttable.factors(self.facts.program, node, rule)
     }
 }

@@ -10,7 +10,7 @@ use super::solver::Cost;
 use super::split::Split;
 use super::weights::{Reduction, weight_placement};
 use crate::batch::BatchFactors;
-use crate::rules::Rules;
+use crate::rules::{Cuttable, Rules};
 use crate::segment::Segment;
 use crate::strategy::{ScheduleKind, Strategy, WeightPlacement};
 use galvatron_ir::mesh::{Mesh, Sharding};
@@ -216,6 +216,7 @@ pub fn read_program<'a>(program: &'a Program, segments: &[Segment]) -> (Facts<'a
         sums: gradient_sums(program),
         shared,
         weights,
+        cuttable: Cuttable::of(program),
     };
     (facts, pieces)
 }

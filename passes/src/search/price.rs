@@ -11,7 +11,7 @@ use crate::apply::bucket::{BUCKET_BYTES, SMALL_BYTES};
 use crate::batch::BatchFactors;
 use crate::cost::{Collective, CostModel, Types};
 use crate::joint::{JointKind, joint_axes, joint_of};
-use crate::rules::Rules;
+use crate::rules::{Cuttable, Rules};
 use crate::strategy::WeightPlacement;
 use galvatron_ir::graph::Node;
 use galvatron_ir::mesh::{FactorMap, Mesh, Sharding};
@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub shared: BTreeSet<ValueId>,
     /// All weights.
     pub weights: BTreeSet<ValueId>,
+    /// What a pinned tensor degree cuts.
+    pub cuttable: Cuttable,
 }
 
 impl Facts<'_> {
