@@ -27,7 +27,7 @@ use galvatron_ir::{Diagnostic, Level, Module};
 use galvatron_passes::cost::{CostModel, Prices, timeline};
 use galvatron_passes::joint::JointKind;
 use galvatron_passes::manager::{Observer, PassFault, PassManager};
-use galvatron_passes::pad::{Padded, pad};
+use galvatron_passes::pad::{Degrees, Padded, pad};
 use galvatron_passes::rebatch::rebatch;
 use galvatron_passes::search::{Found, NoPlan, Pins, search};
 use galvatron_passes::segment::{Segment, segment};
@@ -66,7 +66,7 @@ pub struct Compiled {
     pub segments: Vec<Segment>,
     /// What the search priced plans by, if it ran.
     pub costs: Option<CostModel>,
-    /// The multiple to which extents are padded by choice: of the user, or of the search where no degree is pinned.
+    /// The multiple to which extents are padded by choice: of the user, or of the search where no degree is pinned; 1 where nothing is padded.
     pub pad: Option<u32>,
     /// What the user should know.
     pub notes: Vec<String>,
@@ -223,7 +223,13 @@ fn training(
 ) -> Result<(), PassFault> {
     let recipe = what.recipe;
     passes.run("pad", module, |module| {
-        let padded = pad(&mut module.program, &padding::degrees(what, out.pad));
+        let mut degrees = padding::degrees(what, out.pad);
+        if let Some(why) = padding::obstacle(what).filter(|_| degrees != Degrees::default()) {
+            out.notes.push(why.into());
+            degrees = Degrees::default();
+        }
+        let padded = pad(&mut module.program, &degrees);
+        out.pad = if padded.is_empty() { Some(1) } else { out.pad.or(degrees.multiple()) };
         out.notes.extend(padded.iter().map(Padded::to_string));
         Ok(())
     })?;

@@ -313,6 +313,30 @@ fn the_commands_answer_from_files() {
     assert!(lengths["points"][0]["step_ns"].as_u64() < lengths["points"][1]["step_ns"].as_u64(), "{lengths}");
 }
 
+/// Under other settings the program is built again with the padding that the plan's degrees need. Galvatron's format has none.
+#[test]
+fn a_padded_plan_is_asked_about_as_it_is() {
+    const MODEL: &str = "tests/fixtures/gpt2/gpt2.keep20.onnx";
+    let folder = TempFolder::new("padded");
+    let three = include_str!("../examples/clusters/cpu-4.toml").replace("devices_per_node = 4", "devices_per_node = 3");
+    let cluster = folder.write("hw.toml", &three);
+    let pins = folder.write("pins.toml", "tp = 3\n");
+    let (plan, config) = (folder.path("plan.gir"), folder.path("galvatron_config_x.json"));
+    let sets = ["--set", "batch.global=4", "--set", "batch.sequence=16"];
+    let inputs = [&[MODEL, "--cluster", &cluster, "--strategy", &pins][..], &sets].concat();
+    let step_ns = json_of(&[&inputs[..], &["-o", &plan]].concat())["step_time_ns"].as_u64().expect("a number");
+    let same = |more: &[&str]| {
+        let answer = json_of(&[&["whatif", &plan, "--same-strategy"][..], more].concat());
+        answer["same_strategy"]["step_ns"].as_u64().unwrap_or_else(|| panic!("{answer}"))
+    };
+    assert!(same(&["--set", "batch.global=8", "--model", MODEL]) > step_ns);
+    let level = "level=[{name=\"slow\", size=3, bandwidth_gbps=0.1, latency_us=10.0}]";
+    assert!(same(&["--set", level]) > step_ns);
+    let refused = galvatronc(&[&inputs[..], &["--emit-strategy", &config]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("padding; the format has none"), "{said}");
+}
+
 #[test]
 fn questions_that_cannot_be_answered_are_refused() {
     let folder = TempFolder::new("refused");

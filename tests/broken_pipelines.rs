@@ -7,7 +7,9 @@ mod edit;
 mod plans;
 
 use edit::Lines;
-use galvatron_ir::text::print;
+use galvatron_ir::plan::Room;
+use galvatron_ir::text::{parse, print};
+use galvatron_ir::verify::deadlocks;
 use plans::Job;
 use std::sync::LazyLock;
 
@@ -141,4 +143,45 @@ fn stages_that_wait_for_each_other_are_refused() {
     let found = lines.diagnostics();
     assert_eq!(found.iter().map(|f| f.code).collect::<Vec<_>>(), ["G0211", "G0211"], "{found:?}");
     assert!(found.iter().all(|f| f.message.contains("waits for ever")), "{found:?}");
+}
+
+/// The stages of a plan that wait for ever where so many messages may be under way to one rank.
+fn stuck(lines: &Lines, messages: u64) -> Vec<String> {
+    let module = parse(&lines.text()).expect("the plan can be read");
+    deadlocks(&module, Room { messages, bytes: 0 }).into_iter().map(|finding| finding.message).collect()
+}
+
+/// The first stage runs all forwards first, the second one each backward as soon as it can: while the first one waits for room for the last
+/// activation, the second one waits for room for the second gradient.
+#[test]
+fn stages_that_wait_for_room_are_refused() {
+    let mut lines = GPIPE.clone();
+    let line = lines.0.iter().position(|l| l.contains("schedule of 1")).expect("there are two stages");
+    let is_backward = |word: &String| word.starts_with("B1.");
+    let (backward, rest): (Vec<String>, Vec<String>) = entries(&lines, line).into_iter().partition(is_backward);
+    let mut backward = backward.into_iter();
+    let words = rest.into_iter().flat_map(|word| {
+        let next = if word.starts_with("F1.") { backward.next() } else { None };
+        std::iter::once(word).chain(next)
+    });
+    lines.0[line] = words.collect::<Vec<_>>().join(" ");
+    assert_eq!(lines.diagnostics(), [], "its messages are small");
+    let found = stuck(&lines, 1);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found.iter().all(|message| message.contains("waits for ever") && message.contains("for room")),
+        "{found:?}"
+    );
+}
+
+/// However large messages are, schedules go on where few of them have room between two ranks.
+#[test]
+fn schedules_need_room_for_few_messages() {
+    let kinds =
+        [("gpipe", 4, 1), ("1f1b", 4, 1), ("interleaved", 2, 3), ("zero-bubble", 4, 1), ("zero-bubble-2p", 4, 1)];
+    for (kind, pp, most) in kinds {
+        let lines = plan(&format!("pp = {pp}\nschedule = \"{kind}\"\nmicro_batches = 4\n"), pp);
+        let needed = (1..10).find(|&messages| stuck(&lines, messages).is_empty());
+        assert_eq!(needed, Some(most), "{kind} of {pp} stages");
+    }
 }

@@ -113,8 +113,7 @@ impl Case {
 
     /// What shall be divided: `// tp: DEGREE`.
     fn degrees(&self) -> Degrees {
-        let weights = self.words("tp").map(|degree| degree.parse().expect("a degree is a number")).collect();
-        Degrees { weights, ..Degrees::default() }
+        Degrees::all(self.words("tp").next().map_or(1, |degree| degree.parse().expect("a degree is a number")))
     }
 
     fn recipe(&self) -> Recipe {

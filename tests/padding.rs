@@ -93,6 +93,10 @@ fn fifteen_heads(pins: &str) -> (Compiled, Option<String>) {
     (compiled, note)
 }
 
+fn written(compiled: &Compiled) -> String {
+    to_toml(&strategy_file(compiled, compiled.found.as_ref().expect("the search ran")))
+}
+
 /// Heads that no degree divides are padded by the search if that is faster, which the strategy that it writes says.
 #[test]
 fn the_search_pads_heads_where_that_is_faster() {
@@ -102,8 +106,9 @@ fn the_search_pads_heads_where_that_is_faster() {
     assert!(note.starts_with("the extent h 15 of ") && note.ends_with(" is padded to 16"), "{note}");
     let (whole, none) = fifteen_heads("pad = 1");
     assert_eq!(none, None);
+    assert_eq!(fifteen_heads(&written(&whole)).1, None);
     assert!(step_ns(&searched) < step_ns(&whole), "{} and {} ns", step_ns(&searched), step_ns(&whole));
-    let written = to_toml(&strategy_file(&searched, searched.found.as_ref().expect("the search ran")));
+    let written = written(&searched);
     assert!(written.contains("pad = 8"), "{written}");
     assert_eq!(step_ns(&fifteen_heads(&written).0), step_ns(&searched));
 }

@@ -130,6 +130,13 @@ pub struct Weight {
     pub trainable: bool,
 }
 
+impl Weight {
+    /// Whether the value has elements that are not stored.
+    pub fn is_padded(&self) -> bool {
+        self.view.iter().any(|step| matches!(step, ViewStep::Pad { .. }))
+    }
+}
+
 /// The kind of optimizer state that is the parameter itself in f32, where the program reads it in bf16.
 pub const MASTER: &str = "master";
 

@@ -10,7 +10,7 @@ pub const PASSES: [(&str, &str); 18] = [
     ("rewrite", "recognises attention, norms, activations and matrix products (egg)"),
     ("choose-precision", "decides what is bf16 and what stays f32"),
     ("attach-loss", "adds the loss over the whole step"),
-    ("pad", "adds zeros where a pinned degree divides nothing that it could cut"),
+    ("pad", "adds zeros where a degree divides nothing that it could cut"),
     ("segment", "finds the repeated layers"),
     ("differentiate", "adds the backward pass"),
     ("attach-optimizer", "adds the gradient norm and the optimizer"),

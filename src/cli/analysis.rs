@@ -9,10 +9,12 @@ use crate::driver::{Compilation, Training, compile};
 use crate::runner::read_plan;
 use clap::Args;
 use galvatron_ir::cluster::Cluster;
+use galvatron_ir::module::Weight;
 use galvatron_ir::profile::Profile;
 use galvatron_ir::recipe::Recipe;
 use galvatron_ir::types::DType;
 use galvatron_ir::{Diagnostic, Level, Module};
+use galvatron_passes::recognize::recognize;
 use galvatron_passes::search::Pins;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -167,11 +169,11 @@ pub fn sweep(args: &SweepArgs) -> i32 {
         let recipe = recipe(args.train.as_deref(), &args.set)?;
         let (profile, pins) = searched_with(&args.machine, &cluster, recipe.compute)?;
         if !args.sequences.is_empty() {
-            let programs = programs(args, &cluster)?;
+            let programs = programs(args, &cluster, &pins)?;
             let answer = lengths::Lengths::new(&programs, &cluster, profile.as_ref(), &pins);
             return Ok(show(args.machine.format, || answer.text(), || answer.json()));
         }
-        let training = trained(&args.model, &recipe, &cluster, !args.no_retie)?;
+        let training = trained((&args.model, &pins), &recipe, &cluster, !args.no_retie)?;
         let (profile, devices) = (profile.as_ref(), &args.devices[..]);
         let inputs = sweep::Inputs { cluster: &cluster, profile, pins: &pins, devices, price: args.price };
         let answer = sweep::Sweep::new(&training, &inputs);
@@ -180,11 +182,11 @@ pub fn sweep(args: &SweepArgs) -> i32 {
 }
 
 /// The training program for each length of the sequences.
-fn programs(args: &SweepArgs, cluster: &Cluster) -> Result<Vec<(u64, Training)>, i32> {
+fn programs(args: &SweepArgs, cluster: &Cluster, pins: &Pins) -> Result<Vec<(u64, Training)>, i32> {
     let program = |&sequence: &u64| {
         let sets = [&args.set[..], &[format!("batch.sequence={sequence}")]].concat();
         let recipe = recipe(args.train.as_deref(), &sets)?;
-        let training = trained(&args.model, &recipe, cluster, !args.no_retie)?;
+        let training = trained((&args.model, pins), &recipe, cluster, !args.no_retie)?;
         match training.module.train.as_ref().map_or(0, |train| train.sequence) {
             own if own == sequence => Ok((sequence, training)),
             0 => Err(fault(Diagnostic::new("batch", "the model reads no sequences").help("use `--devices`"))),
@@ -273,7 +275,13 @@ fn supposed_training(
         all.push(format!("precision.compute={}", own.compute()));
     }
     all.extend_from_slice(sets);
-    trained(model, &recipe(args.train.as_deref(), &all)?, cluster, true).map(Some)
+    // A padded plan is asked about with the padding that its degrees need.
+    let is_padded = plan.program.weights.iter().any(Weight::is_padded);
+    let pins = match &args.machine.strategy {
+        None if is_padded => recognize(plan, &own.segments).pins(&own.segments),
+        strategy => read_pins(strategy.as_deref())?,
+    };
+    trained((model, &pins), &recipe(args.train.as_deref(), &all)?, cluster, true).map(Some)
 }
 
 fn recipe(path: Option<&Path>, sets: &[String]) -> Result<Recipe, i32> {
@@ -283,13 +291,13 @@ fn recipe(path: Option<&Path>, sets: &[String]) -> Result<Recipe, i32> {
     }
 }
 
-/// The training program of a model.
-fn trained(model: &Path, recipe: &Recipe, cluster: &Cluster, retie: bool) -> Result<Training, i32> {
+/// The training program of a model, padded as the pins ask for.
+fn trained((model, pins): (&Path, &Pins), recipe: &Recipe, cluster: &Cluster, retie: bool) -> Result<Training, i32> {
     let what = Compilation {
         model,
         cluster,
         recipe,
-        pins: &Pins::default(),
+        pins,
         profile: None,
         retie,
         stop_after: Some("attach-optimizer"),

@@ -80,7 +80,7 @@ pub fn parse_cluster_with(text: &str, overrides: &[String]) -> Checked<Cluster> 
 }
 
 /// Keys of `hw.toml` that an override may name, up to their first dot.
-pub const KEYS: [&str; 7] = ["name", "nodes", "devices_per_node", "device", "group", "host", "links"];
+pub const KEYS: [&str; 8] = ["name", "nodes", "devices_per_node", "device", "group", "host", "level", "links"];
 
 /// The text of a cluster, its links as `[[level]]`. A group says in what it differs from the device.
 pub fn to_toml(cluster: &Cluster) -> String {

@@ -17,7 +17,9 @@ use serde_spanned::Spanned;
 pub fn strategy_file(compiled: &Compiled, found: &Found) -> StrategyFile {
     let Compiled { module, segments, pad, .. } = compiled;
     let micro_batches = pin(u64::from(found.decision.micro_batches));
-    let mut out = StrategyFile { micro_batches, pad: pad.and_then(pin), ..StrategyFile::default() };
+    let is_cut = found.decision.segments.iter().any(|choice| choice.tensor_degree() > 1);
+    let pad = pad.and_then(pin).filter(|_| is_cut);
+    let mut out = StrategyFile { micro_batches, pad, ..StrategyFile::default() };
     if let Some(stages) = &found.decision.stages {
         out.pp = pin(stages.n_stages);
         out.schedule = pin(schedule(stages.schedule));

@@ -4,6 +4,7 @@
 //! recomputation. Megatron's sequence parallelism is a flag of its command line.
 
 use galvatron_ir::mesh::Mesh;
+use galvatron_ir::module::Weight;
 use galvatron_ir::op::Op;
 use galvatron_ir::{AxisId, Checked, Diagnostic, Module, NodeId};
 use galvatron_passes::batch::BatchFactors;
@@ -179,8 +180,17 @@ impl Writer<'_> {
     /// What all layers, or embedding and head, must have in common.
     fn check_common(&mut self, layers: &[Part], outside: &[Part]) {
         let stages = self.found.decision.stages.as_ref();
-        if stages.is_some_and(|s| s.schedule == ScheduleKind::Interleaved) {
-            self.fault("the pipeline", "an interleaved schedule; the format has gpipe and 1f1b".into());
+        let unknown = stages
+            .map(|s| s.schedule)
+            .filter(|schedule| !matches!(schedule, ScheduleKind::Gpipe | ScheduleKind::OneForwardOneBackward));
+        if let Some(schedule) = unknown {
+            self.fault("the pipeline", format!("the schedule {}; the format has gpipe and 1f1b", schedule.name()));
+        }
+        if self.found.decision.segments.iter().any(|choice| choice.offload().is_any()) {
+            self.fault("the plan", "host memory; the format has none".into());
+        }
+        if self.module.program.weights.iter().any(Weight::is_padded) {
+            self.fault("the model", "padding; the format has none".into());
         }
         let all = || layers.iter().chain(outside).filter(|p| p.n_sharers() > 1 && p.zero != 3);
         if let Some(first) = all().next()

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use galvatron_ir::plan::Room;
+
 use super::{Alarm, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats, Whereabouts};
 
 mod channel;
@@ -16,20 +18,15 @@ use rendezvous::Rendezvous;
 use shared::Port;
 use world::World;
 
-/// The bytes that may be under way from one rank to another before [`Collective::send`] waits: 256 MiB. Memory is only
-/// taken for what is really under way.
-pub const DEFAULT_CAPACITY: usize = 256 << 20;
-
 /// The ends of a new world of `n` ranks, in rank order, each to be moved to its own thread. A call that waits longer than
-/// `timeout` for its peers fails.
+/// `timeout` for its peers fails. Memory for messages is only taken for what is really under way.
 pub fn local_world(n: usize, timeout: Duration) -> Vec<LocalComm> {
-    local_world_with_capacity(n, timeout, DEFAULT_CAPACITY)
+    local_world_with_room(n, timeout, Room::CHANNEL)
 }
 
-/// Like [`local_world`] with `capacity` bytes of buffer from each rank to each other. A single longer message is still
-/// taken when nothing else is under way.
-pub fn local_world_with_capacity(n: usize, timeout: Duration, capacity: usize) -> Vec<LocalComm> {
-    let world = Arc::new(World::new(n, timeout, capacity));
+/// Like [`local_world`] with so much room for messages from each rank to each other.
+pub fn local_world_with_room(n: usize, timeout: Duration, room: Room) -> Vec<LocalComm> {
+    let world = Arc::new(World::new(n, timeout, room));
     (0..n)
         .map(|rank| LocalComm { rank, world: Arc::clone(&world), memberships: Vec::new(), stats: Stats::default() })
         .collect()

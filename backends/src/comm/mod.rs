@@ -18,7 +18,7 @@ pub mod tcp;
 mod testing;
 
 pub use fault::{Around, CommFault};
-pub use local::{DEFAULT_CAPACITY, LocalComm, local_world, local_world_with_capacity};
+pub use local::{LocalComm, local_world, local_world_with_room};
 pub use standing::{Standing, Whereabouts};
 
 /// One rank's end of the world. Buffers are plain memory of this rank; each call blocks until this rank's part is done
@@ -79,8 +79,8 @@ pub trait Collective: Send {
     /// Waits until all members have arrived.
     fn barrier(&mut self, group: GroupId, site: &Site<'_>) -> Result<(), CommFault>;
 
-    /// Sends a message to world rank `to`. It is buffered: the call returns before the receiver arrives, unless messages
-    /// of the buffer's capacity are already under way to that rank.
+    /// Sends a message to world rank `to`. It is buffered: the call returns before the receiver arrives, unless there is no
+    /// [room](galvatron_ir::plan::Room) for more messages to that rank.
     fn send(&mut self, to: usize, tag: u64, data: &[u8], site: &Site<'_>) -> Result<(), CommFault>;
 
     /// Receives the oldest message with this `tag` from world rank `from`; its length must be that of `data`.

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use galvatron_ir::plan::Room;
+
 use super::call::Shape;
 use super::reduce::chunk;
 use super::{Alarm, Around, Collective, CommFault, CommKind, Group, GroupId, ReduceOp, Site, Stats, Whereabouts};
@@ -35,8 +37,7 @@ pub struct TcpComm {
     mesh: Arc<Mesh>,
     memberships: Vec<Membership>,
     stats: Stats,
-    /// Bytes of messages that may be under way to one rank.
-    capacity: usize,
+    room: Room,
     machine: Machine,
 }
 
@@ -100,11 +101,10 @@ impl TcpComm {
 
     /// Waits until a message of `n_bytes` may be sent to `to`, and counts it as under way.
     fn take_credit(&self, to: usize, n_bytes: usize, start: Instant) -> Result<(), Halt> {
+        let room = if to == self.mesh.rank { Room::OWN } else { self.room };
         self.mesh.wait(start, self.mesh.timeout, |inbox| {
             inbox.waits_for = vec![to];
-            let n_under_way = &mut inbox.peers[to].n_under_way;
-            let fits = *n_under_way == 0 || *n_under_way + n_bytes <= self.capacity;
-            fits.then(|| *n_under_way += n_bytes)
+            inbox.peers[to].under_way.add(n_bytes as u64, room).then_some(())
         })
     }
 

@@ -16,13 +16,7 @@ pub(super) fn apply(stored: Vec<f32>, shape: &[u64], steps: &[ViewStep]) -> Resu
             ViewStep::Reshape(_) => data,
             ViewStep::Transpose(perm) => transpose(&data, &shape, perm),
             ViewStep::Slice { dim, start, .. } => cut(&data, &shape, &first_of(&shape, *dim, *start), &to),
-            ViewStep::Pad { .. } => {
-                let mut padded = vec![0.0; to.iter().product::<u64>() as usize];
-                for_each_run(&to, &vec![0; to.len()], &shape, |from, at, n| {
-                    padded[at..at + n].copy_from_slice(&data[from..from + n]);
-                });
-                padded
-            }
+            ViewStep::Pad { .. } => padded(&data, &shape, &to),
         };
         shape = to;
     }
@@ -49,22 +43,32 @@ pub(super) fn write_back(parameter: &[f32], stored: &mut [f32], shape: &[u64], s
             for_each_run(shape, &first, &to, |from, at, n| stored[at..at + n].copy_from_slice(&part[from..from + n]));
         }
         ViewStep::Pad { .. } => {
-            let mut padded = vec![0.0; to.iter().product::<u64>() as usize];
-            write_back(parameter, &mut padded, &to, rest);
-            stored.copy_from_slice(&cut(&padded, &to, &vec![0; to.len()], shape));
+            let mut whole = padded(stored, shape, &to);
+            write_back(parameter, &mut whole, &to, rest);
+            stored.copy_from_slice(&cut(&whole, &to, &vec![0; to.len()], shape));
         }
     }
 }
 
 /// How many elements of a stored tensor a view shows: what is padded is none of them.
 pub(super) fn n_shown(shape: &[u64], steps: &[ViewStep]) -> u64 {
-    let is_padded = steps.iter().any(|step| matches!(step, ViewStep::Pad { .. }));
-    if !is_padded {
-        let to = steps.iter().try_fold(shape.to_vec(), |shape, step| step.apply(&shape));
+    let is_pad = |step: &ViewStep| matches!(step, ViewStep::Pad { .. });
+    let (before, after) = steps.split_at(steps.iter().position(is_pad).unwrap_or(steps.len()));
+    if after.iter().all(is_pad) {
+        let to = before.iter().try_fold(shape.to_vec(), |shape, step| step.apply(&shape));
         return to.map_or(0, |to| to.iter().product());
     }
     let ones = vec![1.0; shape.iter().product::<u64>() as usize];
     apply(ones, shape, steps).map_or(0, |(shown, _)| shown.iter().filter(|&&one| one != 0.0).count() as u64)
+}
+
+/// The elements of a tensor with zeros behind them.
+fn padded(data: &[f32], shape: &[u64], to: &[u64]) -> Vec<f32> {
+    let mut padded = vec![0.0; to.iter().product::<u64>() as usize];
+    for_each_run(to, &vec![0; to.len()], shape, |from, at, n| {
+        padded[at..at + n].copy_from_slice(&data[from..from + n])
+    });
+    padded
 }
 
 fn first_of(shape: &[u64], dim: usize, start: u64) -> Vec<u64> {

@@ -2,10 +2,12 @@
 
 mod last;
 pub mod lifetime;
+mod room;
 mod stage;
 
 pub use crate::place::{ALIGNMENT, Memory, Place, Region};
 pub use last::with_last_micro_batch;
+pub use room::{Room, UnderWay};
 pub use stage::{Arena, Slots, Stage};
 
 use crate::graph::Graph;

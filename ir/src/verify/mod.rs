@@ -20,7 +20,8 @@
 //!   the program, each with the value and the placement that its resident needs.
 //! - `G0210` *coverage*: the chunks perform every update of the program, each on its own copy, and have its loss and gradient norm.
 //! - `G0211` *schedule*: each chunk's prologue, then forward and backward of each micro-batch once and in order, then reduce and
-//!   step; no more micro-batches between forward and backward than the chunk has slots; no stage waits for ever for another.
+//!   step; no more micro-batches between forward and backward than the chunk has slots; no stage waits for ever for another,
+//!   be it for a message or for room for one.
 //! - `G0212` *places*: every buffer has an aligned place inside its region; views share their source's, residents persist, and
 //!   what a chunk with slots leaves from forward to backward lies in a slot.
 //! - `G0213` *overlap*: buffers that are needed at the same time share no bytes, except where one is written over another
@@ -61,6 +62,7 @@ pub use source::check;
 
 use crate::mesh::Mesh;
 use crate::module::{Level, Module};
+use crate::plan::Room;
 use context::{ChunkCx, ProgramFacts};
 
 /// Every broken invariant of a module; none if it is sound.
@@ -84,6 +86,11 @@ pub fn verify(module: &Module) -> Vec<Finding> {
         findings.extend(schedule::check(module));
     }
     findings
+}
+
+/// Stages of a sound plan that wait for ever where messages from one rank to another have so much room.
+pub fn deadlocks(module: &Module, room: Room) -> Vec<Finding> {
+    schedule::deadlocks(module, room)
 }
 
 /// A module has chunks from level `sharded` on and none before.

@@ -1,15 +1,17 @@
 //! `G0211` schedule: what runs when, and that no stage waits for ever.
 
 use super::{Finding, Site};
+use crate::graph::Node;
+use crate::id::ValueId;
 use crate::module::Module;
 use crate::op::Op;
-use crate::plan::{PhaseKind, ScheduleStep};
+use crate::plan::{PhaseKind, Room, ScheduleStep, UnderWay};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Checks the schedule of every stage entry by entry, phases without nodes may be left out, then runs all of them against each other.
 pub(super) fn check(module: &Module) -> Vec<Finding> {
     let findings: Vec<Finding> = (0..module.stages.len()).filter_map(|stage| check_stage(module, stage)).collect();
-    if findings.is_empty() { deadlocks(module) } else { findings }
+    if findings.is_empty() { deadlocks(module, Room::CHANNEL) } else { findings }
 }
 
 fn check_stage(module: &Module, stage: usize) -> Option<Finding> {
@@ -158,11 +160,19 @@ impl<'a> Progress<'a> {
 /// A message: its channel, and its micro-batch if it is of one.
 type Message = (u32, Option<u32>);
 
-/// Runs all stages until each has done its schedule or waits for what nobody sends. Sends do not wait.
-fn deadlocks(module: &Module) -> Vec<Finding> {
-    let mut stages: Vec<Walk<'_>> = (0..module.stages.len()).map(|stage| Walk::new(module, stage)).collect();
-    let mut sent = BTreeSet::new();
-    while stages.iter_mut().map(|stage| stage.advance(&mut sent)).fold(false, |any, moved| any | moved) {}
+/// What is under way between stages.
+#[derive(Default)]
+struct Messages {
+    sent: BTreeSet<Message>,
+    /// By sender and receiver those from each rank of one to that of the other.
+    under_way: BTreeMap<(u32, u32), UnderWay>,
+}
+
+/// Runs all stages until each has done its schedule, or waits for what nobody sends, or for room where too much is under way to the same rank.
+pub(super) fn deadlocks(module: &Module, room: Room) -> Vec<Finding> {
+    let mut stages: Vec<Walk<'_>> = (0..module.stages.len()).map(|stage| Walk { module, stage, at: (0, 0) }).collect();
+    let mut messages = Messages::default();
+    while stages.iter_mut().map(|stage| stage.advance(&mut messages, room)).fold(false, |any, moved| any | moved) {}
     stages.iter().filter_map(Walk::waits).collect()
 }
 
@@ -175,51 +185,81 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(module: &'a Module, stage: usize) -> Walk<'a> {
-        Walk { module, stage, at: (0, 0) }
-    }
-
     fn entry(&self) -> Option<&'a ScheduleStep> {
         self.module.stages[self.stage].schedule.get(self.at.0)
     }
 
     /// The next send or receive of the entry in work.
-    fn next(&self, step: &ScheduleStep) -> Option<&'a Op> {
+    fn next(&self, step: &ScheduleStep) -> Option<&'a Node> {
         let chunk = &self.module.chunks[step.chunk as usize];
-        let ops = chunk.phase(step.phase).iter().map(|&n| &chunk.graph.node(n).op);
-        ops.filter(|op| matches!(op, Op::Send(_) | Op::Recv(_))).nth(self.at.1)
+        let nodes = chunk.phase(step.phase).iter().map(|&n| chunk.graph.node(n));
+        nodes.filter(|n| matches!(n.op, Op::Send(_) | Op::Recv(_))).nth(self.at.1)
+    }
+
+    /// Bytes of a value on one rank.
+    fn bytes(&self, step: &ScheduleStep, value: ValueId) -> u64 {
+        let chunk = &self.module.chunks[step.chunk as usize];
+        chunk.local_type(value, self.module.mesh_of(chunk)).bytes()
     }
 
     /// Goes on as far as possible; whether it went anywhere.
-    fn advance(&mut self, sent: &mut BTreeSet<Message>) -> bool {
+    fn advance(&mut self, messages: &mut Messages, room: Room) -> bool {
         let start = self.at;
         while let Some(step) = self.entry() {
             match self.next(step) {
-                Some(Op::Send(op)) => {
-                    sent.insert((op.channel, step.micro_batch));
-                }
-                Some(Op::Recv(op)) if !sent.contains(&(op.channel, step.micro_batch)) => break,
-                Some(_) => {}
-                None => {
-                    self.at = (self.at.0 + 1, 0);
-                    continue;
-                }
+                Some(node) if self.passes(step, node, messages, room) => self.at.1 += 1,
+                Some(_) => break,
+                None => self.at = (self.at.0 + 1, 0),
             }
-            self.at.1 += 1;
         }
         self.at != start
     }
 
+    /// Sends or receives, if there is room or if it was sent.
+    fn passes(&self, step: &ScheduleStep, node: &Node, messages: &mut Messages, room: Room) -> bool {
+        let stage_of = |chunk: u32| self.module.chunks[chunk as usize].stage;
+        let own = self.stage as u32;
+        match &node.op {
+            Op::Send(op) => {
+                let bytes = self.bytes(step, node.args[0]);
+                let room = if stage_of(op.to) == own { Room::OWN } else { room };
+                let has_room = messages.under_way.entry((own, stage_of(op.to))).or_default().add(bytes, room);
+                if has_room {
+                    messages.sent.insert((op.channel, step.micro_batch));
+                }
+                has_room
+            }
+            Op::Recv(op) => {
+                let is_sent = messages.sent.remove(&(op.channel, step.micro_batch));
+                if is_sent && let Some(under_way) = messages.under_way.get_mut(&(stage_of(op.from), own)) {
+                    under_way.remove(self.bytes(step, node.results[0]));
+                }
+                is_sent
+            }
+            _ => true,
+        }
+    }
+
     fn waits(&self) -> Option<Finding> {
         let step = self.entry()?;
-        let Some(Op::Recv(op)) = self.next(step) else { return None };
-        let (stage, from) = (self.stage, op.from);
-        let message = format!(
-            "stage {stage} waits for ever in {} for what chunk {from} sends over channel {}: a deadlock",
-            spell(Some(*step)),
-            op.channel
-        );
-        let help = "let the sender run that phase before anything that waits for this stage";
+        let (stage, entry) = (self.stage, spell(Some(*step)));
+        let (message, help) = match &self.next(step)?.op {
+            Op::Recv(op) => (
+                format!(
+                    "stage {stage} waits for ever in {entry} for what chunk {} sends over channel {}: a deadlock",
+                    op.from, op.channel
+                ),
+                "let the sender run that phase before anything that waits for this stage",
+            ),
+            Op::Send(op) => (
+                format!(
+                    "stage {stage} waits for ever in {entry} for room to send to chunk {} over channel {}: a deadlock",
+                    op.to, op.channel
+                ),
+                "let the receiver run what takes earlier messages before it sends more itself",
+            ),
+            _ => return None,
+        };
         Some(Finding::new("G0211", Site::Schedule(stage, self.at.0), message).help(help))
     }
 }

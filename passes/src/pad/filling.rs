@@ -30,8 +30,8 @@ pub(super) fn filling(op: &Op, operands: &[Option<Filling>], is_carried_on: bool
             return (!is_carried_on && carrying().count() > 1 && carrying().all(|f| *f == Zero)).then(Vec::new);
         }
         Op::Attention(_) => return Some(vec![operands[2]?, Finite]),
-        Op::RmsNorm(op) if op.eps.get() > 0.0 => return Some(vec![first?, Finite]),
-        Op::LayerNorm(op) if op.eps.get() > 0.0 => return Some(vec![Finite, Finite, Finite]),
+        Op::RmsNorm(op) if op.eps.get() as f32 > 0.0 => return Some(vec![first?, Finite]),
+        Op::LayerNorm(op) if op.eps.get() as f32 > 0.0 => return Some(vec![Finite, Finite, Finite]),
         // Ids are rows that are stored.
         Op::Embedding(_) if !is_carried_on => return Some(Vec::new()),
         // Along another dimension: the padded one would have to stay whole.

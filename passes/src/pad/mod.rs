@@ -1,4 +1,4 @@
-//! Pads what a pinned degree does not divide: heads, the inner width of a feed-forward layer or of experts, classes.
+//! Pads what a degree does not divide: heads, the inner width of a feed-forward layer or of experts, classes.
 //!
 //! The zeros become part of the program, so that everything after this pass sees extents that divide: a weight is a padded view of what is
 //! stored, and what is saved has the stored shape again. Padding changes no loss and no gradient. What is added to a weight is zero at first and
@@ -20,19 +20,28 @@ use std::fmt;
 /// The degrees that shall divide what tensor axes cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Degrees {
-    /// Of the matrix products of weights, attention and experts.
+    /// Of matrix products of weights and of experts.
     pub weights: BTreeSet<u64>,
-    /// Of the heads of attention besides.
+    /// Of the heads of attention.
     pub heads: BTreeSet<u64>,
 }
 
 impl Degrees {
+    /// A multiple, for everything.
+    pub fn all(multiple: u64) -> Degrees {
+        let degrees: BTreeSet<u64> = (multiple > 1).then_some(multiple).into_iter().collect();
+        Degrees { weights: degrees.clone(), heads: degrees }
+    }
+
+    /// The multiple that asks for the same, if one does.
+    pub fn multiple(&self) -> Option<u32> {
+        let first = *self.weights.first()?;
+        (*self == Degrees::all(first)).then(|| u32::try_from(first).ok()).flatten()
+    }
+
     /// Those of an op that tensor axes cut.
-    fn of(&self, op: &Op) -> BTreeSet<u64> {
-        match op {
-            Op::Attention(_) => self.weights.union(&self.heads).copied().collect(),
-            _ => self.weights.clone(),
-        }
+    fn of(&self, op: &Op) -> &BTreeSet<u64> {
+        if matches!(op, Op::Attention(_)) { &self.heads } else { &self.weights }
     }
 }
 
@@ -99,7 +108,7 @@ pub fn worth_trying(program: &Program, mesh: &Mesh) -> Option<u32> {
     let all: BTreeSet<Vec<u64>> =
         program.body.iter().filter(is_attention).map(heads).filter(|h| !h.is_empty()).collect();
     let products: Vec<u64> = products.collect();
-    let divides = |heads: &[u64], n: u64| heads.iter().any(|size| size.is_multiple_of(n));
+    let divides = |heads: &[u64], n: u64| heads[0].is_multiple_of(n);
     if all.iter().all(|heads| products.iter().any(|&n| divides(heads, n))) {
         return None;
     }
@@ -116,11 +125,13 @@ fn pad_at(program: &mut Program, cuttable: &Cuttable, id: NodeId, degrees: &Degr
     }
     let rule = rule_of(program, id);
     let factors = cuttable.factors(program, id, &rule);
-    let divides = |degree: &u64| factors.iter().any(|&f| rule.factors[f].size.is_multiple_of(*degree));
+    // The queries of a key are no heads to cut where the keys are not cut into single ones.
+    let sizes: Vec<u64> = factors.iter().filter(|&&f| rule.is_shardable(f)).map(|&f| rule.factors[f].size).collect();
+    let divides = |degree: &u64| sizes.iter().any(|size| size.is_multiple_of(*degree));
     if factors.is_empty() || degrees.iter().all(divides) {
         return None;
     }
-    let multiple = degrees.into_iter().fold(1, lcm);
+    let multiple = degrees.iter().copied().fold(1, lcm);
     factors.iter().find_map(|&factor| pad_factor(program, (id, &rule, factor), multiple))
 }
 

@@ -23,7 +23,7 @@ fn text(weights: &[(&str, &str)], body: &str) -> String {
 fn padded(weights: &[(&str, &str)], body: &str, degree: u64) -> (String, Vec<String>) {
     let text = text(weights, body);
     let mut module = parse(&text).unwrap_or_else(|faults| panic!("{}\n{text}", faults[0]));
-    let degrees = Degrees { weights: [degree].into(), ..Degrees::default() };
+    let degrees = Degrees::all(degree);
     let padded = pad(&mut module.program, &degrees);
     let faults = verify::check(&module, None);
     assert!(faults.is_empty(), "{}\n{}", faults[0], print(&module));
@@ -66,6 +66,28 @@ fn heads_are_padded_from_the_projections_to_the_output() {
             "%s, %lse = attention{scale=1.0, causal} %a, %b, %c: f32[2, 6, 6, 2], f32[2, 6, 6]",
         ],
     );
+}
+
+/// Queries of one key cannot be cut before the keys are cut into single ones.
+#[test]
+fn heads_of_keys_are_padded_though_the_degree_divides_their_queries() {
+    let attention = |keys: u64, queries: u64| {
+        let weights = [("q", queries), ("k", keys), ("v", keys)].map(|(name, n)| (name, format!("f32[{n}, 2, 8]")));
+        let body = format!(
+            "%a = einsum{{spec=\"bsk,hdk->bshd\"}} %x, %q: f32[2, 6, {queries}, 2]
+             %b = einsum{{spec=\"bsk,hdk->bshd\"}} %x, %k: f32[2, 6, {keys}, 2]
+             %c = einsum{{spec=\"bsk,hdk->bshd\"}} %x, %v: f32[2, 6, {keys}, 2]
+             %s, %lse = attention{{scale=1.0}} %a, %b, %c: f32[2, 6, {queries}, 2], f32[2, {queries}, 6]
+             %y = einsum{{spec=\"bshd,nhd->bsn\"}} %s, %o: f32[2, 6, 8]"
+        );
+        let o = ("o", format!("f32[8, {queries}, 2]"));
+        let weights: Vec<(&str, String)> = weights.into_iter().chain([o]).collect();
+        let weights: Vec<(&str, &str)> = weights.iter().map(|(name, ty)| (*name, ty.as_str())).collect();
+        padded(&weights, &body, 4).1
+    };
+    assert_eq!(attention(10, 40), ["h 10 of s to 12"]);
+    assert_eq!(attention(2, 8), Vec::<String>::new());
+    assert_eq!(attention(4, 8), Vec::<String>::new());
 }
 
 const WIDTH: [(&str, &str); 2] = [("w", "f32[4, 8]"), ("u", "f32[8, 4]")];

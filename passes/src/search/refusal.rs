@@ -139,7 +139,7 @@ impl SpaceBuilder<'_> {
         let is_beside = !split.context.is_empty() && pins.tensor_name() == "cp" && matches!(n.op, Op::Attention(_));
         let tensor = mesh.product(&split.tensor);
         let rule = &self.facts.rules[node];
-        let divides = |f: &usize| rule.factors[*f].size.is_multiple_of(tensor);
+        let divides = |f: &usize| rule.is_shardable(*f) && rule.factors[*f].size.is_multiple_of(tensor);
         let is_cut = is_beside && self.tensor_factors(node, rule).iter().any(divides);
         is_cut.then(|| no_whole_sequence(&self.node_name(node), graph.value(n.args[0]).ty.shape[1]))
     }

@@ -5,12 +5,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use galvatron_ir::plan::{Room, UnderWay};
+
 use super::world::{Wait, World, locked};
 use crate::comm::{CommFault, CommKind, Site};
 
 /// What is under way from one rank to one other.
 pub(super) struct Channel {
-    capacity: usize,
+    room: Room,
     queue: Mutex<Queue>,
     /// Counts changes of the queue, for those who wait for one.
     version: AtomicU64,
@@ -20,8 +22,7 @@ pub(super) struct Channel {
 struct Queue {
     /// Oldest first.
     messages: VecDeque<Message>,
-    /// The bytes of all messages.
-    n_bytes: usize,
+    under_way: UnderWay,
     /// Buffers of received messages, to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -45,12 +46,10 @@ pub(super) fn send(
     world.enter(from, CommKind::Send, site)?;
     let channel = world.channel(from, to);
     let mut copy = channel.until(world, (from, to), (CommKind::Send, site), |queue| {
-        let fits = queue.n_bytes == 0 || queue.n_bytes + data.len() <= channel.capacity;
-        fits.then(|| queue.take_spare(data.len()))
+        queue.under_way.add(data.len() as u64, channel.room).then(|| queue.take_spare(data.len()))
     })?;
     copy.extend_from_slice(data);
     channel.change(|queue| {
-        queue.n_bytes += data.len();
         queue.messages.push_back(Message { tag, node: site.node.to_owned(), data: copy });
     });
     world.wake(to);
@@ -81,8 +80,8 @@ pub(super) fn recv(
 }
 
 impl Channel {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, queue: Mutex::default(), version: AtomicU64::new(0) }
+    pub(super) fn new(room: Room) -> Self {
+        Self { room, queue: Mutex::default(), version: AtomicU64::new(0) }
     }
 
     /// Blocks rank `me` until `attempt` succeeds on the queue; `peer` is who has to change it.
@@ -127,7 +126,7 @@ impl Queue {
     fn take(&mut self, tag: u64) -> Option<Message> {
         let place = self.messages.iter().position(|message| message.tag == tag)?;
         let message = self.messages.remove(place)?;
-        self.n_bytes -= message.data.len();
+        self.under_way.remove(message.data.len() as u64);
         Some(message)
     }
 

@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{LocalComm, local_world, local_world_with_capacity};
+use galvatron_ir::plan::Room;
+
+use super::{LocalComm, local_world, local_world_with_room};
 use crate::comm::testing::{at, bits, bytes, check_abort, check_call, everyone, floats, hash, naive_reduce, run};
 use crate::comm::{Collective, CommFault, CommKind, GroupId, ReduceOp};
 
@@ -200,7 +202,7 @@ fn messages_are_matched_by_tag_and_need_no_receiver() {
 
 #[test]
 fn full_channel_blocks_the_sender_until_the_receiver_takes() {
-    let mut world = local_world_with_capacity(2, SHORT, 100);
+    let mut world = local_world_with_room(2, SHORT, Room { messages: 1, bytes: 100 });
     world[0].send(1, 0, &[1; 500], &at("%s")).unwrap();
     let fault = world[0].send(1, 0, &[2; 60], &at("%s")).unwrap_err();
     assert!(matches!(fault, CommFault::Timeout { kind: CommKind::Send, missing, .. } if missing == [1]));
@@ -212,7 +214,7 @@ fn full_channel_blocks_the_sender_until_the_receiver_takes() {
 
 #[test]
 fn sender_goes_on_when_room_appears() {
-    run(local_world_with_capacity(2, LONG, 64), |comm| {
+    run(local_world_with_room(2, LONG, Room { messages: 1, bytes: 64 }), |comm| {
         for tag in 0..2000 {
             if comm.rank() == 0 {
                 comm.send(1, tag, &bytes(0, tag, 48), &at("%s")).unwrap();

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use galvatron_ir::plan::Room;
+
 use super::channel::Channel;
 use super::rendezvous::Rendezvous;
 use crate::comm::{Around, CommFault, CommKind, Group, Site, Standing, Whereabouts};
@@ -71,11 +73,11 @@ impl Wait {
 }
 
 impl World {
-    pub(super) fn new(n: usize, timeout: Duration, capacity: usize) -> Self {
+    pub(super) fn new(n: usize, timeout: Duration, room: Room) -> Self {
         Self {
             timeout,
             seats: (0..n).map(|_| Seat::default()).collect(),
-            channels: (0..n * n).map(|_| Channel::new(capacity)).collect(),
+            channels: (0..n * n).map(|i| Channel::new(if i / n == i % n { Room::OWN } else { room })).collect(),
             meetings: Mutex::default(),
             aborted: AtomicBool::new(false),
             cause: OnceLock::new(),

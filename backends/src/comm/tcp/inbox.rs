@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use galvatron_ir::plan::UnderWay;
+
 use super::wire::{Header, Kind};
 use crate::comm::{CommKind, Standing};
 
@@ -32,8 +34,8 @@ pub(super) struct Peer {
     parts: VecDeque<Message>,
     /// Messages, oldest first.
     messages: VecDeque<Message>,
-    /// Bytes of messages to the peer that it has not taken.
-    pub(super) n_under_way: usize,
+    /// Messages to the peer that it has not taken.
+    pub(super) under_way: UnderWay,
     /// Whether its connection is read.
     pub(super) is_open: bool,
     /// Whether it makes no more calls.
@@ -64,7 +66,7 @@ impl Inbox {
                 queue.push_back(Message { header, data });
                 return;
             }
-            Kind::Credit => peer.n_under_way = peer.n_under_way.saturating_sub(header.tag as usize),
+            Kind::Credit => peer.under_way.remove(header.tag),
             Kind::Leave => peer.has_left = true,
             Kind::Standing => peer.standing = standing(rank, &header.text),
             Kind::Abort | Kind::Ask => {}

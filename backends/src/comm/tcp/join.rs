@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use galvatron_ir::plan::Room;
+
 use super::handshake::{Answer, GREETING, Hello, Knock, LOOK, hear, say};
 use super::lobby::{self, Guest};
 use super::mesh::Mesh;
 use super::{Machine, TcpComm};
-use crate::comm::{DEFAULT_CAPACITY, Stats};
+use crate::comm::Stats;
 
 /// How long a rank that cannot take part tries to tell the others.
 const DECLINE: Duration = Duration::from_secs(3);
@@ -82,7 +84,7 @@ pub fn join(options: &JoinOptions) -> Result<TcpComm, JoinFault> {
     match joined {
         Ok(machine) => {
             let (memberships, stats) = (Vec::new(), Stats::default());
-            Ok(TcpComm { mesh, memberships, stats, capacity: DEFAULT_CAPACITY, machine })
+            Ok(TcpComm { mesh, memberships, stats, room: Room::CHANNEL, machine })
         }
         Err(fault) => {
             mesh.fail(rank, &fault.to_string());

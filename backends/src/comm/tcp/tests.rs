@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use galvatron_ir::plan::Room;
+
 use super::{JoinFault, JoinOptions, Machine, TcpComm, decline, join};
 use crate::comm::testing::{at, bits, bytes, check_abort, check_call, everyone, floats, hash, run};
 use crate::comm::{Collective, CommFault, CommKind, GroupId, LocalComm, ReduceOp, Stats, local_world};
@@ -250,7 +252,7 @@ fn a_rank_that_has_ended_is_not_waited_for() {
 #[test]
 fn messages_over_tcp_are_matched_by_tag_and_held_back_when_there_are_too_many() {
     let mut world = tcp_world(2, SHORT);
-    world[0].capacity = 100;
+    world[0].room = Room { messages: 1, bytes: 100 };
     for (tag, value) in [(1, 10), (2, 20), (1, 11)] {
         world[0].send(1, tag, &[value], &at("%s")).unwrap();
     }

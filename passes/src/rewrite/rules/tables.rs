@@ -60,8 +60,9 @@ fn of_term(graph: &mut Graph, term: &Term, table: Id, pairing: Pairing, depth: u
             Some(add_op(graph, Unary { kind }, &[x]))
         }
         (Op::Binary(binary), &[a, b]) => {
-            let [a, b] = [a, b].map(|x| of_operand(graph, x, pairing, depth));
-            Some(add_op(graph, binary, &[a?, b?]))
+            let a = of_operand(graph, a, pairing, depth)?;
+            let b = of_operand(graph, b, pairing, depth)?;
+            Some(add_op(graph, binary, &[a, b]))
         }
         _ => None,
     }
