@@ -7,7 +7,6 @@ use galvatron_ir::{NodeId, Program, ValueId};
 use std::collections::BTreeMap;
 
 /// What becomes of a program.
-#[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) types: Vec<(ValueId, TensorType)>,
     pub(crate) ops: Vec<(NodeId, Op)>,
@@ -55,38 +54,26 @@ impl<'a> Extents<'a> {
 
     /// For each result the dimension that carries the extent if operand `operand` does so in `dim`.
     pub(crate) fn results_of(&self, id: NodeId, operand: usize, dim: usize) -> Vec<Option<usize>> {
-        let node = self.program.graph.node(id);
-        let shape = |value: ValueId| &self.program.graph.value(value).ty.shape;
-        if matches!(node.op, Op::Reshape(_)) {
-            return vec![self.moved(shape(node.args[0]), dim, shape(node.results[0]))];
-        }
-        let rule = rule_of(self.program, id);
-        let factor = rule.operands[operand][dim].first().copied().filter(|&f| rule.is_shardable(f));
-        rule.results.iter().map(|dims| factor.and_then(|f| led_by(dims, f))).collect()
+        let none = || vec![None; self.program.graph.node(id).results.len()];
+        self.beside(id, At::Operand(operand), dim).map_or_else(none, |[_, results]| results)
     }
 
     /// For each operand the dimension that carries the extent if result `result` does so in `dim`.
     pub(crate) fn operands_of(&self, id: NodeId, result: usize, dim: usize) -> Vec<Option<usize>> {
-        let node = self.program.graph.node(id);
-        let shape = |value: ValueId| &self.program.graph.value(value).ty.shape;
-        if matches!(node.op, Op::Reshape(_)) {
-            return vec![self.moved(shape(node.results[0]), dim, shape(node.args[0]))];
-        }
-        let rule = rule_of(self.program, id);
-        let factor = rule.results[result][dim].first().copied().filter(|&f| rule.is_shardable(f));
-        rule.operands.iter().map(|dims| factor.and_then(|f| led_by(dims, f))).collect()
+        let none = || vec![None; self.program.graph.node(id).args.len()];
+        self.beside(id, At::Result(result), dim).map_or_else(none, |[operands, _]| operands)
     }
 
     /// The dimensions of all operands and results that carry the extent with one of them; `None` where that must stay whole.
     pub(crate) fn beside(&self, id: NodeId, at: At, dim: usize) -> Option<[Vec<Option<usize>>; 2]> {
         let node = self.program.graph.node(id);
         if matches!(node.op, Op::Reshape(_)) {
-            let other = match at {
-                At::Operand(operand) => self.results_of(id, operand, dim),
-                At::Result(result) => self.operands_of(id, result, dim),
+            let [x, y] = [node.args[0], node.results[0]].map(|v| &self.program.graph.value(v).ty.shape);
+            let [from, to] = match at {
+                At::Operand(_) => [dim, self.moved(x, dim, y)?],
+                At::Result(_) => [self.moved(y, dim, x)?, dim],
             };
-            let [here, there] = [vec![Some(dim)], vec![Some(other[0]?)]];
-            return Some(if matches!(at, At::Operand(_)) { [here, there] } else { [there, here] });
+            return Some([vec![Some(from)], vec![Some(to)]]);
         }
         let rule = rule_of(self.program, id);
         let dims = match at {
@@ -99,7 +86,7 @@ impl<'a> Extents<'a> {
 
     /// The dimension of `to` that the extent leads, if it leads dimension `dim` of `from`, for the same elements in row-major order: as
     /// many elements lie before it, and it holds a multiple.
-    pub(crate) fn moved(&self, from: &[u64], dim: usize, to: &[u64]) -> Option<usize> {
+    fn moved(&self, from: &[u64], dim: usize, to: &[u64]) -> Option<usize> {
         let before: u64 = from[..dim].iter().product();
         (0..to.len()).find(|&d| to[..d].iter().product::<u64>() == before && to[d].is_multiple_of(self.from))
     }

@@ -95,12 +95,11 @@ impl<'a> Carriers<'a> {
             fillings.extend(node.results.iter().filter(|v| carry(v)).zip(filled).map(|(&v, filling)| (v, filling)));
             ops.push((id, self.extents.scaled_op(id).ok()?));
         }
-        let scaled = |value: ValueId| (dims[&value], self.extents.scaled(value).shape[dims[&value]]);
-        let view = |(i, value): (usize, ValueId)| {
-            let (dim, extent) = scaled(value);
-            (i, ViewStep::Pad { dim, extent })
+        let step = |value: ValueId| {
+            let dim = dims[&value];
+            ViewStep::Pad { dim, extent: self.extents.scaled(value).shape[dim] }
         };
-        let views = weights.map(|(i, w)| view((i, w.value))).collect();
+        let views = weights.map(|(i, w)| (i, step(w.value))).collect();
         Some(Padding { extents: Changes { types: self.extents.types(), ops }, views, cut: self.cut() })
     }
 

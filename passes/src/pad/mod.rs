@@ -100,20 +100,18 @@ pub fn worth_trying(program: &Program, mesh: &Mesh) -> Option<u32> {
         *product *= mesh.size(axis);
         Some(*product)
     });
-    let heads = |id: &NodeId| {
-        let rule = rule_of(program, *id);
-        rule.operands[0][2].iter().map(|&f| rule.factors[f].size).collect::<Vec<u64>>()
+    let products: Vec<u64> = products.collect();
+    // The first factor is that of the keys' heads.
+    let heads = |&id: &NodeId| {
+        let rule = rule_of(program, id);
+        rule.operands[0][2].first().map(|&f| rule.factors[f].size)
     };
     let is_attention = |id: &&NodeId| matches!(program.graph.node(**id).op, Op::Attention(_));
-    let all: BTreeSet<Vec<u64>> =
-        program.body.iter().filter(is_attention).map(heads).filter(|h| !h.is_empty()).collect();
-    let products: Vec<u64> = products.collect();
-    let divides = |heads: &[u64], n: u64| heads[0].is_multiple_of(n);
-    if all.iter().all(|heads| products.iter().any(|&n| divides(heads, n))) {
+    let all: BTreeSet<u64> = program.body.iter().filter(is_attention).filter_map(heads).collect();
+    if all.iter().all(|heads| products.iter().any(|n| heads.is_multiple_of(*n))) {
         return None;
     }
-    let is_small =
-        |heads: &Vec<u64>, n: u64| divides(heads, n) || (heads[0].next_multiple_of(n) - heads[0]) * 8 <= heads[0];
+    let is_small = |heads: &u64, n: u64| (heads.next_multiple_of(n) - heads) * 8 <= *heads;
     let best = products.into_iter().rev().find(|&n| all.iter().all(|heads| is_small(heads, n)))?;
     u32::try_from(best).ok()
 }

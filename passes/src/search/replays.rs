@@ -77,6 +77,7 @@ impl<'a> Replays<'a> {
     fn run_unless(&mut self, pick: &Pick, is_hopeless: fn(&StageMemory) -> bool) -> StageMemory {
         let (strategy, decision) = self.spaces.assemble(pick);
         let known = self.known.iter().position(|(s, _)| *s == strategy);
+        // What was tried under another measure may fit under this one.
         if let Some(&(_, memory)) = known.map(|i| &self.known[i])
             && is_hopeless(&memory) == is_far_too_large(&memory)
         {
